@@ -1,0 +1,24 @@
+//! OpenComputer: self-hosted sandboxes for AI agents whose secrets never enter the box.
+//!
+//! The rooms of the house, and which way the arrows point
+//! (`http`, `cli` → `actors` → `events`, `sandbox`, `proxy`; the last three do not know each other):
+
+/// Identifiers: a project id can't be passed where a sandbox id is meant.
+pub mod ids;
+/// The one type a real secret value may live in.
+pub mod secret;
+
+/// What happened: the event log, its proof, and the keys its secrets are sealed with.
+pub mod events;
+/// The box: how a sandbox is isolated, and how the host talks to what runs inside.
+pub mod sandbox;
+/// The seal: the byte path that swaps sealed tokens for real values, and back.
+pub mod proxy;
+/// Who decides: aggregates, the generic entity actor, read models, the reconciler.
+pub mod actors;
+/// The door: the HTTP API. It translates and decides nothing.
+pub mod http;
+/// The commands of `oc`.
+pub mod cli;
+/// One configuration from defaults, file, environment and flags.
+pub mod config;
