@@ -244,7 +244,10 @@ fn base_url(url: &str) -> Result<Url, CliError> {
             "`{url}` is not an API URL ({reason}); use http://… or https://…"
         ))
     };
-    let parsed = Url::parse(&full).map_err(|error| bad(&error.to_string()))?;
+    // The text as given first: what is left of `http://` without its slashes would name a host.
+    let parsed = Url::parse(url)
+        .and_then(|_| Url::parse(&full))
+        .map_err(|error| bad(&error.to_string()))?;
     match parsed.scheme() {
         "http" | "https" => Ok(parsed),
         _ => Err(bad("unknown scheme")),
