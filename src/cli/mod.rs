@@ -1,1 +1,244 @@
-//! To be filled in.
+//! The commands of `oc`: one file a noun.
+//!
+//! Invariants: commands speak to the server through its HTTP API only; each ends with a documented
+//! exit code (0 success, 1 local problem, 3 HTTP 4xx, 4 HTTP 409, 5 HTTP 5xx, `exec` the
+//! command's own); errors go to standard error, results to standard output.
+
+mod account;
+mod audit;
+mod bench;
+mod client;
+mod demo;
+mod error;
+mod exec;
+mod output;
+mod project;
+mod sandbox;
+mod secret;
+mod secret_store;
+mod settings;
+mod slice;
+
+use std::ffi::OsString;
+use std::future::Future;
+use std::io::Write;
+use std::process::ExitCode;
+
+use clap::{Args, CommandFactory, Parser, Subcommand};
+
+pub use bench::{BenchArgs, bench};
+pub use demo::{DemoArgs, demo};
+pub use settings::{SettingsError, write_local};
+
+use client::Api;
+use error::{CliError, EXIT_LOCAL};
+use output::Output;
+use settings::{ApiKey, Settings, Sources};
+
+/// Flags every command takes.
+#[derive(Args, Clone)]
+pub struct Global {
+    /// Print replies as JSON (and errors as JSON on standard error)
+    #[arg(long, global = true)]
+    pub json: bool,
+    /// Print without colours
+    #[arg(long = "no-color", global = true)]
+    pub no_color: bool,
+    /// API key (default: OPENCOMPUTER_API_KEY, then the configuration)
+    #[arg(long = "api-key", global = true, value_name = "KEY", value_parser = api_key)]
+    pub api_key: Option<ApiKey>,
+    /// Server address (default: OPENCOMPUTER_API_URL, then the configuration)
+    #[arg(long = "api-url", global = true, value_name = "URL")]
+    pub api_url: Option<String>,
+}
+
+/// The commands that talk to a server.
+#[derive(Subcommand)]
+pub enum Command {
+    /// Manage projects: defaults and secrets shared by sandboxes
+    #[command(subcommand)]
+    Project(project::Project),
+    /// Manage the secrets of a project or secret store
+    #[command(subcommand)]
+    Secret(secret::Secret),
+    /// Manage secret stores
+    #[command(name = "secret-store", subcommand)]
+    SecretStore(secret_store::SecretStore),
+    /// Manage sandboxes
+    #[command(subcommand)]
+    Sandbox(sandbox::Sandbox),
+    /// Create a sandbox (same as `oc sandbox create`)
+    Create(sandbox::Create),
+    /// List sandboxes (same as `oc sandbox list`)
+    Ls,
+    /// Run a command in a sandbox
+    Exec(exec::Exec),
+    /// Read the audit log
+    #[command(subcommand)]
+    Audit(audit::Audit),
+    /// Show or change the configuration
+    #[command(subcommand)]
+    Config(account::Config),
+    /// Show who the API key belongs to
+    Whoami,
+    /// Print a completion script for a shell
+    Completion {
+        /// The shell to complete for
+        shell: clap_complete::Shell,
+    },
+}
+
+/// What a command works with.
+struct Context {
+    api: Api,
+    output: Output,
+    settings: Settings,
+}
+
+/// Runs a command and prints its result or its error.
+pub fn run(global: Global, command: Command) -> ExitCode {
+    run_in(global, command, ClientOnly::command())
+}
+
+/// As [`run`]; `program` is the whole command line, for the completion script.
+pub fn run_in(global: Global, command: Command, program: clap::Command) -> ExitCode {
+    let output = Output { json: global.json };
+    finish(dispatch(global, command, output, program), output)
+}
+
+/// Parses the arguments of this process as `T`. Help and version end with 0; wrong arguments are
+/// reported and end with 1, as every local problem does (and as JSON when `--json` is among them).
+pub fn parse<T: Parser>() -> Result<T, ExitCode> {
+    let arguments: Vec<OsString> = std::env::args_os().collect();
+    T::try_parse_from(&arguments).map_err(|error| {
+        let json = arguments
+            .iter()
+            .take_while(|word| *word != "--")
+            .any(|word| word == "--json");
+        if error.use_stderr() && json {
+            let text = error.render().to_string();
+            let text = text.trim().trim_start_matches("error: ").to_owned();
+            output::report(&CliError::Usage(text), true);
+        } else {
+            // Nothing is left to tell when neither stream can be written.
+            let _ = error.print();
+        }
+        if error.use_stderr() {
+            ExitCode::from(EXIT_LOCAL)
+        } else {
+            ExitCode::SUCCESS
+        }
+    })
+}
+
+/// The client's commands without those of the server, for completion when `run` is used alone.
+#[derive(Parser)]
+#[command(name = "oc")]
+struct ClientOnly {
+    #[command(flatten)]
+    global: Global,
+    #[command(subcommand)]
+    command: Command,
+}
+
+fn dispatch(
+    global: Global,
+    command: Command,
+    output: Output,
+    program: clap::Command,
+) -> Result<u8, CliError> {
+    let sources = Sources {
+        flag_url: global.api_url,
+        flag_key: global.api_key,
+        ..Sources::from_environment()
+    };
+    let command = match command {
+        // These work without a server and with a broken configuration.
+        Command::Completion { shell } => return account::completion(shell, program).map(done),
+        Command::Config(config) => return config.run(sources, output).map(done),
+        command => command,
+    };
+    let settings = Settings::resolve(sources)?;
+    if settings.api_key.is_none() {
+        let warning = "warning: no API key; set one with `oc config set api-key <key>`";
+        // A warning nobody can read is no reason to stop.
+        let _ = writeln!(std::io::stderr(), "{warning}");
+    }
+    let api = Api::new(&settings.api_url, settings.api_key.as_ref())?;
+    let context = Context {
+        api,
+        output,
+        settings,
+    };
+    block_on(async {
+        match command {
+            Command::Project(project) => project.run(&context).await.map(done),
+            Command::Secret(secret) => secret.run(&context).await.map(done),
+            Command::SecretStore(store) => store.run(&context).await.map(done),
+            Command::Sandbox(sandbox) => sandbox.run(&context).await.map(done),
+            Command::Create(create) => create.run(&context).await.map(done),
+            Command::Ls => sandbox::list(&context).await.map(done),
+            Command::Exec(exec) => exec.run(&context).await,
+            Command::Audit(audit) => audit.run(&context).await.map(done),
+            Command::Whoami => account::whoami(&context).await.map(done),
+            Command::Config(_) | Command::Completion { .. } => Ok(0),
+        }
+    })?
+}
+
+/// Runs a future on this thread; the program ends with the command, so one thread is enough.
+fn block_on<F: Future>(future: F) -> Result<F::Output, CliError> {
+    // Another part of the program may have chosen the same provider already.
+    let _ = rustls::crypto::aws_lc_rs::default_provider().install_default();
+    let runtime = tokio::runtime::Builder::new_current_thread()
+        .enable_all()
+        .build()
+        .map_err(|error| CliError::Usage(format!("cannot start the I/O loop: {error}")))?;
+    let result = runtime.block_on(future);
+    // A look-up that hangs in a blocking thread must not keep a finished command alive.
+    runtime.shutdown_background();
+    Ok(result)
+}
+
+fn finish(result: Result<u8, CliError>, output: Output) -> ExitCode {
+    match result {
+        Ok(code) => ExitCode::from(code),
+        Err(error) => {
+            output::report(&error, output.json);
+            ExitCode::from(error.exit_code())
+        }
+    }
+}
+
+fn done((): ()) -> u8 {
+    0
+}
+
+fn api_key(text: &str) -> Result<ApiKey, std::convert::Infallible> {
+    Ok(ApiKey::from(text.to_owned()))
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    /// Goal: clap's own checks of the whole command line (duplicate names, wrong positions).
+    #[test]
+    fn the_command_line_is_well_formed() {
+        ClientOnly::command().debug_assert();
+    }
+
+    #[test]
+    fn global_flags_go_anywhere_before_the_command_of_exec() {
+        let check = |words: &str| {
+            ClientOnly::try_parse_from(words.split(' '))
+                .map(|parsed| parsed.global.json)
+                .ok()
+        };
+        assert_eq!(check("oc --json project list"), Some(true));
+        assert_eq!(check("oc project list --json"), Some(true));
+        assert_eq!(check("oc exec sb-1 --json -- ls"), Some(true));
+        assert_eq!(check("oc exec sb-1 -- ls --json"), Some(false));
+        assert_eq!(check("oc project list --nonsense"), None);
+    }
+}

@@ -1,0 +1,166 @@
+//! `oc audit log`: what happened, from the event log, newest last.
+//!
+//! The server pages backwards from the newest event; pages are followed until `--limit` events
+//! are there or the log begins.
+
+use clap::{Args, Subcommand};
+use serde::{Deserialize, Serialize};
+use serde_json::{Map, Value, json};
+
+use super::Context;
+use super::client::decode;
+use super::error::CliError;
+use super::output::table;
+
+/// Events shown without `--limit`.
+const EVENTS_DEFAULT: usize = 50;
+/// Most events one command collects.
+const EVENTS_MAX: u64 = 100_000;
+/// Events asked for in one request.
+const PAGE_EVENTS_MAX: usize = 500;
+/// Width of the DETAIL column, in characters.
+const DETAIL_CHARS_MAX: usize = 100;
+
+/// `oc audit <command>`
+#[derive(Subcommand)]
+pub enum Audit {
+    /// Show recorded events, newest last
+    Log(Log),
+}
+
+/// `oc audit log`
+#[derive(Args)]
+pub struct Log {
+    /// Only events of this project, store or sandbox (its id or stream)
+    #[arg(long)]
+    entity: Option<String>,
+    /// Only events of this type
+    #[arg(long = "type", value_name = "TYPE")]
+    kind: Option<String>,
+    /// How many events to show
+    #[arg(long, default_value_t = EVENTS_DEFAULT as u64,
+          value_parser = clap::value_parser!(u64).range(1..=EVENTS_MAX))]
+    limit: u64,
+}
+
+#[derive(Deserialize)]
+#[serde(rename_all = "camelCase")]
+struct Page {
+    events: Vec<Event>,
+    next_before: Option<u64>,
+}
+
+#[derive(Deserialize, Serialize)]
+#[serde(rename_all = "camelCase")]
+struct Event {
+    position: u64,
+    stream: String,
+    #[serde(rename = "type")]
+    kind: String,
+    recorded_at: String,
+    data: Value,
+    #[serde(flatten)]
+    rest: Map<String, Value>,
+}
+
+impl Audit {
+    pub(super) async fn run(self, context: &Context) -> Result<(), CliError> {
+        let Self::Log(log) = self;
+        let (events, next_before) = log.collect(context).await?;
+        let reply = json!({ "events": events, "nextBefore": next_before });
+        context.output.reply(&reply, || {
+            if events.is_empty() {
+                "No events found.".to_owned()
+            } else {
+                events_table(events)
+            }
+        })
+    }
+}
+
+impl Log {
+    async fn collect(self, context: &Context) -> Result<(Vec<Event>, Option<u64>), CliError> {
+        let wanted = usize::try_from(self.limit).unwrap_or(usize::MAX);
+        let mut events: Vec<Event> = Vec::new();
+        let mut before = None;
+        loop {
+            let missing = wanted.saturating_sub(events.len());
+            let mut query = vec![("limit", missing.min(PAGE_EVENTS_MAX).to_string())];
+            query.extend(self.entity.iter().map(|entity| ("entity", entity.clone())));
+            query.extend(self.kind.iter().map(|kind| ("type", kind.clone())));
+            query.extend(before.map(|before: u64| ("before", before.to_string())));
+            let reply = context.api.query(&["audit", "events"], &query).await?;
+            let page: Page = decode(reply)?;
+            events.extend(page.events);
+            // A cursor that does not go down would never end.
+            let goes_on = page
+                .next_before
+                .is_some_and(|next| before.is_none_or(|old| next < old));
+            before = page.next_before;
+            if !goes_on || events.len() >= wanted {
+                break;
+            }
+        }
+        events.sort_by_key(|event| event.position);
+        let surplus = events.len().saturating_sub(wanted);
+        Ok((events.split_off(surplus), before))
+    }
+}
+
+fn events_table(events: Vec<Event>) -> String {
+    let row = |event: Event| {
+        let detail = detail(&event.data);
+        [
+            event.position.to_string(),
+            event.recorded_at,
+            event.kind,
+            event.stream,
+            detail,
+        ]
+    };
+    table(
+        ["POSITION", "TIME", "TYPE", "ENTITY", "DETAIL"],
+        events.into_iter().map(row).collect(),
+    )
+}
+
+/// The data on one line: `name=value` for what is short, cut at the column's width.
+pub(super) fn detail(data: &Value) -> String {
+    let Some(fields) = data.as_object() else {
+        return String::new();
+    };
+    let word = |(name, value): (&String, &Value)| match value {
+        Value::Null => None,
+        Value::String(text) => Some(format!("{name}={text}")),
+        Value::Bool(_) | Value::Number(_) => Some(format!("{name}={value}")),
+        Value::Array(items) if items.is_empty() => None,
+        Value::Array(items) => {
+            let words: Option<Vec<&str>> = items.iter().map(Value::as_str).collect();
+            words.map(|words| format!("{name}={}", words.join(",")))
+        }
+        Value::Object(_) => None,
+    };
+    let line = fields.iter().filter_map(word).collect::<Vec<_>>().join(" ");
+    match line.char_indices().nth(DETAIL_CHARS_MAX) {
+        Some((end, _)) => format!("{}…", line.get(..end).unwrap_or_default()),
+        None => line,
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn details_are_short_and_flat() {
+        let check = |data: Value, expected: &str| assert_eq!(detail(&data), expected);
+        let data =
+            json!({"name": "KEY", "hosts": ["a", "b"], "n": 3, "ok": true, "x": {"y": 1}, "e": []});
+        check(data, "hosts=a,b n=3 name=KEY ok=true");
+        check(json!("text"), "");
+        check(
+            json!({"a": "é".repeat(200)}),
+            &format!("a={}…", "é".repeat(98)),
+        );
+    }
+}

@@ -1,0 +1,6 @@
+//! The commands of `oc` as a user runs them: the real program against a recording server.
+
+mod commands;
+mod exec;
+mod failures;
+mod stand_in;
