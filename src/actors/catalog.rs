@@ -242,9 +242,6 @@ impl Model {
                 OrgEvent::KeyCreated(key) => {
                     self.keys.insert(key.sha256.clone(), (org, key.key_id));
                 }
-                OrgEvent::KeyRevoked(revoked) => {
-                    self.keys.retain(|_, (_, key_id)| *key_id != revoked.key_id);
-                }
                 OrgEvent::Created(_) => {}
             }
         }

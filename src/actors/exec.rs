@@ -184,8 +184,7 @@ async fn capture(
     let id = session.session_id.clone();
     live.guest.start(session).await?;
     let mut attachment = live.guest.attach(&id).await?;
-    while let Some(output) = attachment.next().await {
-        let output = output?;
+    while let Some(output) = attachment.next().await? {
         let last = matches!(output, SessionOutput::Exit { .. });
         handle.update(|captured| captured.push(output, limit));
         if last {

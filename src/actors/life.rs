@@ -137,7 +137,7 @@ impl Platform {
         let tokens = sealed.secrets.iter().map(|entry| (entry.name.clone(), entry.token.clone()));
         let mut injected: BTreeMap<String, String> = tokens.collect();
         injected.extend(envs);
-        let exited = running.exit;
+        let exited = running.exit_watch();
         let proxy = ProxyActor::start(
             ProxyParts {
                 sandbox: id.clone(),

@@ -1,11 +1,9 @@
 //! An organization: a tenant with API keys, of which only hashes are known.
 
-use time::OffsetDateTime;
-
 use super::aggregate::{Aggregate, Decision, Reject};
 use crate::events::StreamId;
-use crate::events::families::{KeyCreated, KeyRevoked, OrgCreated, OrgEvent};
-use crate::ids::{KeyId, OrgId};
+use crate::events::families::{KeyCreated, OrgCreated, OrgEvent};
+use crate::ids::OrgId;
 
 /// What can be asked of an organization.
 pub enum OrgCommand {
@@ -13,8 +11,6 @@ pub enum OrgCommand {
     Create(OrgCreated),
     /// Give it a key.
     CreateKey(KeyCreated),
-    /// Take a key away.
-    RevokeKey(KeyId, OffsetDateTime),
 }
 
 /// An organization's state.
@@ -52,12 +48,6 @@ impl Aggregate for Org {
                     false => OrgEvent::KeyCreated(created.clone()).into(),
                 }
             }
-            OrgCommand::RevokeKey(key_id, at) => {
-                match self.keys.iter().any(|key| key.key_id == *key_id) {
-                    true => OrgEvent::KeyRevoked(KeyRevoked { key_id: *key_id, at: *at }).into(),
-                    false => return Err(Reject::not_found("API key")),
-                }
-            }
         })
     }
 
@@ -65,9 +55,6 @@ impl Aggregate for Org {
         match event {
             OrgEvent::Created(created) => self.details = Some(created.clone()),
             OrgEvent::KeyCreated(created) => self.keys.push(created.clone()),
-            OrgEvent::KeyRevoked(revoked) => {
-                self.keys.retain(|key| key.key_id != revoked.key_id);
-            }
         }
     }
 }

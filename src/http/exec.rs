@@ -177,18 +177,17 @@ async fn result(
 }
 
 fn render_session(info: &SessionInfo, sandbox: &crate::ids::SandboxId) -> Value {
-    let started = i128::from(info.started_unix_ms) * 1_000_000;
     let mut object = json!({
         "sessionID": info.session_id,
         "sandboxID": sandbox,
         "command": info.cmd,
         "args": info.args,
-        "running": info.running,
-        "startedAt": timestamp(time::OffsetDateTime::from_unix_timestamp_nanos(started).ok()),
+        "running": info.exit_code.is_none(),
+        "startedAt": timestamp(Some(info.started.into())),
         "attachedClients": info.attached,
     });
-    if !info.running {
-        object["exitCode"] = json!(info.exit_code);
+    if let Some(code) = info.exit_code {
+        object["exitCode"] = json!(code);
     }
     object
 }

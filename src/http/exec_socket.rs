@@ -55,9 +55,9 @@ pub(super) async fn attach(
 async fn relay(
     mut session: Session,
     mut messages: actix_ws::AggregatedMessageStream,
-    attachment: Attachment,
+    mut output: Attachment,
 ) {
-    let Attachment { stdin, mut output } = attachment;
+    let stdin = output.stdin();
     let mut ping = tokio::time::interval(PING);
     let code = loop {
         tokio::select! {
@@ -70,7 +70,7 @@ async fn relay(
                 _ => return,
             },
             chunk = output.next() => match chunk {
-                Some(Ok(chunk)) => match to_client(chunk, &mut session).await {
+                Ok(Some(chunk)) => match to_client(chunk, &mut session).await {
                     Ok(true) => break CloseCode::Normal,
                     Ok(false) => {}
                     Err(_) => return,

@@ -20,7 +20,7 @@ use super::error::ApiError;
 use super::{Api, routes};
 use crate::actors::{Failure, Parts, Platform, Reconciler};
 use crate::config::{Config, Egress};
-use crate::events::{EventLog, KeyError, LogOptions, MasterKey, OpenError, open_keyring};
+use crate::events::{EventLog, KeyError, LogOptions, OpenError, open_keyring};
 use crate::proxy::EgressSettings;
 use crate::sandbox::{DriverError, NamespaceDriver};
 
@@ -75,6 +75,9 @@ pub enum ServeError {
     /// The first organization or key could not be recorded.
     #[error("the first organization could not be made: {0}")]
     Bootstrap(#[from] Failure),
+    /// The log can't be written any more.
+    #[error("the event log stopped: {0}; nothing acknowledged is lost, mend the cause and restart")]
+    LogStopped(String),
     /// Input or output failed.
     #[error("the server failed: {0}")]
     Io(#[from] io::Error),
@@ -94,12 +97,13 @@ pub async fn serve(config: Config, first_key: impl FnOnce(FirstKey<'_>)) -> Resu
     // The first provider installed stays; both are the same.
     let _ = rustls::crypto::aws_lc_rs::default_provider().install_default();
     make_private_dir(&config.data_dir)?;
-    let log = EventLog::open(LogOptions::new(config.data_dir.join("log")))?;
-    let (master, created) = MasterKey::load_or_create(&config.master_key_file)?;
+    let log = EventLog::open(LogOptions { dir: config.data_dir.join("log") })?;
+    let keys = config.data_dir.join("keys.db");
+    let has_events = log.head().position > 0;
+    let (keyring, created) = open_keyring(&config.master_key_file, &keys, has_events)?;
     if created {
         tracing::info!(file = %config.master_key_file.display(), "made a new master key; back it up");
     }
-    let keyring = open_keyring(&config.data_dir.join("keys.db"), master, &log)?;
     let driver = NamespaceDriver::new(&config.data_dir.join("sandboxes"))?;
     let platform = Platform::start(Parts {
         log: log.clone(),
@@ -138,7 +142,15 @@ pub async fn serve(config: Config, first_key: impl FnOnce(FirstKey<'_>)) -> Resu
     .listen(listener)?
     .run();
     announce(&config.data_dir, &url)?;
-    server.await?;
+    let stop = server.handle();
+    tokio::select! {
+        ended = server => ended?,
+        // What the log can't keep must not be acknowledged: the server ends, and says why.
+        reason = log.wait_stopped() => {
+            stop.stop(false).await;
+            return Err(ServeError::LogStopped(reason.to_string()));
+        }
+    }
     log.close().await;
     Ok(())
 }

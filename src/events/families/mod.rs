@@ -16,7 +16,7 @@ mod store;
 
 pub use egress::{EgressDecided, EgressEvent};
 pub use name::{NameClaimed, NameEvent, NameReleased};
-pub use org::{KeyCreated, KeyRevoked, OrgCreated, OrgEvent};
+pub use org::{KeyCreated, OrgCreated, OrgEvent};
 pub use project::{ProjectCreated, ProjectDeleted, ProjectEvent, ProjectUpdated};
 pub use sandbox::{
     Layer, LayerKind, SandboxCreated, SandboxEvent, SandboxFailed, SandboxSealed, SealedEntry,

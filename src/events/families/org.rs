@@ -36,17 +36,6 @@ pub struct KeyCreated {
     pub at: OffsetDateTime,
 }
 
-/// An API key stopped being valid.
-#[derive(Debug, Clone, Serialize, Deserialize)]
-#[serde(rename_all = "camelCase")]
-pub struct KeyRevoked {
-    /// The key's record.
-    pub key_id: KeyId,
-    /// When.
-    #[serde(with = "time::serde::rfc3339")]
-    pub at: OffsetDateTime,
-}
-
 family! {
     /// Events of an organization.
     OrgEvent {
@@ -54,7 +43,5 @@ family! {
         Created(OrgCreated) = "org.created.v1",
         /// It has a key.
         KeyCreated(KeyCreated) = "org.key_created.v1",
-        /// A key is no longer valid.
-        KeyRevoked(KeyRevoked) = "org.key_revoked.v1",
     }
 }
