@@ -9,6 +9,7 @@
 //!   server is attached, every connection is reset;
 //! - a limit that this machine can't enforce is reported as such, never assumed.
 
+pub mod guest;
 mod namespace;
 
 use std::net::Ipv4Addr;

@@ -112,7 +112,7 @@ impl Supervisor {
             Err(rustix::io::Errno::SRCH) => return Ok(None),
             Err(e) => return Err(e.into()),
         };
-        let exit = ExitWatch(Arc::new(packet::readable_once_ended(pidfd)?));
+        let exit = ExitWatch(Arc::new(packet::registered(pidfd, tokio::io::Interest::READABLE)?));
         Ok(Some(Self { socket, info, pid: Pid::as_raw(Some(pid)) as u32, exit }))
     }
 

@@ -289,7 +289,7 @@ fn can_be_privileged() -> bool {
 }
 
 /// Reads a report to its end, at most [`START_TIMEOUT`] long.
-fn read_report(pipe: std::process::ChildStdout) -> io::Result<Report> {
+fn read_report(mut pipe: std::process::ChildStdout) -> io::Result<Report> {
     let deadline = Instant::now() + START_TIMEOUT;
     let mut text = Vec::new();
     loop {
@@ -300,7 +300,7 @@ fn read_report(pipe: std::process::ChildStdout) -> io::Result<Report> {
             return Err(io::ErrorKind::TimedOut.into());
         }
         let mut part = [0; 1024];
-        let count = (&pipe).read(&mut part)?;
+        let count = pipe.read(&mut part)?;
         if count == 0 {
             return Ok(serde_json::from_slice(&text)?);
         }

@@ -16,6 +16,7 @@ use rustix::net::{
 };
 use serde::Serialize;
 use serde::de::DeserializeOwned;
+use tokio::io::Interest;
 use tokio::io::unix::AsyncFd;
 
 use super::sys::fd_path;
@@ -127,7 +128,7 @@ pub struct PacketSocket(AsyncFd<OwnedFd>);
 impl PacketSocket {
     /// Takes over a socket that is already non-blocking.
     pub fn new(socket: OwnedFd) -> io::Result<Self> {
-        Ok(Self(AsyncFd::register(socket)?))
+        Ok(Self(registered(socket, Interest::READABLE | Interest::WRITABLE)?))
     }
 
     /// Sends one message with its descriptors, waiting while the peer's queue is full.
@@ -164,9 +165,11 @@ impl PacketSocket {
     }
 }
 
-/// A pidfd in a tokio runtime; readable from the end of its process on.
-pub fn readable_once_ended(pidfd: OwnedFd) -> io::Result<AsyncFd<OwnedFd>> {
-    Ok(AsyncFd::register_with_interest(pidfd, tokio::io::Interest::READABLE)?)
+/// A descriptor in a tokio runtime. A pidfd is readable from the end of its process on.
+pub fn registered(fd: OwnedFd, interest: Interest) -> io::Result<AsyncFd<OwnedFd>> {
+    // SAFETY: the descriptor is owned by what it is registered with, so that it stays open and
+    // the same until it is deregistered.
+    Ok(unsafe { AsyncFd::register_with_interest(fd, interest) }?)
 }
 
 impl AsFd for PacketSocket {

@@ -11,6 +11,7 @@ use std::rc::Rc;
 use std::time::{Duration, Instant};
 
 use rustix::net::SocketFlags;
+use tokio::io::Interest;
 use tokio::io::unix::AsyncFd;
 use tokio::sync::Notify;
 
@@ -19,7 +20,7 @@ use super::control::{Egress, Info, PROTOCOL, Reply, Request, Want};
 use super::dns::{self, QUERY_BYTES_MAX, RateLimit};
 use super::launch::Launched;
 use super::names::NameTable;
-use super::packet::{self, PacketSocket, readable_once_ended};
+use super::packet::{self, PacketSocket, registered};
 use super::sys;
 
 /// How long a server may take to say what it wants.
@@ -61,7 +62,7 @@ impl<'a> Service<'a> {
             Some(sockets) => {
                 let names = std::net::UdpSocket::from(sockets.names.try_clone()?);
                 let names = tokio::net::UdpSocket::from_std(names)?;
-                Some((AsyncFd::register(sockets.listener.try_clone()?)?, names))
+                Some((registered(sockets.listener.try_clone()?, Interest::READABLE)?, names))
             }
         };
         let info = Info {
@@ -81,7 +82,7 @@ impl<'a> Service<'a> {
         Ok(Self {
             shared: Rc::new(shared),
             control: PacketSocket::new(control)?,
-            init: readable_once_ended(launched.init.pidfd.try_clone()?)?,
+            init: registered(launched.init.pidfd.try_clone()?, Interest::READABLE)?,
             egress,
             group: &launched.group,
         })

@@ -51,6 +51,9 @@ struct CloneArgs {
     cgroup: u64,
 }
 
+/// `libc` has it as a number too small to hold it.
+const CLONE_INTO_CGROUP: u64 = 0x2_0000_0000;
+
 /// Starts a child in new namespaces (`CLONE_NEW*` in `flags`), inside `cgroup` if one is given.
 ///
 /// # Safety
@@ -64,7 +67,7 @@ pub unsafe fn clone3(flags: u64, cgroup: Option<BorrowedFd<'_>>) -> io::Result<C
         ..CloneArgs::default()
     };
     if let Some(cgroup) = cgroup {
-        args.flags |= libc::CLONE_INTO_CGROUP as u64;
+        args.flags |= CLONE_INTO_CGROUP;
         args.cgroup = cgroup.as_raw_fd() as u64;
     }
     // SAFETY: `args` is a valid clone_args of the given size; without CLONE_VM the child gets its
