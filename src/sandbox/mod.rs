@@ -9,7 +9,7 @@
 //!   server is attached, every connection is reset;
 //! - a limit that this machine can't enforce is reported as such, never assumed.
 
-pub mod guest;
+mod guest;
 mod namespace;
 
 use std::net::Ipv4Addr;
@@ -20,6 +20,9 @@ use serde::{Deserialize, Serialize};
 
 use crate::ids::SandboxId;
 
+pub use guest::{
+    Attachment, DirEntry, GuestClient, GuestError, SessionInfo, SessionOutput, StartSession, StdinSink,
+};
 pub use namespace::attachment::{EgressAttachment, EgressConnection, ExitWatch};
 pub use namespace::doctor::{Check, doctor};
 pub use namespace::supervisor::supervisor_main;
