@@ -256,10 +256,9 @@ mod tests {
         });
         for tool in [Tool::Curl, Tool::Python] {
             let script = tool.call(&url, Way::Direct);
-            let output = std::process::Command::new("sh")
-                .args(["-c", &script])
-                .env(SECRET, "token");
-            let output = output
+            let mut shell = std::process::Command::new("sh");
+            shell.args(["-c", &script]).env(SECRET, "token");
+            let output = shell
                 .env("http_proxy", "http://127.0.0.1:1")
                 .output()
                 .unwrap();

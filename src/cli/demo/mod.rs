@@ -9,6 +9,7 @@ mod inside;
 mod narrator;
 mod processes;
 mod proofs;
+mod scene;
 mod stage;
 mod steps;
 mod upstream;

@@ -13,7 +13,8 @@ use super::canary::{Findings, Search};
 use super::inside::SECRET;
 use super::narrator::Narrator;
 use super::processes;
-use super::steps::{API_HOST, BLOCKED_HOST, Scene};
+use super::scene::Scene;
+use super::steps::{API_HOST, BLOCKED_HOST};
 use crate::cli::audit::{self, Event};
 use crate::cli::client::{body, decode};
 

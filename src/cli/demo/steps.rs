@@ -10,12 +10,13 @@ use serde_json::json;
 use tokio::time::sleep;
 
 use super::Broken;
-use super::canary::{Canary, Search};
+use super::canary::Canary;
 use super::inside::{self, ENVIRONMENTS, Reply, SECRET, Tool, Way, is_token};
 use super::narrator::Narrator;
 use super::proofs;
+use super::scene::Scene;
 use super::stage::Stage;
-use super::upstream::{ECHO, ECHO_GZIP, KEY_HEADER, Upstream};
+use super::upstream::{ECHO, ECHO_GZIP, Upstream};
 use crate::cli::client::{Api, body, body_with_capacity, decode};
 use crate::cli::private_server::{PrivateServer, failed};
 
@@ -25,18 +26,8 @@ pub const API_HOST: &str = "api.example.test";
 pub const BLOCKED_HOST: &str = "blocked.example.test";
 /// A rotated value must arrive within this time (the promise of the API).
 const ROTATION_MS_MAX: u64 = 15_000;
-/// A restarted server may need this long until a sandbox answers again.
-const RECOVERY_MS_MAX: u64 = 5_000;
 /// Time between two tries.
 const RETRY_MS: u64 = 100;
-
-/// The parts of the stage that exist once it is set.
-pub struct Scene<'a> {
-    pub stage: &'a mut Stage,
-    pub api: Api,
-    pub sandbox: String,
-    pub tool: Tool,
-}
 
 /// Tells the whole story.
 pub async fn tell(stage: &mut Stage, story: &mut Narrator) -> Result<(), Broken> {
@@ -182,7 +173,7 @@ async fn create_sandbox<'a>(
 
 async fn sealed_inside(scene: &mut Scene<'_>, story: &mut Narrator) -> Result<(), Broken> {
     story.step("Inside, the secret is a sealed token");
-    let token = token(scene).await?;
+    let token = scene.token().await?;
     story.check(is_token(&token), &format!("echo ${SECRET}"), &token);
     scene.stage.token = token;
     let all = inside::run(&scene.api, &scene.sandbox, ENVIRONMENTS)
@@ -215,15 +206,15 @@ async fn refused(scene: &Scene<'_>, story: &mut Narrator) -> Result<(), Broken> 
     let url = format!("https://{BLOCKED_HOST}/");
     let proxied = scene.run(&scene.tool.call(&url, Way::Proxy)).await?;
     let claim = format!("{BLOCKED_HOST} by way of the proxy: 403");
-    story.check(proxied.contains("403"), &claim, first_lines(&proxied));
+    story.check(proxied.contains("403"), &claim, &scene.shown(&proxied)?);
     let direct = scene.run(&scene.tool.call(&url, Way::Direct)).await?;
     check_refusal(
         story,
         "a program that ignores the proxy variables: 403 and why",
-        &direct,
+        &scene.shown(&direct)?,
     );
     let raw = scene.run(&inside::raw_socket(BLOCKED_HOST)).await?;
-    check_refusal(story, "a bare TCP socket: 403 and why", &raw);
+    check_refusal(story, "a bare TCP socket: 403 and why", &scene.shown(&raw)?);
     let allowed = scene.call(ECHO, Way::Direct).await?;
     let claim =
         "without proxy variables the allowed API still gets the value, the sandbox the token";
@@ -239,7 +230,7 @@ fn check_refusal(story: &mut Narrator, claim: &str, output: &str) {
     let reply = Reply::parse(output);
     let holds = reply.as_ref().is_some_and(Reply::is_readable_refusal);
     let body = reply.filter(|_| holds).map(|reply| reply.body);
-    story.check(holds, claim, body.as_deref().unwrap_or(first_lines(output)));
+    story.check(holds, claim, body.as_deref().unwrap_or(output));
 }
 
 async fn rotated(scene: &mut Scene<'_>, story: &mut Narrator) -> Result<(), Broken> {
@@ -268,7 +259,7 @@ async fn rotated(scene: &mut Scene<'_>, story: &mut Narrator) -> Result<(), Brok
         "the new value arrives",
         seen,
     );
-    let token = token(scene).await?;
+    let token = scene.token().await?;
     story.check(
         token == scene.stage.token,
         "the token inside is the same",
@@ -319,114 +310,9 @@ async fn survives_a_crash(scene: &mut Scene<'_>, story: &mut Narrator) -> Result
     Ok(())
 }
 
-/// What one call from inside led to.
-struct Arrived {
-    /// The API saw the current real value.
-    is_real: bool,
-    /// The reply inside held the token, in header and body, and no value.
-    came_back_sealed: bool,
-    /// What the API saw, fit to print.
-    seen: String,
-    /// What the sandbox saw.
-    reply: String,
-}
-
-impl Scene<'_> {
-    /// The search for every value of this run.
-    pub fn search(&self) -> Result<Search, Broken> {
-        Ok(Search::new(&self.stage.canaries)?)
-    }
-
-    async fn run(&self, script: &str) -> Result<String, Broken> {
-        let result = inside::run(&self.api, &self.sandbox, script).await?;
-        Ok(result.stdout + &result.stderr)
-    }
-
-    /// As `run`, tried again while a restarted server finds its sandboxes.
-    async fn patiently(&self, script: &str) -> Result<String, Broken> {
-        let started = Instant::now();
-        loop {
-            match self.run(script).await {
-                Err(_) if started.elapsed() < Duration::from_millis(RECOVERY_MS_MAX) => {
-                    sleep(Duration::from_millis(RETRY_MS)).await;
-                }
-                result => return result,
-            }
-        }
-    }
-
-    async fn call(&self, path: &str, way: Way) -> Result<Arrived, Broken> {
-        let upstream = self.stage.upstream.as_ref();
-        let upstream = upstream.ok_or_else(|| Broken::Unexpected("the API is gone".to_owned()))?;
-        drop(upstream.take_calls());
-        let url = format!("https://{API_HOST}:{}{path}", upstream.port);
-        let output = self.run(&self.tool.call(&url, way)).await?;
-        let calls = upstream.take_calls();
-        let value = self.stage.canaries.last();
-        let key = calls
-            .iter()
-            .rfind(|call| call.path == path)
-            .map(|call| &call.key);
-        let is_real = value
-            .zip(key)
-            .is_some_and(|(value, key)| value.expose() == key.as_str());
-        let leaked = self.search()?.is_in(&output);
-        let reply = Reply::parse(&output);
-        let token = &self.stage.token;
-        let came_back_sealed = !leaked
-            && reply.as_ref().is_some_and(|reply| {
-                reply.status == 200
-                    && reply.echo_header == *token
-                    && reply.body.contains(token.as_str())
-            });
-        let seen = match (value, key) {
-            (Some(value), Some(_)) if is_real => format!("{KEY_HEADER}: {}", value.masked()),
-            (_, Some(key)) if is_token(key) => {
-                format!("{KEY_HEADER}: {} (the token)", key.as_str())
-            }
-            (_, Some(_)) => format!("{KEY_HEADER}: another value"),
-            (_, None) => format!(
-                "no call; the sandbox saw: {}",
-                hide(leaked, first_lines(&output))
-            ),
-        };
-        let reply = reply.map(|reply| format!("x-echo: {}\n{}", reply.echo_header, reply.body));
-        let reply = hide(leaked, reply.as_deref().unwrap_or(first_lines(&output))).to_owned();
-        Ok(Arrived {
-            is_real,
-            came_back_sealed,
-            seen,
-            reply,
-        })
-    }
-}
-
-fn hide(leaked: bool, text: &str) -> &str {
-    if leaked {
-        "(holds the real value, not shown)"
-    } else {
-        text
-    }
-}
-
-async fn token(scene: &Scene<'_>) -> Result<String, Broken> {
-    let printed = scene.run(&format!("echo \"${SECRET}\"")).await?;
-    let leaked = scene.search()?.is_in(&printed);
-    Ok(hide(leaked, printed.trim()).to_owned())
-}
-
 fn api(stage: &Stage) -> Result<Api, Broken> {
     let server = stage.server.as_ref();
     server
         .map(|server| server.api.clone())
         .ok_or_else(|| Broken::Unexpected("no server".to_owned()))
-}
-
-/// Enough of an output to see what it is.
-fn first_lines(text: &str) -> &str {
-    let end = text
-        .char_indices()
-        .nth(400)
-        .map_or(text.len(), |(at, _)| at);
-    text.get(..end).unwrap_or(text).trim()
 }
