@@ -1,1 +1,283 @@
-//! To be filled in.
+//! One configuration from defaults, file, environment and flags; later wins.
+//!
+//! The file is TOML: `<data-dir>/oc.toml`, or the one named by `--config`. Unknown fields are
+//! refused, so that a misspelt setting can't be silently without effect.
+
+use std::collections::BTreeMap;
+use std::net::{IpAddr, SocketAddr};
+use std::path::{Path, PathBuf};
+
+use ipnet::IpNet;
+use serde::Deserialize;
+
+/// Where `oc serve` listens when nothing else is said.
+pub const DEFAULT_LISTEN: &str = "127.0.0.1:7600";
+
+/// Flags of `oc serve`.
+#[derive(Debug, Clone, Default, clap::Args)]
+pub struct ServeArgs {
+    /// Folder of the event log, keys and sandbox disks [default: /var/lib/opencomputer as root,
+    /// else ~/.local/share/opencomputer]
+    #[arg(long, env = "OC_DATA_DIR", value_name = "DIR")]
+    pub data_dir: Option<PathBuf>,
+    /// Address to listen on; port 0 picks a free one [default: 127.0.0.1:7600]
+    #[arg(long, env = "OC_LISTEN", value_name = "ADDR:PORT")]
+    pub listen: Option<SocketAddr>,
+    /// Configuration file [default: oc.toml in the data folder, when there is one]
+    #[arg(long, env = "OC_CONFIG", value_name = "FILE")]
+    pub config: Option<PathBuf>,
+    /// Origin that clients reach this server by, when it isn't the address it listens on
+    #[arg(long, env = "OC_PUBLIC_URL", value_name = "URL")]
+    pub public_url: Option<String>,
+    /// Master key file [default: master.key in the data folder]
+    #[arg(long, env = "OC_MASTER_KEY_FILE", value_name = "FILE")]
+    pub master_key_file: Option<PathBuf>,
+    /// Pass every request as one default organization; only on a loopback address
+    #[arg(long)]
+    pub no_auth: bool,
+    /// Private range that sandboxes may reach, e.g. 10.1.2.0/24 (repeatable)
+    #[arg(long, value_name = "CIDR")]
+    pub egress_allow_private: Vec<IpNet>,
+    /// Address for a name, instead of DNS (repeatable)
+    #[arg(long, value_name = "NAME=IP", value_parser = parse_host)]
+    pub egress_host: Vec<(String, IpAddr)>,
+    /// Extra root certificates for upstream hosts, PEM (repeatable)
+    #[arg(long, value_name = "FILE")]
+    pub egress_root: Vec<PathBuf>,
+    /// Write logs as JSON lines
+    #[arg(long)]
+    pub log_json: bool,
+}
+
+fn parse_host(text: &str) -> Result<(String, IpAddr), String> {
+    let (name, ip) = text.split_once('=').ok_or("expected NAME=IP")?;
+    let ip = ip.parse().map_err(|_| format!("`{ip}` is not an IP address"))?;
+    Ok((name.to_ascii_lowercase(), ip))
+}
+
+/// The configuration file.
+#[derive(Debug, Default, Deserialize)]
+#[serde(deny_unknown_fields)]
+struct File {
+    listen: Option<SocketAddr>,
+    public_url: Option<String>,
+    master_key_file: Option<PathBuf>,
+    #[serde(default)]
+    limits: Limits,
+    #[serde(default)]
+    egress: EgressFile,
+}
+
+/// Limits an operator may set.
+#[derive(Debug, Clone, Copy, Deserialize)]
+#[serde(deny_unknown_fields, default)]
+pub struct Limits {
+    /// Largest memory of one sandbox, MiB.
+    pub memory_mb_max: u32,
+    /// Sandboxes of one organization running at once.
+    pub concurrent_sandboxes_max: usize,
+    /// Captured output of one command, bytes per stream.
+    pub exec_output_bytes_max: usize,
+    /// Largest uploaded file, bytes.
+    pub upload_bytes_max: u64,
+}
+
+impl Default for Limits {
+    fn default() -> Self {
+        Self {
+            memory_mb_max: 16384,
+            concurrent_sandboxes_max: 50,
+            exec_output_bytes_max: 16 * 1024 * 1024,
+            upload_bytes_max: 2 * 1024 * 1024 * 1024,
+        }
+    }
+}
+
+#[derive(Debug, Default, Deserialize)]
+#[serde(deny_unknown_fields, default)]
+struct EgressFile {
+    allow_private: Vec<IpNet>,
+    hosts: BTreeMap<String, IpAddr>,
+    extra_roots: Vec<PathBuf>,
+    inspect_all: bool,
+    strict_tokens: bool,
+}
+
+/// What the operator allows sandboxes to reach.
+#[derive(Debug, Clone, Default)]
+pub struct Egress {
+    /// Private ranges that may be dialled.
+    pub allow_private: Vec<IpNet>,
+    /// Names with a fixed address, lower case.
+    pub hosts: BTreeMap<String, IpAddr>,
+    /// Files with extra root certificates, PEM.
+    pub extra_roots: Vec<PathBuf>,
+    /// Decrypt every TLS connection, not only those to hosts that may receive a secret.
+    pub inspect_all: bool,
+    /// Refuse a token sent to a host its secret isn't bound to, instead of passing it inert.
+    pub strict_tokens: bool,
+}
+
+/// The server's configuration.
+#[derive(Debug, Clone)]
+pub struct Config {
+    /// Folder of everything the server keeps.
+    pub data_dir: PathBuf,
+    /// Where it listens.
+    pub listen: SocketAddr,
+    /// Origin that clients use, without a trailing slash; `None`: the address listened on.
+    pub public_url: Option<String>,
+    /// The master key file.
+    pub master_key_file: PathBuf,
+    /// No credentials are asked for.
+    pub no_auth: bool,
+    /// Limits.
+    pub limits: Limits,
+    /// Egress settings.
+    pub egress: Egress,
+    /// Logs as JSON lines.
+    pub log_json: bool,
+}
+
+/// A configuration that can't be used.
+#[derive(Debug, thiserror::Error)]
+pub enum ConfigError {
+    /// The file can't be read.
+    #[error("can't read the configuration file {path}: {source}")]
+    Read {
+        /// Which file.
+        path: PathBuf,
+        /// Why.
+        source: std::io::Error,
+    },
+    /// The file says something that is not understood.
+    #[error("configuration file {path}: {message}")]
+    Parse {
+        /// Which file.
+        path: PathBuf,
+        /// What is wrong, with its line.
+        message: String,
+    },
+    /// Keyless and reachable from elsewhere.
+    #[error(
+        "--no-auth with {0}: a server that asks for no key may only listen on a loopback address; \
+         listen on 127.0.0.1 or drop --no-auth"
+    )]
+    OpenWithoutAuth(SocketAddr),
+    /// No place for the data.
+    #[error("no data folder: HOME is not set; pass --data-dir")]
+    NoDataDir,
+}
+
+impl Config {
+    /// Puts the sources together and checks what must hold between them.
+    pub fn load(args: ServeArgs) -> Result<Self, ConfigError> {
+        let data_dir = match args.data_dir {
+            Some(dir) => dir,
+            None => default_data_dir().ok_or(ConfigError::NoDataDir)?,
+        };
+        let data_dir = std::path::absolute(&data_dir).unwrap_or(data_dir);
+        let file = match &args.config {
+            Some(path) => read_file(path)?,
+            None => match data_dir.join("oc.toml") {
+                path if path.exists() => read_file(&path)?,
+                _ => File::default(),
+            },
+        };
+        let mut egress = Egress {
+            allow_private: file.egress.allow_private,
+            hosts: file.egress.hosts.into_iter().map(|(n, ip)| (n.to_ascii_lowercase(), ip)).collect(),
+            extra_roots: file.egress.extra_roots,
+            inspect_all: file.egress.inspect_all,
+            strict_tokens: file.egress.strict_tokens,
+        };
+        egress.allow_private.extend(args.egress_allow_private);
+        egress.hosts.extend(args.egress_host);
+        egress.extra_roots.extend(args.egress_root);
+        let listen = args.listen.or(file.listen).unwrap_or_else(|| {
+            DEFAULT_LISTEN.parse().expect("the default address is a constant that parses")
+        });
+        if args.no_auth && !listen.ip().is_loopback() {
+            return Err(ConfigError::OpenWithoutAuth(listen));
+        }
+        Ok(Self {
+            master_key_file: args
+                .master_key_file
+                .or(file.master_key_file)
+                .unwrap_or_else(|| data_dir.join("master.key")),
+            data_dir,
+            listen,
+            public_url: args
+                .public_url
+                .or(file.public_url)
+                .map(|url| url.trim_end_matches('/').to_owned()),
+            no_auth: args.no_auth,
+            limits: file.limits,
+            egress,
+            log_json: args.log_json,
+        })
+    }
+}
+
+fn read_file(path: &Path) -> Result<File, ConfigError> {
+    let text = std::fs::read_to_string(path)
+        .map_err(|source| ConfigError::Read { path: path.to_owned(), source })?;
+    toml::from_str(&text).map_err(|error| ConfigError::Parse {
+        path: path.to_owned(),
+        message: error.to_string(),
+    })
+}
+
+/// `/var/lib/opencomputer` as root, else the user's own data folder.
+fn default_data_dir() -> Option<PathBuf> {
+    if rustix::process::geteuid().is_root() {
+        return Some(PathBuf::from("/var/lib/opencomputer"));
+    }
+    let base = std::env::var_os("XDG_DATA_HOME")
+        .map(PathBuf::from)
+        .or_else(|| std::env::var_os("HOME").map(|home| Path::new(&home).join(".local/share")))?;
+    Some(base.join("opencomputer"))
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn flags_win_over_the_file_and_lists_add_up() {
+        let dir = tempfile::tempdir().unwrap();
+        std::fs::write(
+            dir.path().join("oc.toml"),
+            "listen = \"127.0.0.1:1\"\npublic_url = \"https://oc.example/\"\n[egress]\n\
+             allow_private = [\"10.0.0.0/8\"]\n[egress.hosts]\n\"API.test\" = \"10.0.0.1\"\n",
+        )
+        .unwrap();
+        let args = ServeArgs {
+            data_dir: Some(dir.path().to_owned()),
+            listen: Some("127.0.0.1:2".parse().unwrap()),
+            egress_allow_private: vec!["127.0.0.0/8".parse().unwrap()],
+            ..ServeArgs::default()
+        };
+        let config = Config::load(args).unwrap();
+        assert_eq!(config.listen.port(), 2);
+        assert_eq!(config.public_url.as_deref(), Some("https://oc.example"));
+        assert_eq!(config.egress.allow_private.len(), 2);
+        assert!(config.egress.hosts.contains_key("api.test"));
+    }
+
+    #[test]
+    fn unsafe_or_misspelt_settings_are_refused() {
+        let dir = tempfile::tempdir().unwrap();
+        let open = ServeArgs {
+            data_dir: Some(dir.path().to_owned()),
+            listen: Some("0.0.0.0:0".parse().unwrap()),
+            no_auth: true,
+            ..ServeArgs::default()
+        };
+        assert!(matches!(Config::load(open), Err(ConfigError::OpenWithoutAuth(_))));
+        std::fs::write(dir.path().join("oc.toml"), "lisen = \"127.0.0.1:1\"\n").unwrap();
+        let args = ServeArgs { data_dir: Some(dir.path().to_owned()), ..ServeArgs::default() };
+        let error = Config::load(args).unwrap_err().to_string();
+        assert!(error.contains("lisen"), "{error}");
+    }
+}

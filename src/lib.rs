@@ -22,3 +22,22 @@ pub mod http;
 pub mod cli;
 /// One configuration from defaults, file, environment and flags.
 pub mod config;
+
+/// Starts writing logs to stderr: `RUST_LOG` filters, `info` by default.
+pub fn start_logging(json: bool) {
+    use tracing_subscriber::EnvFilter;
+    let filter = EnvFilter::try_from_default_env().unwrap_or_else(|_| EnvFilter::new("info"));
+    let logs = tracing_subscriber::fmt().with_env_filter(filter).with_writer(std::io::stderr);
+    match json {
+        true => logs.json().init(),
+        false => logs.init(),
+    }
+}
+
+/// Keeps this process's memory, which holds real values, out of core dumps and other processes' reach.
+pub fn forbid_core_dumps() {
+    use rustix::process::{DumpableBehavior, set_dumpable_behavior};
+    if let Err(error) = set_dumpable_behavior(DumpableBehavior::NotDumpable) {
+        tracing::warn!(%error, "this process can't be kept out of core dumps");
+    }
+}

@@ -8,3 +8,10 @@ pub mod v1 {
 
 /// Version of the protocol; a host refuses a guest with another one.
 pub const PROTOCOL: u32 = 1;
+
+/// Largest message either side accepts, in bytes.
+pub const MESSAGE_BYTES_MAX: usize = 4 * 1024 * 1024;
+/// Largest piece of process output in one message, in bytes.
+pub const OUTPUT_BYTES_MAX: usize = 32 * 1024;
+/// Largest piece of a file in one message, in bytes.
+pub const FILE_CHUNK_BYTES_MAX: usize = 64 * 1024;

@@ -1,1 +1,35 @@
-//! To be filled in.
+//! Who decides. One file an aggregate (`org`, `project`, `secret_store`, `sandbox`): pure state,
+//! commands and rules. `entity` is the one generic actor around them, `registry` finds it,
+//! `catalog` answers lists, `platform` is what the door calls, `life`, `create` and `reconciler`
+//! carry intents out, `proxy` is the actor that holds a sandbox's seal.
+
+mod aggregate;
+mod catalog;
+mod create;
+mod entity;
+mod exec;
+mod life;
+mod live;
+mod names;
+mod org;
+mod platform;
+mod project;
+mod proxy;
+mod reconciler;
+mod registry;
+mod sandbox;
+mod secret_store;
+mod secrets;
+
+pub use aggregate::Reject;
+pub use catalog::Catalog;
+pub use create::CreateSandbox;
+pub use entity::Failure;
+pub use exec::{Captured, Handle, ProcessRequest, session};
+pub use live::LiveSandbox;
+pub use platform::{Caller, NewSecret, Parts, Platform, key_hash};
+pub use project::{Project, ProjectSettings};
+pub use reconciler::Reconciler;
+pub use sandbox::{Phase, Sandbox};
+pub use secret_store::SecretStore;
+pub use secrets::{Secret, Secrets};

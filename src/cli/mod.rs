@@ -9,6 +9,7 @@ mod audit;
 mod bench;
 mod client;
 mod demo;
+mod doctor;
 mod error;
 mod exec;
 mod output;
@@ -29,6 +30,7 @@ use clap::{Args, CommandFactory, Parser, Subcommand};
 
 pub use bench::{BenchArgs, bench};
 pub use demo::{DemoArgs, demo};
+pub use doctor::doctor;
 pub use settings::{SettingsError, write_local};
 
 use client::Api;

@@ -1,1 +1,64 @@
-//! To be filled in.
+//! The door: the HTTP API. It translates and decides nothing: one file a resource, errors in one
+//! envelope, credentials checked before anything else is looked at.
+
+mod audit;
+mod auth;
+mod body;
+mod error;
+mod exec;
+mod exec_socket;
+mod files;
+mod health;
+mod identity;
+mod projects;
+mod sandboxes;
+mod secret_stores;
+mod server;
+
+use std::sync::Arc;
+
+use actix_web::web;
+
+use crate::actors::Platform;
+use crate::ids::OrgId;
+
+pub use server::{ServeError, serve};
+
+/// Name of the only worker of a single-machine server.
+pub(crate) const WORKER: &str = "local";
+/// Name of the only region of a single-machine server.
+pub(crate) const REGION: &str = "local";
+
+/// What every handler has.
+pub struct Api {
+    pub(crate) platform: Arc<Platform>,
+    pub(crate) tokens: auth::Tokens,
+    /// Origin that clients use, without a trailing slash.
+    pub(crate) public_url: String,
+    /// The organization that everybody is when the server asks for no key.
+    pub(crate) no_auth: Option<OrgId>,
+}
+
+/// Every route.
+pub fn routes(config: &mut web::ServiceConfig) {
+    health::routes(config);
+    config.service(
+        web::scope("/api")
+            .configure(identity::routes)
+            .configure(projects::routes)
+            .configure(secret_stores::routes)
+            .configure(audit::routes)
+            .configure(sandboxes::routes)
+            .service(web::scope("/sandboxes/{id}").configure(data_plane)),
+    );
+    // Python's older clients join the raw URL with `/sandboxes/…`.
+    config.service(web::scope("/sandboxes/{id}").configure(data_plane));
+    config.default_service(web::to(error::no_route));
+}
+
+/// Routes of one sandbox that its own token may use too.
+fn data_plane(config: &mut web::ServiceConfig) {
+    sandboxes::data_routes(config);
+    exec::routes(config);
+    files::routes(config);
+}

@@ -1,1 +1,53 @@
-//! To be filled in.
+//! The seal: the byte path that swaps sealed tokens for real values, and back.
+//!
+//! Everything that leaves a sandbox comes here as a stream and the name that was asked for
+//! ([`Target`]); this module decides, resolves, dials, and looks inside where a secret may be.
+//! It knows nothing of projects, stores or events.
+//!
+//! Invariants:
+//! - A real value goes only to a host its binding names, only over TLS whose certificate was
+//!   verified for that name, and only on an address this process resolved and checked itself.
+//! - Name asked for = SNI = `Host` = verified certificate name = resolved name. Anything else,
+//!   and anything unclear, is refused ([`Refusal`] names the rule).
+//! - A missing policy, a full audit queue or an internal error refuses; nothing fails open.
+//! - Every connection and request ends in exactly one [`Decision`], which never holds a value,
+//!   a path or a query.
+//! - Memory per connection is constant, whatever the size of a body.
+//!
+//! Pure rooms first (`name`, `token`, `escape`, `substitute`, `reseal`, `address`), then the
+//! ones with I/O (`dial`, `opening`, `connection`, `explicit`, `exchange`). Another HTTP version
+//! becomes a sibling of `exchange`; another content coding a variant of `body::Coding`.
+
+mod address;
+mod body;
+mod ca;
+mod connection;
+mod decision;
+mod dial;
+mod escape;
+mod exchange;
+mod explicit;
+mod forms;
+mod gzip;
+mod head;
+mod io;
+mod name;
+mod opening;
+mod policy;
+mod refusal;
+mod reseal;
+mod settings;
+mod substitute;
+mod tally;
+mod token;
+mod tunnel;
+
+pub use ca::{CaError, SandboxCa};
+pub use connection::{SandboxProxy, Target};
+pub use decision::{Decision, Outcome, Protocol};
+pub use forms::{RESEAL_VALUE_BYTES_MIN, reseal_possible};
+pub use name::{BadName, BadPattern, CanonicalName, Host, HostPattern};
+pub use policy::{Binding, Policy};
+pub use refusal::Refusal;
+pub use settings::{EgressSettings, UpstreamTls};
+pub use token::{BadToken, SealedToken};

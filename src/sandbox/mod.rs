@@ -1,1 +1,193 @@
-//! To be filled in.
+//! The box: how a sandbox is isolated, and how the host talks to what runs inside.
+//!
+//! Invariants:
+//! - nothing here ever sees a real secret value; a [`SandboxSpec`] holds sizes, a name and the
+//!   public half of the sandbox's certificate authority;
+//! - a sandbox outlives the process that made it: a supervisor of its own holds it, and any later
+//!   server finds it again with [`Driver::attach`];
+//! - whatever leaves a sandbox arrives at [`EgressAttachment::accept`], and only there. While no
+//!   server is attached, every connection is reset;
+//! - a limit that this machine can't enforce is reported as such, never assumed.
+
+mod guest;
+mod namespace;
+
+use std::net::Ipv4Addr;
+use std::path::PathBuf;
+
+use async_trait::async_trait;
+use serde::{Deserialize, Serialize};
+
+use crate::ids::SandboxId;
+
+pub use guest::{
+    Attachment, DirEntry, GuestClient, GuestError, SessionInfo, SessionOutput, StartSession, StdinSink,
+};
+pub use namespace::attachment::{EgressAttachment, EgressConnection, ExitWatch};
+pub use namespace::doctor::{Check, doctor};
+pub use namespace::supervisor::supervisor_main;
+pub use namespace::{NamespaceDriver, SUPERVISE_SUBCOMMAND};
+
+/// Largest number of CPUs one sandbox may be given.
+pub const CPU_COUNT_MAX: u32 = 64;
+/// Smallest memory of a sandbox, in MiB: below this an interpreter does not start.
+pub const MEMORY_MB_MIN: u64 = 64;
+/// Largest certificate authority accepted in a [`SandboxSpec`], in bytes of PEM.
+pub const CA_PEM_BYTES_MAX: usize = 16 * 1024;
+
+/// What a sandbox is to be. Equal specs make equal sandboxes; nothing in it is secret.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub struct SandboxSpec {
+    /// Its name, its host name and the name of its folder.
+    pub id: SandboxId,
+    /// Whole CPUs it may use at once.
+    pub cpu_count: u32,
+    /// Memory of all its processes together, in MiB.
+    pub memory_mb: u64,
+    /// Size of its private disk, in MiB.
+    pub disk_mb: u64,
+    /// `false`: names do not resolve and every connection is rejected at once.
+    pub network: bool,
+    /// The PEM certificate its programs shall trust besides the public roots; may be empty.
+    pub ca_pem: String,
+}
+
+impl SandboxSpec {
+    /// Refuses sizes no driver can honour and text that is not a PEM certificate.
+    pub(crate) fn validate(&self) -> Result<(), DriverError> {
+        let bad = |what: String| Err(DriverError::Refused { id: self.id.clone(), what });
+        if self.cpu_count == 0 || self.cpu_count > CPU_COUNT_MAX {
+            return bad(format!("cpu_count is {}, not 1 to {CPU_COUNT_MAX}", self.cpu_count));
+        }
+        if self.memory_mb < MEMORY_MB_MIN || self.memory_mb > 1 << 24 {
+            return bad(format!("memory_mb is {}, below {MEMORY_MB_MIN} or absurd", self.memory_mb));
+        }
+        if self.ca_pem.len() > CA_PEM_BYTES_MAX || self.ca_pem.contains("PRIVATE KEY") {
+            return bad("ca_pem is too long or holds a private key".to_owned());
+        }
+        Ok(())
+    }
+}
+
+/// How far a limit reaches.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "lowercase")]
+pub enum Enforcement {
+    /// All processes of the sandbox together stay under it.
+    Sandbox,
+    /// Each process alone stays under it; many processes may pass it together.
+    Process,
+    /// Not enforced on this machine.
+    None,
+}
+
+/// Which limits of a sandbox are enforced, and how.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Limits {
+    /// `memory_mb`.
+    pub memory: Enforcement,
+    /// `cpu_count`.
+    pub cpu: Enforcement,
+    /// The number of processes and threads.
+    pub pids: Enforcement,
+    /// `disk_mb`.
+    pub disk: Enforcement,
+    /// Whether all processes can be stopped at one instant, as a snapshot of the disk needs.
+    pub freeze: bool,
+}
+
+/// What a driver can do on this machine.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Capabilities {
+    /// `namespace`.
+    pub driver: String,
+    /// Root inside is an unprivileged user of the host; `false`: there is no root inside at all.
+    pub root_inside: bool,
+    /// `v1`, `hybrid`, `v2` or `none`.
+    pub cgroups: String,
+    /// The limits a sandbox made now would have.
+    pub limits: Limits,
+}
+
+/// A living sandbox.
+#[derive(Debug)]
+pub struct Running {
+    /// Whose.
+    pub id: SandboxId,
+    /// Where the guest listens (a path that may exceed the 107 bytes of a socket address).
+    pub guest_socket: PathBuf,
+    /// What leaves the sandbox arrives here. One server is attached at a time: a later
+    /// attachment ends an earlier one.
+    pub egress: EgressAttachment,
+    /// Which limits are enforced.
+    pub limits: Limits,
+    /// When it was started, in milliseconds of the Unix epoch.
+    pub started_unix_ms: u64,
+    /// Process id of its supervisor, for operators; never a handle to signal by.
+    pub supervisor_pid: u32,
+    exit: ExitWatch,
+}
+
+impl Running {
+    /// Resolves when the supervisor, and with it every process of the sandbox, is gone.
+    pub async fn exited(&self) {
+        self.exit.wait().await;
+    }
+
+    /// A watch that can be held apart from the egress attachment.
+    pub fn exit_watch(&self) -> ExitWatch {
+        self.exit.clone()
+    }
+}
+
+/// Why a driver did not do what was asked.
+#[derive(Debug, thiserror::Error)]
+pub enum DriverError {
+    /// The spec can't be honoured.
+    #[error("sandbox {id}: refused: {what}")]
+    Refused {
+        /// Whose spec.
+        id: SandboxId,
+        /// What is wrong with it.
+        what: String,
+    },
+    /// A step of making, finding or removing the sandbox failed.
+    #[error("sandbox {id}: {what}")]
+    Failed {
+        /// Which sandbox.
+        id: SandboxId,
+        /// Which step, and the system's reason.
+        what: String,
+    },
+    /// A file operation of the driver itself failed.
+    #[error("{what}: {source}")]
+    Io {
+        /// What was tried, on what.
+        what: String,
+        /// The system's reason.
+        source: std::io::Error,
+    },
+}
+
+/// How sandboxes are isolated.
+#[async_trait]
+pub trait Driver: Send + Sync {
+    /// What this machine lets the driver do.
+    fn capabilities(&self) -> Capabilities;
+
+    /// Makes the disk and starts the sandbox. Idempotent: when it already runs this attaches to
+    /// it; when its disk exists this starts it again on that disk.
+    async fn create(&self, spec: &SandboxSpec) -> Result<Running, DriverError>;
+
+    /// Attaches to a living sandbox; `None` when it does not run.
+    async fn attach(&self, id: &SandboxId) -> Result<Option<Running>, DriverError>;
+
+    /// Kills the sandbox and removes all it left: processes, mounts, cgroups, disk. Idempotent.
+    async fn destroy(&self, id: &SandboxId) -> Result<(), DriverError>;
+
+    /// Every sandbox of which anything is left on this machine, running or not.
+    async fn list(&self) -> Result<Vec<SandboxId>, DriverError>;
+}
+
+/// The address of a synthetic answer, and of nothing else (RFC 2544 benchmark range).
+pub const SYNTHETIC_NETWORK: (Ipv4Addr, u8) = (Ipv4Addr::new(198, 18, 0, 0), 15);

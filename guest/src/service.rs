@@ -1,0 +1,128 @@
+//! The protocol's service: translates requests to sessions and files, decides nothing.
+
+use std::pin::Pin;
+use std::sync::Arc;
+use std::time::Instant;
+
+use oc_guest::v1::{
+    self, AttachInput, FileChunk, ListDirReply, PathRequest, attach_input, guest_server,
+};
+use tokio_stream::wrappers::ReceiverStream;
+use tonic::{Request, Response, Status, Streaming};
+
+use crate::files;
+use crate::session::{attach, table::Table};
+
+/// See the module.
+pub struct Service {
+    started: Instant,
+    table: Arc<Table>,
+    files: files::Files,
+}
+
+impl Service {
+    /// A service over the given sessions and files.
+    pub fn new(table: Arc<Table>, files: files::Files) -> Self {
+        Self {
+            started: Instant::now(),
+            table,
+            files,
+        }
+    }
+}
+
+type Reply<T> = Result<Response<T>, Status>;
+type Replies<T> = Pin<Box<dyn tokio_stream::Stream<Item = Result<T, Status>> + Send>>;
+
+#[tonic::async_trait]
+impl guest_server::Guest for Service {
+    async fn hello(&self, _: Request<v1::HelloRequest>) -> Reply<v1::HelloReply> {
+        let uptime = self.started.elapsed().as_millis();
+        let uptime_ms = u64::try_from(uptime).unwrap_or(u64::MAX);
+        Ok(Response::new(v1::HelloReply {
+            protocol: oc_guest::PROTOCOL,
+            uptime_ms,
+        }))
+    }
+
+    async fn start_session(
+        &self,
+        request: Request<v1::StartSessionRequest>,
+    ) -> Reply<v1::SessionInfo> {
+        self.table.start(request.into_inner()).map(Response::new)
+    }
+
+    type AttachStream = attach::Outputs;
+
+    async fn attach(&self, request: Request<Streaming<AttachInput>>) -> Reply<attach::Outputs> {
+        let mut inputs = request.into_inner();
+        let first = inputs.message().await?.and_then(|first| first.input);
+        let Some(attach_input::Input::SessionId(id)) = first else {
+            return Err(Status::invalid_argument(
+                "the first input names the session",
+            ));
+        };
+        let session = self.table.get(&id)?;
+        Ok(Response::new(attach::attach(
+            session,
+            self.table.clone(),
+            inputs,
+        )))
+    }
+
+    async fn list_sessions(
+        &self,
+        _: Request<v1::ListSessionsRequest>,
+    ) -> Reply<v1::ListSessionsReply> {
+        Ok(Response::new(v1::ListSessionsReply {
+            sessions: self.table.list(),
+        }))
+    }
+
+    async fn signal(&self, request: Request<v1::SignalRequest>) -> Reply<v1::SignalReply> {
+        let v1::SignalRequest { session_id, signal } = request.into_inner();
+        if !(1..=64).contains(&signal) {
+            return Err(Status::invalid_argument(
+                "a signal is a number from 1 to 64",
+            ));
+        }
+        self.table.get(&session_id)?.signal(signal);
+        Ok(Response::new(v1::SignalReply {}))
+    }
+
+    type ReadFileStream = ReceiverStream<Result<FileChunk, Status>>;
+
+    async fn read_file(&self, request: Request<PathRequest>) -> Reply<Self::ReadFileStream> {
+        self.files
+            .read(&request.into_inner().path)
+            .await
+            .map(Response::new)
+    }
+
+    async fn write_file(
+        &self,
+        request: Request<Streaming<v1::WriteFileInput>>,
+    ) -> Reply<v1::WriteFileReply> {
+        let bytes = self.files.write(request.into_inner()).await?;
+        Ok(Response::new(v1::WriteFileReply { bytes }))
+    }
+
+    type ListDirStream = Replies<ListDirReply>;
+
+    async fn list_dir(&self, request: Request<PathRequest>) -> Reply<Self::ListDirStream> {
+        let replies = self.files.list(&request.into_inner().path).await?;
+        Ok(Response::new(Box::pin(tokio_stream::iter(
+            replies.into_iter().map(Ok),
+        ))))
+    }
+
+    async fn make_dir(&self, request: Request<PathRequest>) -> Reply<v1::MakeDirReply> {
+        self.files.make_dir(&request.into_inner().path).await?;
+        Ok(Response::new(v1::MakeDirReply {}))
+    }
+
+    async fn remove(&self, request: Request<PathRequest>) -> Reply<v1::RemoveReply> {
+        self.files.remove(&request.into_inner().path).await?;
+        Ok(Response::new(v1::RemoveReply {}))
+    }
+}

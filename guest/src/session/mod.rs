@@ -1,0 +1,170 @@
+//! One session: a process group, its pipes, and the two tasks that serve it.
+//!
+//! *supervise* owns the process (time limits, exit); *pump* owns its output pipes. Invariants: the
+//! exit is told only after all output the process had written when it ended; a grandchild that
+//! keeps a pipe open delays the exit by [`DRAIN_MAX`] at most, and is not killed by `SIGPIPE` for
+//! it (its later output is read and dropped); a session never waits for a client except within
+//! the bounds of [`output`].
+
+pub mod attach;
+pub mod output;
+mod pump;
+mod scrollback;
+mod start;
+pub mod table;
+
+use std::future::pending;
+use std::sync::Arc;
+use std::time::{Duration, SystemTime, UNIX_EPOCH};
+
+use oc_guest::v1;
+use rustix::process::Pid;
+use tokio::io::AsyncWriteExt;
+use tokio::net::unix::pipe;
+use tokio::sync::{oneshot, watch};
+use tokio::time::{Instant, sleep_until};
+
+use crate::reaper::{Ended, Reaper};
+use output::{Exit, Output, READER_STALL_MAX};
+
+/// How long after the process's end its pipes are still read when someone holds them open.
+pub const DRAIN_MAX: Duration = Duration::from_millis(200);
+
+/// See the module.
+pub struct Session {
+    pub id: String,
+    cmd: String,
+    args: Vec<String>,
+    started: SystemTime,
+    one_shot: bool,
+    pid: Pid,
+    reaper: Arc<Reaper>,
+    pub output: Arc<Output>,
+    /// Taken when closed. The lock keeps concurrent clients' messages whole.
+    stdin: tokio::sync::Mutex<Option<pipe::Sender>>,
+    /// How many clients are attached.
+    attached: watch::Sender<u32>,
+    /// Set when the process has ended; the output may still be draining.
+    ended: watch::Sender<Option<Exit>>,
+}
+
+/// When a session's process is killed without anybody asking.
+#[derive(Debug, Clone, Copy)]
+pub struct Limits {
+    /// Counted from the start.
+    pub timeout: Option<Duration>,
+    /// Counted from when the last client detached.
+    pub detached: Option<Duration>,
+}
+
+impl Session {
+    /// Sends a signal to the process group; nothing when the process has ended.
+    pub fn signal(&self, signal: i32) {
+        self.reaper.signal_group(self.pid, signal);
+    }
+
+    /// Writes to the process's stdin, waiting for room. Bytes for a process that has ended or
+    /// closed its end are dropped, as a terminal would.
+    pub async fn write_stdin(&self, data: &[u8]) {
+        let mut stdin = self.stdin.lock().await;
+        let Some(pipe) = stdin.as_mut() else { return };
+        let written = tokio::select! {
+            written = pipe.write_all(data) => written.is_ok(),
+            () = self.until_ended() => false,
+        };
+        if !written {
+            *stdin = None;
+        }
+    }
+
+    /// The process reads end of file after what was written before.
+    pub async fn close_stdin(&self) {
+        *self.stdin.lock().await = None;
+    }
+
+    async fn until_ended(&self) {
+        // An error would mean that the sender, a field of self, is gone.
+        let _ = self.ended.subscribe().wait_for(Option::is_some).await;
+    }
+
+    /// The state as the protocol shows it.
+    pub fn info(&self) -> v1::SessionInfo {
+        let exit = self.output.exit();
+        let started = self.started.duration_since(UNIX_EPOCH).unwrap_or_default();
+        v1::SessionInfo {
+            session_id: self.id.clone(),
+            cmd: self.cmd.clone(),
+            args: self.args.clone(),
+            running: exit.is_none(),
+            exit_code: exit.map_or(0, |exit| exit.code),
+            started_unix_ms: u64::try_from(started.as_millis()).unwrap_or(u64::MAX),
+            attached: *self.attached.borrow(),
+            timed_out: exit.is_some_and(|exit| exit.timed_out),
+        }
+    }
+
+    /// Waits for the process and kills it at its limits.
+    async fn supervise(self: Arc<Self>, limits: Limits, mut ended: oneshot::Receiver<Ended>) {
+        let mut timeout = limits.timeout.map(|limit| Instant::now() + limit);
+        // Nobody but its starter knows a one-shot session: without it, it has no reason to run.
+        let mut detached = self.one_shot.then(|| Instant::now() + READER_STALL_MAX);
+        let mut attached = self.attached.subscribe();
+        let mut timed_out = false;
+        let ended = loop {
+            tokio::select! {
+                ended = &mut ended => break ended,
+                () = until(timeout) => {
+                    timeout = None;
+                    timed_out = true;
+                    self.signal(libc::SIGKILL);
+                }
+                () = until(detached) => {
+                    detached = None;
+                    self.signal(libc::SIGKILL);
+                }
+                Ok(()) = attached.changed() => {
+                    let alone = *attached.borrow_and_update() == 0;
+                    detached = limits.detached.filter(|_| alone).map(|limit| Instant::now() + limit);
+                }
+            }
+        };
+        self.ended
+            .send_replace(Some(exit_of(ended.ok(), timed_out)));
+        self.close_stdin().await;
+    }
+}
+
+/// Sleeps until `deadline`; forever without one.
+async fn until(deadline: Option<Instant>) {
+    match deadline {
+        Some(deadline) => sleep_until(deadline).await,
+        None => pending().await,
+    }
+}
+
+fn exit_of(ended: Option<Ended>, timed_out: bool) -> Exit {
+    match ended {
+        // The process may have ended by itself in the moment it was killed: then it was in time.
+        Some(Ended { code, signal: 0 }) => Exit {
+            code,
+            signal: 0,
+            timed_out: false,
+        },
+        Some(Ended { signal, .. }) if timed_out => Exit {
+            code: -1,
+            signal,
+            timed_out,
+        },
+        Some(Ended { signal, .. }) => Exit {
+            code: 128 + signal,
+            signal,
+            timed_out,
+        },
+        // The reaper is gone: the guest is ending.
+        None => Exit {
+            code: -1,
+            signal: 0,
+            timed_out,
+        },
+    }
+}

@@ -1,0 +1,228 @@
+//! A session's output: one writer (the pump), any number of readers, one buffer.
+//!
+//! Invariants: there is no queue per reader. Each reader is a position in the scrollback, and the
+//! pump reads from the process only as much as drops no byte an attached reader has yet to see, so
+//! memory is the scrollback whatever the number of readers. With nobody attached nothing holds the
+//! process back. With readers the slowest one does, as at the end of any pipe, but a reader that
+//! takes nothing for [`READER_STALL_MAX`] while the process waits for it is dropped: one frozen
+//! client can't stop a process others depend on.
+
+use std::collections::HashMap;
+use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
+use std::time::{Duration, Instant};
+
+use tokio::sync::{Notify, watch};
+
+use super::scrollback::{Scrollback, Stream};
+
+/// How long a reader may hold the process back without taking a byte.
+pub const READER_STALL_MAX: Duration = Duration::from_secs(30);
+
+/// How a session ended.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct Exit {
+    /// The process's own code, 128 + signal, or -1 after a timeout.
+    pub code: i32,
+    /// The signal that ended it, or 0.
+    pub signal: i32,
+    /// The session's own time limit ended it.
+    pub timed_out: bool,
+}
+
+/// What a reader is given, in this order: data, `ReplayEnd`, data, `Exit`.
+pub enum Piece {
+    Data(Stream, Vec<u8>),
+    ReplayEnd,
+    Exit(Exit),
+    /// The reader took nothing for too long and lost its place; nothing follows.
+    Dropped,
+}
+
+/// The place held for the first reader of a one-shot session.
+const RESERVED: u64 = 0;
+
+struct State {
+    scrollback: Scrollback,
+    positions: HashMap<u64, u64>,
+    next_reader: u64,
+    exit: Option<(Exit, Instant)>,
+}
+
+impl State {
+    /// How many bytes may be added without dropping one a reader still needs.
+    fn room(&self) -> usize {
+        let Some(slowest) = self.positions.values().min() else {
+            return oc_guest::OUTPUT_BYTES_MAX;
+        };
+        if self.scrollback.crowded() && *slowest < self.scrollback.second_segment_start() {
+            return 0;
+        }
+        let unread = self.scrollback.end().saturating_sub(*slowest);
+        let room = self.scrollback.bytes_max().saturating_sub(unread);
+        oc_guest::OUTPUT_BYTES_MAX.min(room as usize)
+    }
+}
+
+/// See the module.
+pub struct Output {
+    state: Mutex<State>,
+    /// Wakes the readers.
+    grown: watch::Sender<()>,
+    /// Wakes the pump.
+    taken: Notify,
+}
+
+impl Output {
+    /// `reserve_first`: hold every byte until the first reader comes (or stalls).
+    pub fn new(bytes_max: u32, reserve_first: bool) -> Self {
+        let mut positions = HashMap::new();
+        if reserve_first {
+            positions.insert(RESERVED, 0);
+        }
+        let scrollback = Scrollback::new(bytes_max);
+        let state = State {
+            scrollback,
+            positions,
+            next_reader: RESERVED + 1,
+            exit: None,
+        };
+        Self {
+            state: Mutex::new(state),
+            grown: watch::Sender::new(()),
+            taken: Notify::new(),
+        }
+    }
+
+    fn state(&self) -> MutexGuard<'_, State> {
+        // No code panics while it holds the lock; a poisoned state is still a consistent one.
+        self.state.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+
+    /// Waits until the process may be read from; answers how many bytes to take (at least 1).
+    /// Drops the readers that stand in the way when they stall.
+    pub async fn room(&self) -> usize {
+        loop {
+            let room = self.state().room();
+            if room > 0 {
+                return room;
+            }
+            if tokio::time::timeout(READER_STALL_MAX, self.taken.notified())
+                .await
+                .is_err()
+            {
+                self.drop_slowest();
+            }
+        }
+    }
+
+    fn drop_slowest(&self) {
+        let mut state = self.state();
+        if let Some(slowest) = state.positions.values().min().copied() {
+            state.positions.retain(|_, position| *position != slowest);
+        }
+        drop(state);
+        self.grown.send_replace(());
+    }
+
+    /// Adds what the process wrote.
+    pub fn append(&self, stream: Stream, data: &[u8]) {
+        self.state().scrollback.push(stream, data);
+        self.grown.send_replace(());
+    }
+
+    /// Nothing follows; every reader gets `exit` after the last byte.
+    pub fn finish(&self, exit: Exit) {
+        self.state().exit = Some((exit, Instant::now()));
+        self.grown.send_replace(());
+    }
+
+    /// The exit, once all output is in.
+    pub fn exit(&self) -> Option<Exit> {
+        self.state().exit.map(|(exit, _)| exit)
+    }
+
+    /// How long ago the output finished.
+    pub fn finished_for(&self) -> Option<Duration> {
+        self.state().exit.map(|(_, at)| at.elapsed())
+    }
+
+    /// Bytes held.
+    pub fn bytes(&self) -> u64 {
+        let state = self.state();
+        state.scrollback.end() - state.scrollback.start()
+    }
+
+    /// A reader that starts with the scrollback.
+    pub fn reader(self: &Arc<Self>) -> Reader {
+        let grown = self.grown.subscribe();
+        let mut state = self.state();
+        let id = state.next_reader;
+        state.next_reader += 1;
+        let position = state.scrollback.start();
+        state.positions.remove(&RESERVED);
+        state.positions.insert(id, position);
+        let replay_until = Some(state.scrollback.end());
+        drop(state);
+        Reader {
+            output: self.clone(),
+            id,
+            replay_until,
+            grown,
+        }
+    }
+}
+
+/// One attached client's view of the output.
+pub struct Reader {
+    output: Arc<Output>,
+    id: u64,
+    replay_until: Option<u64>,
+    grown: watch::Receiver<()>,
+}
+
+impl Reader {
+    /// The next piece; waits for the process when there is none. Cancel safe.
+    pub async fn next(&mut self) -> Piece {
+        loop {
+            self.grown.mark_unchanged();
+            if let Some(piece) = self.take() {
+                return piece;
+            }
+            // The sender lives in the output this reader holds.
+            let _ = self.grown.changed().await;
+        }
+    }
+
+    fn take(&mut self) -> Option<Piece> {
+        let mut state = self.output.state();
+        let Some(position) = state.positions.get(&self.id).copied() else {
+            return Some(Piece::Dropped);
+        };
+        if self.replay_until.is_some_and(|until| position >= until) {
+            self.replay_until = None;
+            return Some(Piece::ReplayEnd);
+        }
+        if let Some((stream, data)) = state.scrollback.read(position) {
+            // The replay ends exactly where the stream stood when the client attached.
+            let replay = self.replay_until.map_or(u64::MAX, |until| until - position);
+            let len = data
+                .len()
+                .min(usize::try_from(replay).unwrap_or(usize::MAX));
+            let piece = data.get(..len).unwrap_or(data).to_vec();
+            state
+                .positions
+                .insert(self.id, position + piece.len() as u64);
+            drop(state);
+            self.output.taken.notify_one();
+            return Some(Piece::Data(stream, piece));
+        }
+        state.exit.map(|(exit, _)| Piece::Exit(exit))
+    }
+}
+
+impl Drop for Reader {
+    fn drop(&mut self) {
+        self.output.state().positions.remove(&self.id);
+        self.output.taken.notify_one();
+    }
+}

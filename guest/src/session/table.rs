@@ -1,0 +1,116 @@
+//! All sessions of the sandbox.
+//!
+//! Invariants: at most [`SESSIONS_MAX`]; ended ones are kept for [`ENDED_KEPT`], fewer of them when
+//! a new one needs the place or their scrollbacks exceed [`ENDED_BYTES_MAX`] together. A running
+//! one is never dropped.
+
+use std::collections::HashMap;
+use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
+use std::time::Duration;
+
+use oc_guest::v1::{SessionInfo, StartSessionRequest};
+use tonic::Status;
+
+use super::{Session, pump, start};
+use crate::reaper::Reaper;
+use crate::spawn::Rights;
+
+/// Most sessions, running and ended.
+pub const SESSIONS_MAX: usize = 256;
+/// How long an ended session can still be listed and attached to.
+const ENDED_KEPT: Duration = Duration::from_secs(5 * 60);
+/// Most scrollback of ended sessions together, in bytes: 32 MiB.
+const ENDED_BYTES_MAX: u64 = 32 * 1024 * 1024;
+
+/// See the module.
+pub struct Table {
+    rights: Rights,
+    reaper: Arc<Reaper>,
+    sessions: Mutex<HashMap<String, Arc<Session>>>,
+}
+
+impl Table {
+    /// An empty table.
+    pub fn new(rights: Rights, reaper: Arc<Reaper>) -> Self {
+        Self {
+            rights,
+            reaper,
+            sessions: Mutex::default(),
+        }
+    }
+
+    /// The sessions, without those kept long enough: nobody can see one after its time.
+    fn sessions(&self) -> MutexGuard<'_, HashMap<String, Arc<Session>>> {
+        let mut sessions = self.sessions.lock().unwrap_or_else(PoisonError::into_inner);
+        sessions.retain(|_, session| session.output.finished_for().is_none_or(|t| t < ENDED_KEPT));
+        sessions
+    }
+
+    /// Starts a session and its tasks.
+    pub fn start(self: &Arc<Self>, request: StartSessionRequest) -> Result<SessionInfo, Status> {
+        start::validate(&request)?;
+        let limits = start::limits(&request);
+        let mut sessions = self.sessions();
+        if sessions.contains_key(&request.session_id) {
+            return Err(Status::already_exists("a session with this id exists"));
+        }
+        if sessions.len() >= SESSIONS_MAX && !forget_oldest_ended(&mut sessions) {
+            let reason = format!("{SESSIONS_MAX} sessions are running; end one first");
+            return Err(Status::resource_exhausted(reason));
+        }
+        // No await between here and `track`: see the reaper.
+        let (session, pipes) = start::start(request, self.rights, &self.reaper)?;
+        let ended = self.reaper.track(session.pid);
+        sessions.insert(session.id.clone(), session.clone());
+        drop(sessions);
+        tokio::spawn(session.clone().supervise(limits, ended));
+        let info = session.info();
+        let table = self.clone();
+        tokio::spawn(async move {
+            pump::pump(session, pipes).await;
+            table.trim();
+        });
+        Ok(info)
+    }
+
+    /// The session, or `NotFound`.
+    pub fn get(&self, id: &str) -> Result<Arc<Session>, Status> {
+        let session = self.sessions().get(id).cloned();
+        session.ok_or_else(|| Status::not_found(format!("no session {id:?}")))
+    }
+
+    /// All sessions, oldest first.
+    pub fn list(&self) -> Vec<SessionInfo> {
+        let mut sessions: Vec<_> = self.sessions().values().map(|s| s.info()).collect();
+        sessions.sort_by_key(|session| session.started_unix_ms);
+        sessions
+    }
+
+    /// Drops an ended session from the table.
+    pub fn forget(&self, id: &str) {
+        self.sessions().remove(id);
+    }
+
+    /// Drops the oldest ended sessions while all of them together hold too much.
+    fn trim(&self) {
+        let mut sessions = self.sessions();
+        let ended_bytes = |sessions: &HashMap<String, Arc<Session>>| -> u64 {
+            let ended = sessions
+                .values()
+                .filter(|session| session.output.exit().is_some());
+            ended.map(|session| session.output.bytes()).sum()
+        };
+        while ended_bytes(&sessions) > ENDED_BYTES_MAX && forget_oldest_ended(&mut sessions) {}
+    }
+}
+
+/// Whether there was one.
+fn forget_oldest_ended(sessions: &mut HashMap<String, Arc<Session>>) -> bool {
+    let ended = sessions
+        .values()
+        .filter(|session| session.output.exit().is_some());
+    let oldest = ended
+        .min_by_key(|session| session.started)
+        .map(|session| session.id.clone());
+    oldest.is_some_and(|id| sessions.remove(&id).is_some())
+}

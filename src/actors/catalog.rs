@@ -1,0 +1,264 @@
+//! Read models: what lists, name look-ups and key checks are answered from.
+//!
+//! Fed from the log alone, so that live feed and full replay give the same model. Rows are the
+//! aggregates themselves without their secrets: ciphertexts stay in the entities and on disk.
+//! A write waits (bounded) until the model has its position, so every later read sees it.
+//! Unknown kinds of events are skipped and counted.
+
+use std::collections::{BTreeMap, HashMap};
+use std::sync::{PoisonError, RwLock};
+use std::time::Duration;
+
+use tokio::sync::watch;
+
+use super::aggregate::Aggregate;
+use super::org::Org;
+use super::project::Project;
+use super::sandbox::{Phase, Sandbox};
+use super::secret_store::SecretStore;
+use crate::events::families::{
+    DecodeError, Family, OrgEvent, ProjectCreated, ProjectEvent, SandboxCreated, SandboxEvent,
+    StoreCreated, StoreEvent,
+};
+use crate::events::{EventLog, Recorded};
+use crate::ids::{KeyId, OrgId, ProjectId, SandboxId, StoreId};
+
+/// Longest a reply waits for the model to catch up with its own write.
+const CATCH_UP_MAX: Duration = Duration::from_secs(5);
+
+/// The rows.
+#[derive(Default)]
+struct Model {
+    orgs: BTreeMap<OrgId, Org>,
+    keys: HashMap<String, (OrgId, KeyId)>,
+    projects: BTreeMap<ProjectId, Project>,
+    stores: BTreeMap<StoreId, SecretStore>,
+    sandboxes: BTreeMap<SandboxId, Sandbox>,
+    skipped: u64,
+}
+
+/// The read models of the whole server.
+pub struct Catalog {
+    model: RwLock<Model>,
+    position: watch::Sender<u64>,
+}
+
+impl Default for Catalog {
+    fn default() -> Self {
+        Self { model: RwLock::default(), position: watch::Sender::new(0) }
+    }
+}
+
+impl Catalog {
+    /// Follows the log until it ends. Run once, as a task of its own.
+    pub async fn follow(&self, log: EventLog) {
+        let mut subscription = log.subscribe(1);
+        loop {
+            match subscription.next().await {
+                Ok(recorded) => {
+                    self.apply(&recorded);
+                    self.position.send_replace(recorded.position);
+                }
+                Err(error) => {
+                    tracing::error!(%error, "the read models stopped following the log");
+                    return;
+                }
+            }
+        }
+    }
+
+    /// Waits until the model has `position`; gives up quietly after five seconds (the write is on
+    /// disk all the same).
+    pub async fn caught_up(&self, position: u64) {
+        let mut seen = self.position.subscribe();
+        let reached = seen.wait_for(|seen| *seen >= position);
+        if tokio::time::timeout(CATCH_UP_MAX, reached).await.is_err() {
+            tracing::warn!(position, "the read models are behind the log");
+        }
+    }
+
+    /// Position of the last event in the model.
+    pub fn position(&self) -> u64 {
+        *self.position.borrow()
+    }
+
+    fn read<T>(&self, look: impl FnOnce(&Model) -> T) -> T {
+        look(&self.model.read().unwrap_or_else(PoisonError::into_inner))
+    }
+
+    /// Takes one event into the model.
+    pub fn apply(&self, recorded: &Recorded) {
+        let mut model = self.model.write().unwrap_or_else(PoisonError::into_inner);
+        if let Err(error) = model.apply(recorded) {
+            model.skipped += 1;
+            tracing::warn!(%error, position = recorded.position, "event skipped by the read models");
+        }
+    }
+
+    /// Whose key has this SHA-256 (lower-case hex).
+    pub fn key(&self, sha256: &str) -> Option<(OrgId, KeyId)> {
+        self.read(|model| model.keys.get(sha256).copied())
+    }
+
+    /// Whether any key is valid.
+    pub fn has_keys(&self) -> bool {
+        self.read(|model| !model.keys.is_empty())
+    }
+
+    /// The first organization made, if any.
+    pub fn first_org(&self) -> Option<OrgId> {
+        self.read(|model| model.orgs.keys().next().copied())
+    }
+
+    /// An organization's name.
+    pub fn org_name(&self, org: &OrgId) -> Option<String> {
+        self.read(|model| {
+            model.orgs.get(org).and_then(|org| org.details.as_ref()).map(|org| org.name.clone())
+        })
+    }
+
+    /// Projects of an organization, by name.
+    pub fn projects(&self, org: &OrgId) -> Vec<Project> {
+        self.read(|model| {
+            let mut rows: Vec<_> =
+                model.projects.values().filter(|row| row.visible_to(org).is_ok()).cloned().collect();
+            rows.sort_by(|a, b| project_name(a).cmp(&project_name(b)));
+            rows
+        })
+    }
+
+    /// The project with this name, or else this id.
+    pub fn find_project(&self, org: &OrgId, name_or_id: &str) -> Option<ProjectCreated> {
+        self.read(|model| {
+            let mut visible = model.projects.values().filter_map(|row| row.visible_to(org).ok());
+            let by_name = visible.find(|project| project.name == name_or_id);
+            let by_id = || {
+                let id = name_or_id.parse().ok()?;
+                model.projects.get(&id).and_then(|row| row.visible_to(org).ok())
+            };
+            by_name.or_else(by_id).cloned()
+        })
+    }
+
+    /// Stores of an organization, by name.
+    pub fn stores(&self, org: &OrgId) -> Vec<SecretStore> {
+        self.read(|model| {
+            let mut rows: Vec<_> =
+                model.stores.values().filter(|row| row.visible_to(org).is_ok()).cloned().collect();
+            rows.sort_by(|a, b| store_name(a).cmp(&store_name(b)));
+            rows
+        })
+    }
+
+    /// The store with this name.
+    pub fn find_store(&self, org: &OrgId, name: &str) -> Option<StoreCreated> {
+        self.read(|model| {
+            let mut visible = model.stores.values().filter_map(|row| row.visible_to(org).ok());
+            visible.find(|store| store.name == name).cloned()
+        })
+    }
+
+    /// Sandboxes of an organization that clients can see, newest first.
+    pub fn sandboxes(&self, org: &OrgId) -> Vec<Sandbox> {
+        self.read(|model| {
+            let rows = model.sandboxes.values().rev();
+            rows.filter(|row| row.visible_to(org).is_ok()).cloned().collect()
+        })
+    }
+
+    /// Every sandbox there ever was, with where it is: what the reconciler works from.
+    pub fn phases(&self) -> Vec<(SandboxId, OrgId, Phase)> {
+        self.read(|model| {
+            let known = model.sandboxes.iter().filter_map(|(id, row)| {
+                row.details.as_ref().map(|details| (id.clone(), details.org_id, row.phase.clone()))
+            });
+            known.collect()
+        })
+    }
+
+    /// Live sandboxes that a layer is attached to.
+    pub fn live_with_layer(&self, layer_id: &str) -> Vec<SandboxCreated> {
+        self.read(|model| {
+            let live = model.sandboxes.values().filter(|row| row.phase.is_live());
+            let details = live.filter_map(|row| row.details.as_ref());
+            details
+                .filter(|details| details.layers.iter().any(|layer| layer.id == layer_id))
+                .cloned()
+                .collect()
+        })
+    }
+
+    /// How many sandboxes of an organization run or are about to.
+    pub fn live_count(&self, org: &OrgId) -> usize {
+        self.read(|model| {
+            let live = model.sandboxes.values().filter(|row| row.phase.is_live());
+            live.filter(|row| row.visible_to(org).is_ok()).count()
+        })
+    }
+}
+
+fn project_name(row: &Project) -> Option<&str> {
+    row.details.as_ref().map(|project| project.name.as_str())
+}
+
+fn store_name(row: &SecretStore) -> Option<&str> {
+    row.details.as_ref().map(|store| store.name.as_str())
+}
+
+impl Model {
+    fn apply(&mut self, recorded: &Recorded) -> Result<(), DecodeError> {
+        let Some((family, id)) = recorded.stream.parts() else { return Ok(()) };
+        match family {
+            "org" => self.apply_org(id, recorded),
+            "project" => {
+                let event = ProjectEvent::decode(&recorded.kind, &recorded.data)?;
+                let secret =
+                    matches!(event, ProjectEvent::SecretSet(_) | ProjectEvent::SecretDeleted(_));
+                apply_row(&mut self.projects, id, &event, secret, recorded);
+                Ok(())
+            }
+            "store" => {
+                let event = StoreEvent::decode(&recorded.kind, &recorded.data)?;
+                let secret = matches!(event, StoreEvent::SecretSet(_) | StoreEvent::SecretDeleted(_));
+                apply_row(&mut self.stores, id, &event, secret, recorded);
+                Ok(())
+            }
+            "sandbox" => {
+                let event = SandboxEvent::decode(&recorded.kind, &recorded.data)?;
+                let secret =
+                    matches!(event, SandboxEvent::Sealed(_) | SandboxEvent::SecretRotated(_));
+                apply_row(&mut self.sandboxes, id, &event, secret, recorded);
+                Ok(())
+            }
+            // Names and egress records have no rows of their own.
+            _ => Ok(()),
+        }
+    }
+
+    fn apply_org(&mut self, id: &str, recorded: &Recorded) -> Result<(), DecodeError> {
+        let event = OrgEvent::decode(&recorded.kind, &recorded.data)?;
+        if let Ok(org) = id.parse::<OrgId>() {
+            match &event {
+                OrgEvent::KeyCreated(key) => {
+                    self.keys.insert(key.sha256.clone(), (org, key.key_id));
+                }
+                OrgEvent::Created(_) => {}
+            }
+        }
+        apply_row(&mut self.orgs, id, &event, false, recorded);
+        Ok(())
+    }
+}
+
+/// Applies an event to its row; events about secrets are left out of the model.
+fn apply_row<K: Ord + std::str::FromStr, A: Aggregate>(
+    rows: &mut BTreeMap<K, A>,
+    id: &str,
+    event: &A::Event,
+    about_secrets: bool,
+    recorded: &Recorded,
+) {
+    if let (Ok(id), false) = (id.parse(), about_secrets) {
+        rows.entry(id).or_default().apply(event, recorded.revision);
+    }
+}

@@ -1,0 +1,306 @@
+//! Creating a sandbox: settle every setting, look the layers up, seal the set, commit, start.
+//! Everything is checked before anything exists.
+
+use std::collections::BTreeMap;
+use std::sync::Arc;
+
+use time::OffsetDateTime;
+use ulid::Ulid;
+
+use super::aggregate::Reject;
+use super::entity::Failure;
+use super::platform::{Caller, Platform};
+use super::project::{Project, check_name, check_size};
+use super::sandbox::{Sandbox, SandboxCommand, timeout};
+use super::secret_store::SecretStore;
+use super::secrets::{SECRET_NAME_BYTES_MAX, Secrets, check_hosts};
+use crate::events::StreamId;
+use crate::events::families::{
+    Layer, LayerKind, ProjectCreated, SandboxCreated, SandboxSealed, SealedEntry,
+};
+use crate::ids::SandboxId;
+use crate::proxy::{SandboxCa, SealedToken};
+use crate::secret::SecretValue;
+
+/// The kind of the event that the values of a sandbox are bound to.
+pub(super) const SEALED_KIND: &str = "sandbox.sealed.v1";
+const DISK_MB_MIN: i64 = 20_480;
+const DISK_MB_MAX: i64 = 262_144;
+const TIMEOUT_SEC_DEFAULT: u32 = 300;
+const ENVS_MAX: usize = 1024;
+const ENVS_BYTES_MAX: usize = 256 * 1024;
+const METADATA_BYTES_MAX: usize = 64 * 1024;
+/// Templates that mean the built-in base.
+const BASE_TEMPLATES: [&str; 3] = ["", "base", "default"];
+
+/// A sandbox as a caller asks for it.
+#[derive(Debug, Clone, Default)]
+pub struct CreateSandbox {
+    /// Template name.
+    pub template: Option<String>,
+    /// Free label.
+    pub alias: Option<String>,
+    /// Free map.
+    pub metadata: BTreeMap<String, String>,
+    /// Idle timeout in seconds.
+    pub timeout: Option<i64>,
+    /// Virtual CPUs.
+    pub cpu_count: Option<i64>,
+    /// Memory in MiB.
+    pub memory_mb: Option<i64>,
+    /// Disk in MiB.
+    pub disk_mb: Option<i64>,
+    /// Plain environment.
+    pub envs: BTreeMap<String, String>,
+    /// Project, by name or id.
+    pub project: Option<String>,
+    /// Secret store, by name.
+    pub secret_store: Option<String>,
+    /// Further allowed hosts.
+    pub egress_allowlist: Vec<String>,
+    /// Default container port.
+    pub port: Option<i64>,
+    /// False: no outbound network.
+    pub network_enabled: Option<bool>,
+}
+
+/// A secret as a layer gives it, its value still under the layer's own data key.
+struct LayerSecret {
+    layer_id: String,
+    stream: StreamId,
+    event_kind: &'static str,
+    secret: super::secrets::Secret,
+}
+
+impl Platform {
+    /// Creates a sandbox and returns once it can run commands. When that fails, nothing remains.
+    pub async fn create_sandbox(
+        self: &Arc<Self>,
+        caller: &Caller,
+        request: CreateSandbox,
+    ) -> Result<Sandbox, Failure> {
+        let id = SandboxId::generate();
+        let _in_work = self.begin_work(&id);
+        let (created, secrets) = self.plan(caller, &id, &request).await?;
+        let sealed = self.seal_set(&Sandbox::stream(&id), secrets, &request.envs)?;
+        let command = SandboxCommand::Create {
+            created: Box::new(created),
+            sealed: Box::new(sealed),
+            intent: Ulid::generate(),
+        };
+        let stream = Sandbox::stream(&id);
+        let done = self.execute(&self.sandboxes, &stream, command, &caller.who()).await?;
+        self.start_sandbox(&id, &done.state, &caller.who()).await
+    }
+
+    /// Settles every setting and finds the secrets; changes nothing.
+    async fn plan(
+        &self,
+        caller: &Caller,
+        id: &SandboxId,
+        request: &CreateSandbox,
+    ) -> Result<(SandboxCreated, BTreeMap<String, LayerSecret>), Failure> {
+        let memory_mb_max = self.limits.memory_mb_max.into();
+        check_size(request.cpu_count, request.memory_mb, memory_mb_max)?;
+        check_request(request)?;
+        let quota = self.limits.concurrent_sandboxes_max;
+        let active = self.catalog.live_count(&caller.org);
+        if active >= quota {
+            return Err(Failure::Quota { active, limit: quota });
+        }
+        let mut layers = Vec::new();
+        let mut secrets = BTreeMap::new();
+        let mut allowlist: Vec<String> = Vec::new();
+        let mut project: Option<ProjectCreated> = None;
+        if let Some(name) = request.project.as_deref().filter(|name| !name.is_empty()) {
+            let found = self
+                .catalog
+                .find_project(&caller.org, name)
+                .ok_or_else(|| unknown("project", name))?;
+            let stream = Project::stream(&found.project_id);
+            let state = self.projects.inspect(&stream).await?;
+            let found = state.visible_to(&caller.org).map_err(|_| unknown("project", name))?;
+            let layer_id = found.project_id.to_string();
+            add(&mut secrets, &layer_id, &stream, "project.secret_set.v1", &state.secrets);
+            layers.push(layer(LayerKind::Project, layer_id, &found.name));
+            unite(&mut allowlist, &found.egress_allowlist);
+            project = Some(found.clone());
+        }
+        if let Some(name) = request.secret_store.as_deref().filter(|name| !name.is_empty()) {
+            let found = self
+                .catalog
+                .find_store(&caller.org, name)
+                .ok_or_else(|| unknown("secret store", name))?;
+            let stream = SecretStore::stream(&found.store_id);
+            let state = self.stores.inspect(&stream).await?;
+            let found = state.visible_to(&caller.org).map_err(|_| unknown("secret store", name))?;
+            let layer_id = found.store_id.to_string();
+            add(&mut secrets, &layer_id, &stream, "store.secret_set.v1", &state.secrets);
+            layers.push(layer(LayerKind::Store, layer_id, &found.name));
+            unite(&mut allowlist, &found.egress_allowlist);
+        }
+        unite(&mut allowlist, &request.egress_allowlist);
+        // A plain variable takes the place of a secret of the same name.
+        secrets.retain(|name, _| !request.envs.contains_key(name));
+        let created = settle(caller, id, request, project.as_ref(), layers, allowlist)?;
+        Ok((created, secrets))
+    }
+
+    /// Gives each secret a token and moves its value under the sandbox's own data key.
+    fn seal_set(
+        &self,
+        stream: &StreamId,
+        secrets: BTreeMap<String, LayerSecret>,
+        envs: &BTreeMap<String, String>,
+    ) -> Result<SandboxSealed, Failure> {
+        let internal = |error: &dyn std::fmt::Display| Failure::Internal(error.to_string());
+        let ca = SandboxCa::generate("OpenComputer sandbox").map_err(|error| internal(&error))?;
+        let mut entries = Vec::with_capacity(secrets.len());
+        for (name, from) in secrets {
+            let value = self.unseal(&from.stream, from.event_kind, &name, &from.secret.sealed)?;
+            entries.push(SealedEntry {
+                token: SealedToken::generate().to_string(),
+                allowed_hosts: from.secret.allowed_hosts,
+                layer_id: from.layer_id,
+                version: from.secret.version,
+                sealed: self.seal(stream, SEALED_KIND, &format!("secret:{name}"), &value)?,
+                name,
+            });
+        }
+        let envs = SecretValue::new(serde_json::to_vec(envs)?);
+        Ok(SandboxSealed {
+            secrets: entries,
+            ca_certificate: ca.certificate_pem().to_owned(),
+            ca_key: self.seal(stream, SEALED_KIND, "ca-key", &ca.key_to_secret())?,
+            envs: self.seal(stream, SEALED_KIND, "envs", &envs)?,
+        })
+    }
+}
+
+fn unknown(what: &str, name: &str) -> Reject {
+    let shown: String = name.chars().filter(|c| !c.is_control()).take(128).collect();
+    Reject::invalid(format!("{what} not found: {shown}"))
+}
+
+fn layer(kind: LayerKind, id: String, name: &str) -> Layer {
+    Layer { kind, id, name: name.to_owned() }
+}
+
+/// Lays a layer's secrets over those below it; a later layer wins with its hosts.
+fn add(
+    secrets: &mut BTreeMap<String, LayerSecret>,
+    layer_id: &str,
+    stream: &StreamId,
+    event_kind: &'static str,
+    from: &Secrets,
+) {
+    for (name, secret) in from.iter() {
+        let secret = LayerSecret {
+            layer_id: layer_id.to_owned(),
+            stream: stream.clone(),
+            event_kind,
+            secret: secret.clone(),
+        };
+        secrets.insert(name.clone(), secret);
+    }
+}
+
+/// Adds what is not there yet, in order.
+fn unite(list: &mut Vec<String>, more: &[String]) {
+    for host in more {
+        if !list.contains(host) {
+            list.push(host.clone());
+        }
+    }
+}
+
+/// Bounds of the fields that need no look-up.
+fn check_request(request: &CreateSandbox) -> Result<(), Reject> {
+    if let Some(seconds) = request.timeout {
+        timeout(seconds)?;
+    }
+    if let Some(disk) = request.disk_mb
+        && !(DISK_MB_MIN..=DISK_MB_MAX).contains(&disk)
+    {
+        return Err(Reject::invalid(format!(
+            "diskMB must be between {DISK_MB_MIN} and {DISK_MB_MAX}"
+        )));
+    }
+    if request.port.is_some_and(|port| !(1..=65_535).contains(&port)) {
+        return Err(Reject::invalid("port must be between 1 and 65535"));
+    }
+    check_name(request.alias.as_deref().unwrap_or_default())
+        .map_err(|_| Reject::invalid("alias must be at most 128 printable characters"))?;
+    check_hosts("egressAllowlist", &request.egress_allowlist)?;
+    check_envs(&request.envs)?;
+    let metadata: usize = request.metadata.iter().map(|(k, v)| k.len() + v.len()).sum();
+    if metadata > METADATA_BYTES_MAX {
+        return Err(Reject::invalid(format!("metadata must not exceed {METADATA_BYTES_MAX} bytes")));
+    }
+    Ok(())
+}
+
+/// Variables that a process can be given: no `=` or NUL in a name, no NUL in a value.
+pub(super) fn check_envs(envs: &BTreeMap<String, String>) -> Result<(), Reject> {
+    let bad_name = |name: &String| {
+        name.is_empty() || name.len() > SECRET_NAME_BYTES_MAX || name.contains(['=', '\0'])
+    };
+    if envs.keys().any(bad_name) {
+        return Err(Reject::invalid("envs: names must not be empty or hold `=` or NUL"));
+    }
+    if envs.values().any(|value| value.contains('\0')) {
+        return Err(Reject::invalid("envs: values must not hold NUL"));
+    }
+    let bytes: usize = envs.iter().map(|(name, value)| name.len() + value.len()).sum();
+    if envs.len() > ENVS_MAX || bytes > ENVS_BYTES_MAX {
+        return Err(Reject::invalid(format!(
+            "envs must not exceed {ENVS_MAX} variables or {ENVS_BYTES_MAX} bytes"
+        )));
+    }
+    Ok(())
+}
+
+/// Request over project over default, setting by setting.
+fn settle(
+    caller: &Caller,
+    id: &SandboxId,
+    request: &CreateSandbox,
+    project: Option<&ProjectCreated>,
+    layers: Vec<Layer>,
+    egress_allowlist: Vec<String>,
+) -> Result<SandboxCreated, Reject> {
+    let asked = request.template.as_deref().unwrap_or_default();
+    let template = match (BASE_TEMPLATES.contains(&asked), project) {
+        (true, Some(project)) => project.template.as_str(),
+        (true, None) => "base",
+        (false, _) => asked,
+    };
+    if !BASE_TEMPLATES.contains(&template) {
+        let shown: String = template.chars().filter(|c| !c.is_control()).take(128).collect();
+        return Err(Reject::NotFound(format!("template not found: {shown}")));
+    }
+    let size = |asked: Option<i64>| asked.filter(|n| *n > 0).and_then(|n| u32::try_from(n).ok());
+    // With a project, 0 inherits; without one an explicit 0 means "never".
+    let timeout_sec = match (request.timeout, project) {
+        (Some(seconds), Some(project)) if seconds == 0 => project.timeout_sec,
+        (Some(seconds), _) => timeout(seconds)?,
+        (None, Some(project)) => project.timeout_sec,
+        (None, None) => TIMEOUT_SEC_DEFAULT,
+    };
+    Ok(SandboxCreated {
+        sandbox_id: id.clone(),
+        org_id: caller.org,
+        template: "base".to_owned(),
+        cpu_count: size(request.cpu_count).or(project.map(|p| p.cpu_count)).unwrap_or(1),
+        memory_mb: size(request.memory_mb).or(project.map(|p| p.memory_mb)).unwrap_or(1024),
+        disk_mb: size(request.disk_mb).unwrap_or(20_480),
+        timeout_sec,
+        port: request.port.and_then(|port| u16::try_from(port).ok()).unwrap_or(80),
+        network_enabled: request.network_enabled.unwrap_or(true),
+        alias: request.alias.clone().filter(|alias| !alias.is_empty()),
+        metadata: request.metadata.clone(),
+        layers,
+        egress_allowlist,
+        at: OffsetDateTime::now_utc(),
+    })
+}

@@ -1,0 +1,314 @@
+//! The one generic entity actor: it loads its stream, decides, appends, applies, and leaves memory
+//! when it has been idle.
+//!
+//! Invariants: one command at a time for each entity (the mailbox waits while one is in work);
+//! state changes only by events that are on disk; nothing is replied before that. Two actors of the
+//! same entity can exist for a moment (one leaving, one arriving): the expected revision in each
+//! append makes the loser reload and decide again, so this is slow at worst, never wrong.
+
+use std::sync::Arc;
+use std::time::Duration;
+
+use actix::prelude::*;
+use ulid::Ulid;
+
+use super::aggregate::{Aggregate, NameChange, Reject};
+use crate::events::families::{DecodeError, Family, NameClaimed, NameEvent, NameReleased};
+use crate::events::{
+    Actor as Who, Append, AppendError, EventLog, Expected, NewEvent, ReadError, Recorded, StreamId,
+};
+
+/// Idle time after which an entity leaves memory.
+const IDLE_MAX: Duration = Duration::from_secs(300);
+/// How often an entity looks whether it is idle.
+const IDLE_CHECK: Duration = Duration::from_secs(60);
+/// Events read at a time.
+const PAGE_EVENTS: usize = 512;
+/// Attempts at a command that loses races; each loss means that another command won.
+const ATTEMPTS_MAX: usize = 16;
+
+/// Why a command did not happen.
+#[derive(Debug, thiserror::Error)]
+pub enum Failure {
+    /// The rules refuse it.
+    #[error(transparent)]
+    Reject(#[from] Reject),
+    /// The log could not take it; it did not happen.
+    #[error("the event log could not take the change: {0}")]
+    Append(#[from] AppendError),
+    /// The log could not be read.
+    #[error("the event log could not be read: {0}")]
+    Read(#[from] ReadError),
+    /// A stored event is not understood.
+    #[error(transparent)]
+    Decode(#[from] DecodeError),
+    /// An event could not be written down.
+    #[error("an event could not be encoded: {0}")]
+    Encode(#[from] serde_json::Error),
+    /// Too many others changed the same thing at once.
+    #[error("too many concurrent changes to the same object, try again")]
+    Contended,
+    /// The actor is gone or its mailbox is full.
+    #[error("the server is overloaded or stopping, try again")]
+    Unavailable,
+    /// The organization has as many live sandboxes as it may.
+    #[error("concurrent sandbox limit reached: {active} of {limit} are running")]
+    Quota {
+        /// How many are live.
+        active: usize,
+        /// How many may be.
+        limit: usize,
+    },
+    /// The sandbox is stopped or failed for good.
+    #[error("sandbox is {0}")]
+    Gone(&'static str),
+    /// Something outside the log failed.
+    #[error("{0}")]
+    Internal(String),
+}
+
+/// What a command did.
+pub struct Done<A> {
+    /// The state after it.
+    pub state: Arc<A>,
+    /// Position of its last event; `None` when nothing changed.
+    pub position: Option<u64>,
+}
+
+/// Decide and append one command.
+pub struct Execute<A: Aggregate> {
+    /// The command.
+    pub command: A::Command,
+    /// Its id: the same id is recorded once.
+    pub id: Ulid,
+    /// Who asked for it.
+    pub who: Who,
+}
+
+impl<A: Aggregate> Message for Execute<A> {
+    type Result = Result<Done<A>, Failure>;
+}
+
+/// Read the present state.
+pub struct Inspect<A>(pub std::marker::PhantomData<fn() -> A>);
+
+impl<A: Aggregate> Message for Inspect<A> {
+    type Result = Result<Arc<A>, Failure>;
+}
+
+/// State and where it stands in its stream.
+#[derive(Clone)]
+struct Loaded<A> {
+    state: Arc<A>,
+    revision: Option<u64>,
+}
+
+impl<A: Aggregate> Loaded<A> {
+    fn apply(&mut self, events: &[impl AsRef<Recorded>]) -> Result<(), Failure> {
+        let state = Arc::make_mut(&mut self.state);
+        for recorded in events {
+            let recorded = recorded.as_ref();
+            state.apply(&A::Event::decode(&recorded.kind, &recorded.data)?, recorded.revision);
+            self.revision = Some(recorded.revision);
+        }
+        Ok(())
+    }
+}
+
+/// The actor of one entity.
+pub struct Entity<A: Aggregate> {
+    log: EventLog,
+    stream: StreamId,
+    loaded: Option<Loaded<A>>,
+    used: std::time::Instant,
+}
+
+impl<A: Aggregate + Unpin> Entity<A> {
+    /// An entity that reads its stream when it is first asked.
+    pub fn new(log: EventLog, stream: StreamId) -> Self {
+        Self { log, stream, loaded: None, used: std::time::Instant::now() }
+    }
+
+    /// Keeps what a command left behind; after a failure the stream is read anew.
+    fn keep(&mut self, loaded: Option<Loaded<A>>) {
+        self.used = std::time::Instant::now();
+        self.loaded = loaded;
+    }
+}
+
+impl<A: Aggregate + Unpin> Actor for Entity<A> {
+    type Context = Context<Self>;
+
+    fn started(&mut self, ctx: &mut Self::Context) {
+        ctx.run_interval(IDLE_CHECK, |actor, ctx| {
+            if actor.used.elapsed() > IDLE_MAX {
+                ctx.stop();
+            }
+        });
+    }
+}
+
+impl<A: Aggregate + Unpin> Handler<Execute<A>> for Entity<A> {
+    type Result = AtomicResponse<Self, Result<Done<A>, Failure>>;
+
+    fn handle(&mut self, message: Execute<A>, _ctx: &mut Self::Context) -> Self::Result {
+        let work = execute(self.log.clone(), self.stream.clone(), self.loaded.take(), message);
+        AtomicResponse::new(Box::pin(work.into_actor(self).map(|result, actor, _ctx| {
+            match result {
+                Ok((loaded, position)) => {
+                    let state = loaded.state.clone();
+                    actor.keep(Some(loaded));
+                    Ok(Done { state, position })
+                }
+                Err((loaded, failure)) => {
+                    actor.keep(loaded);
+                    Err(failure)
+                }
+            }
+        })))
+    }
+}
+
+impl<A: Aggregate + Unpin> Handler<Inspect<A>> for Entity<A> {
+    type Result = AtomicResponse<Self, Result<Arc<A>, Failure>>;
+
+    fn handle(&mut self, _message: Inspect<A>, _ctx: &mut Self::Context) -> Self::Result {
+        let (log, stream, loaded) = (self.log.clone(), self.stream.clone(), self.loaded.take());
+        let work = async move {
+            match loaded {
+                Some(loaded) => Ok(loaded),
+                None => load(&log, &stream).await,
+            }
+        };
+        AtomicResponse::new(Box::pin(work.into_actor(self).map(|result, actor, _ctx| {
+            let loaded = result?;
+            let state = loaded.state.clone();
+            actor.keep(Some(loaded));
+            Ok(state)
+        })))
+    }
+}
+
+/// Reads a stream from its beginning.
+async fn load<A: Aggregate>(log: &EventLog, stream: &StreamId) -> Result<Loaded<A>, Failure> {
+    let mut loaded = Loaded { state: Arc::new(A::default()), revision: None };
+    loop {
+        let from = loaded.revision.map_or(0, |revision| revision + 1);
+        let page = log.read_stream(stream, from, PAGE_EVENTS).await?;
+        let full = page.len() == PAGE_EVENTS;
+        loaded.apply(&page.into_iter().map(Arc::new).collect::<Vec<_>>())?;
+        if !full {
+            return Ok(loaded);
+        }
+    }
+}
+
+type Executed<A> = Result<(Loaded<A>, Option<u64>), (Option<Loaded<A>>, Failure)>;
+
+/// Decides and appends until the command is on disk, refused, or the log fails.
+async fn execute<A: Aggregate>(
+    log: EventLog,
+    stream: StreamId,
+    mut loaded: Option<Loaded<A>>,
+    message: Execute<A>,
+) -> Executed<A> {
+    for _ in 0..ATTEMPTS_MAX {
+        let mut current = match loaded.take() {
+            Some(current) => current,
+            None => load(&log, &stream).await.map_err(|failure| (None, failure))?,
+        };
+        let decision = match current.state.decide(&message.command) {
+            Ok(decision) => decision,
+            Err(reject) => return Err((Some(current), reject.into())),
+        };
+        if decision.events.is_empty() {
+            return Ok((current, None));
+        }
+        let append = match prepare(&log, &stream, &current, &decision.events, &decision.names, &message)
+            .await
+        {
+            Ok(append) => append,
+            Err(failure) => return Err((Some(current), failure)),
+        };
+        match log.append(append).await {
+            Ok(appended) => {
+                let own: Vec<_> =
+                    appended.events.iter().filter(|event| event.stream == stream).cloned().collect();
+                current.apply(&own).map_err(|failure| (None, failure))?;
+                return Ok((current, Some(appended.last_position)));
+            }
+            // Somebody else was faster: on this stream (reload) or on a name (read it anew).
+            Err(AppendError::Conflict { .. }) => continue,
+            Err(failure) => return Err((None, failure.into())),
+        }
+    }
+    Err((None, Failure::Contended))
+}
+
+/// Turns a decision into an append that holds only if nothing it relied on has changed.
+async fn prepare<A: Aggregate>(
+    log: &EventLog,
+    stream: &StreamId,
+    current: &Loaded<A>,
+    events: &[A::Event],
+    names: &[NameChange],
+    message: &Execute<A>,
+) -> Result<Append, Failure> {
+    let at = current.revision.map_or(Expected::NoStream, Expected::Revision);
+    let mut expected = vec![(stream.clone(), at)];
+    let mut new = Vec::with_capacity(events.len() + names.len());
+    for event in events {
+        new.push(record(stream, event)?);
+    }
+    for change in names {
+        let (name, at, event) = change_name(log, stream, change).await?;
+        expected.push((name.clone(), at));
+        new.push(record(&name, &event)?);
+    }
+    Ok(Append {
+        command: message.id,
+        expected,
+        events: new,
+        actor: message.who.clone(),
+        correlation: None,
+        causation: None,
+    })
+}
+
+fn record(stream: &StreamId, event: &impl Family) -> Result<NewEvent, Failure> {
+    Ok(NewEvent {
+        id: Ulid::generate(),
+        stream: stream.clone(),
+        kind: event.kind().to_owned(),
+        data: event.data()?,
+    })
+}
+
+/// Looks where a name stands and gives the event that changes it from there.
+async fn change_name(
+    log: &EventLog,
+    owner: &StreamId,
+    change: &NameChange,
+) -> Result<(StreamId, Expected, NameEvent), Failure> {
+    let name = match change {
+        NameChange::Claim { name, .. } | NameChange::Release { name } => name.clone(),
+    };
+    let head = log.stream_head(&name).await?;
+    let at = head.as_ref().map_or(Expected::NoStream, |(revision, _)| Expected::Revision(*revision));
+    let holder = match &head {
+        None => None,
+        Some((_, last)) => match NameEvent::decode(&last.kind, &last.data)? {
+            NameEvent::Claimed(claimed) => Some(claimed.owner),
+            NameEvent::Released(_) => None,
+        },
+    };
+    let owner = owner.to_string();
+    let event = match change {
+        NameChange::Claim { taken, .. } => match holder {
+            Some(_) => return Err(Reject::Conflict((*taken).to_owned()).into()),
+            None => NameEvent::Claimed(NameClaimed { owner }),
+        },
+        NameChange::Release { .. } => NameEvent::Released(NameReleased { owner }),
+    };
+    Ok((name, at, event))
+}

@@ -1,0 +1,320 @@
+//! Commands in a sandbox: what a caller asks for becomes a session of the guest; its output is
+//! captured up to a limit. Handles of commands that run on live in memory only, and outlive their
+//! command by ten minutes.
+
+use std::collections::{BTreeMap, HashMap};
+use std::sync::{Arc, Mutex, PoisonError};
+use std::time::Duration;
+
+use time::OffsetDateTime;
+use tokio::sync::watch;
+use tokio::time::Instant;
+
+use super::aggregate::Reject;
+use super::create::check_envs;
+use super::entity::Failure;
+use super::live::LiveSandbox;
+use super::platform::Platform;
+use crate::ids::SandboxId;
+use crate::sandbox::{GuestError, SessionOutput, StartSession};
+
+/// Time a command may take when the caller doesn't say.
+const TIMEOUT_DEFAULT: Duration = Duration::from_secs(60);
+/// Longest time a caller may ask for (a week).
+const TIMEOUT_SEC_MAX: i64 = 7 * 24 * 3600;
+/// How long a finished handle stays readable.
+const HANDLE_KEPT: Duration = Duration::from_secs(600);
+/// Handles kept at once; beyond it the oldest finished ones go.
+const HANDLES_MAX: usize = 4096;
+const COMMAND_BYTES_MAX: usize = 128 * 1024;
+const ARGS_MAX: usize = 4096;
+
+/// A process as a caller asks for it.
+#[derive(Debug, Clone, Default)]
+pub struct ProcessRequest {
+    /// Program, or without `args` a whole command line.
+    pub cmd: String,
+    /// Arguments, passed as they are.
+    pub args: Vec<String>,
+    /// Variables of this process.
+    pub envs: BTreeMap<String, String>,
+    /// Working directory.
+    pub cwd: Option<String>,
+    /// Seconds; 0: the route's default.
+    pub timeout: Option<i64>,
+    /// Expand `$NAME` in `args` for variables injected into the sandbox.
+    pub expand_env: bool,
+    /// Seconds the process may run after its last client left; 0: no limit.
+    pub max_run_after_disconnect: Option<i64>,
+}
+
+/// What a command has put out so far, and how it ended.
+#[derive(Debug, Clone, Default)]
+pub struct Captured {
+    /// Standard output.
+    pub stdout: Vec<u8>,
+    /// Standard error.
+    pub stderr: Vec<u8>,
+    /// Some output was dropped: a stream went over the limit.
+    pub truncated: bool,
+    /// Exit code, once it ended.
+    pub exit_code: Option<i32>,
+    /// Why it could not be run to its end.
+    pub error: Option<String>,
+}
+
+impl Captured {
+    fn push(&mut self, output: SessionOutput, limit: usize) {
+        let (stream, bytes) = match output {
+            SessionOutput::Stdout(bytes) => (&mut self.stdout, bytes),
+            SessionOutput::Stderr(bytes) => (&mut self.stderr, bytes),
+            SessionOutput::ReplayEnd => return,
+            SessionOutput::Exit { code, timed_out, .. } => {
+                if timed_out {
+                    self.stderr.extend_from_slice(b"\nProcess timed out");
+                }
+                self.exit_code = Some(if timed_out { -1 } else { code });
+                return;
+            }
+        };
+        let room = limit.saturating_sub(stream.len()).min(bytes.len());
+        stream.extend_from_slice(&bytes[..room]);
+        self.truncated |= room < bytes.len();
+    }
+
+    fn fail(&mut self, exit_code: i32, reason: String) {
+        self.stderr.extend_from_slice(reason.as_bytes());
+        self.exit_code = Some(exit_code);
+        self.error = Some(reason);
+    }
+}
+
+/// A command that was started; its output grows until `exit_code` is there.
+pub struct Handle {
+    /// Its id.
+    pub id: String,
+    /// Where it runs.
+    pub sandbox: SandboxId,
+    /// When it was started.
+    pub started_at: OffsetDateTime,
+    captured: Mutex<Captured>,
+    finished: watch::Sender<Option<Instant>>,
+}
+
+impl Handle {
+    /// What is known now.
+    pub fn captured(&self) -> Captured {
+        self.captured.lock().unwrap_or_else(PoisonError::into_inner).clone()
+    }
+
+    /// Waits until the command ended, at most `longest`; tells whether it did.
+    pub async fn finished_within(&self, longest: Duration) -> bool {
+        let mut finished = self.finished.subscribe();
+        tokio::time::timeout(longest, finished.wait_for(Option::is_some)).await.is_ok()
+    }
+
+    fn update(&self, change: impl FnOnce(&mut Captured)) {
+        change(&mut self.captured.lock().unwrap_or_else(PoisonError::into_inner));
+    }
+}
+
+/// The handles of the server, by id.
+#[derive(Default)]
+pub struct Handles(Mutex<HashMap<String, Arc<Handle>>>);
+
+impl Handles {
+    /// The handle of that id in that sandbox.
+    pub fn find(&self, sandbox: &SandboxId, id: &str) -> Option<Arc<Handle>> {
+        let handles = self.0.lock().unwrap_or_else(PoisonError::into_inner);
+        handles.get(id).filter(|handle| handle.sandbox == *sandbox).cloned()
+    }
+
+    fn insert(&self, handle: Arc<Handle>) -> Result<(), Failure> {
+        let mut handles = self.0.lock().unwrap_or_else(PoisonError::into_inner);
+        handles.retain(|_, old| old.finished.borrow().is_none_or(|at| at.elapsed() < HANDLE_KEPT));
+        if handles.len() >= HANDLES_MAX {
+            return Err(Failure::Unavailable);
+        }
+        handles.insert(handle.id.clone(), handle);
+        Ok(())
+    }
+}
+
+impl Platform {
+    /// The handle of a command that was started with [`Platform::start_command`].
+    pub fn find_handle(&self, sandbox: &SandboxId, id: &str) -> Option<Arc<Handle>> {
+        self.handles.find(sandbox, id)
+    }
+
+    /// Starts a command and captures its output, whether somebody waits for it or not.
+    pub fn start_command(
+        self: &Arc<Self>,
+        live: &Arc<LiveSandbox>,
+        request: ProcessRequest,
+    ) -> Result<Arc<Handle>, Failure> {
+        let mut session = session(live, request)?;
+        session.timeout.get_or_insert(TIMEOUT_DEFAULT);
+        session.stdin_closed = true;
+        let handle = Arc::new(Handle {
+            id: session.session_id.clone(),
+            sandbox: live.details.sandbox_id.clone(),
+            started_at: OffsetDateTime::now_utc(),
+            captured: Mutex::default(),
+            finished: watch::Sender::new(None),
+        });
+        self.handles.insert(handle.clone())?;
+        let (live, captured, limit) =
+            (live.clone(), handle.clone(), self.limits.exec_output_bytes_max);
+        tokio::spawn(async move {
+            if let Err(error) = capture(&live, session, &captured, limit).await {
+                captured.update(|output| fail(output, error));
+            }
+            captured.finished.send_replace(Some(Instant::now()));
+        });
+        Ok(handle)
+    }
+}
+
+async fn capture(
+    live: &LiveSandbox,
+    session: StartSession,
+    handle: &Handle,
+    limit: usize,
+) -> Result<(), GuestError> {
+    let id = session.session_id.clone();
+    live.guest.start(session).await?;
+    let mut attachment = live.guest.attach(&id).await?;
+    while let Some(output) = attachment.next().await? {
+        let last = matches!(output, SessionOutput::Exit { .. });
+        handle.update(|captured| captured.push(output, limit));
+        if last {
+            return Ok(());
+        }
+    }
+    Err(GuestError::Gone("the sandbox went away while the command ran".to_owned()))
+}
+
+fn fail(output: &mut Captured, error: GuestError) {
+    match error {
+        GuestError::CommandNotFound(reason) => output.fail(127, reason),
+        other => output.fail(-1, other.to_string()),
+    }
+}
+
+/// Checks a request and turns it into a session of the guest.
+pub fn session(live: &LiveSandbox, request: ProcessRequest) -> Result<StartSession, Failure> {
+    if request.cmd.is_empty() {
+        return Err(Reject::invalid("cmd is required").into());
+    }
+    let bytes = request.cmd.len() + request.args.iter().map(String::len).sum::<usize>();
+    if bytes > COMMAND_BYTES_MAX || request.args.len() > ARGS_MAX {
+        let text = format!("the command must not exceed {COMMAND_BYTES_MAX} bytes");
+        return Err(Reject::invalid(text).into());
+    }
+    let texts = request.args.iter().chain([&request.cmd]).chain(&request.cwd);
+    if texts.into_iter().any(|text| text.contains('\0')) {
+        return Err(Reject::invalid("cmd, args and cwd must not hold NUL").into());
+    }
+    check_envs(&request.envs)?;
+    let args = match request.expand_env {
+        true => {
+            let mut known = live.injected.clone();
+            known.extend(request.envs.clone());
+            request.args.iter().map(|arg| expand(arg, &known)).collect()
+        }
+        false => request.args,
+    };
+    Ok(StartSession {
+        session_id: new_session_id(),
+        direct: !args.is_empty() || is_plain_word(&request.cmd),
+        cmd: request.cmd,
+        args,
+        env: live.environment(&request.envs),
+        cwd: request.cwd.filter(|cwd| !cwd.is_empty()).unwrap_or_else(|| "/home/sandbox".into()),
+        timeout: seconds("timeout", request.timeout)?,
+        kill_after_detach: seconds("maxRunAfterDisconnect", request.max_run_after_disconnect)?,
+        ..StartSession::default()
+    })
+}
+
+/// A number of seconds: absent and 0 mean "not given".
+fn seconds(field: &str, given: Option<i64>) -> Result<Option<Duration>, Reject> {
+    match given {
+        None | Some(0) => Ok(None),
+        Some(n) if (1..=TIMEOUT_SEC_MAX).contains(&n) => {
+            Ok(Some(Duration::from_secs(n.unsigned_abs())))
+        }
+        Some(_) => {
+            Err(Reject::invalid(format!("{field} must be between 0 and {TIMEOUT_SEC_MAX}")))
+        }
+    }
+}
+
+/// 8 hex digits.
+fn new_session_id() -> String {
+    hex::encode(rand::random::<[u8; 4]>())
+}
+
+/// A command line that is one word with no meaning to a shell: it is executed directly.
+fn is_plain_word(cmd: &str) -> bool {
+    cmd.bytes().all(|b| b.is_ascii_alphanumeric() || b"._/+-".contains(&b))
+}
+
+/// Replaces `$NAME` and `${NAME}` for known names; every other text stays.
+fn expand(text: &str, known: &BTreeMap<String, String>) -> String {
+    let mut expanded = String::with_capacity(text.len());
+    let mut rest = text;
+    while let Some(at) = rest.find('$') {
+        expanded.push_str(&rest[..at]);
+        let after = &rest[at + 1..];
+        let (name, length) = match after.strip_prefix('{') {
+            Some(inner) => match inner.find('}') {
+                Some(end) => (&inner[..end], end + 2),
+                None => ("", 0),
+            },
+            None => {
+                let word = |b: u8| b.is_ascii_alphanumeric() || b == b'_';
+                let end = after.bytes().position(|b| !word(b)).unwrap_or(after.len());
+                (&after[..end], end)
+            }
+        };
+        match known.get(name) {
+            Some(value) => {
+                expanded.push_str(value);
+                rest = &after[length..];
+            }
+            None => {
+                expanded.push('$');
+                rest = after;
+            }
+        }
+    }
+    expanded.push_str(rest);
+    expanded
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn only_known_names_are_expanded() {
+        let known = BTreeMap::from([("KEY".to_owned(), "v".to_owned())]);
+        for (text, expected) in [
+            ("$KEY", "v"),
+            ("x-api-key: ${KEY}!", "x-api-key: v!"),
+            ("$KEYS $OTHER ${OTHER} $", "$KEYS $OTHER ${OTHER} $"),
+            ("$$KEY ${KEY", "$v ${KEY"),
+            ("é$KEYé", "évé"),
+        ] {
+            assert_eq!(expand(text, &known), expected, "{text}");
+        }
+    }
+
+    #[test]
+    fn output_over_the_limit_is_cut_and_said_to_be() {
+        let mut captured = Captured::default();
+        captured.push(SessionOutput::Stdout(vec![b'a'; 10].into()), 4);
+        assert_eq!((captured.stdout.as_slice(), captured.truncated), (&b"aaaa"[..], true));
+    }
+}

@@ -1,0 +1,345 @@
+//! A sandbox's effects: starting, attaching, stopping. Each follows an intent that is on disk, and
+//! ends in an outcome that is; repeating any of them is harmless.
+
+use std::collections::{BTreeMap, HashMap};
+use std::sync::{Arc, Mutex, PoisonError};
+use std::time::Duration;
+
+use time::OffsetDateTime;
+use ulid::Ulid;
+
+use super::create::SEALED_KIND;
+use super::entity::Failure;
+use super::live::{LiveSandbox, base_environment};
+use super::platform::{Caller, Platform};
+use super::proxy::{Close, ProxyActor, ProxyParts, SetPolicy};
+use super::sandbox::{Phase, Sandbox, SandboxCommand};
+use crate::events::Actor as Who;
+use crate::events::families::{LayerKind, SandboxCreated, SandboxSealed, StopReason};
+use crate::ids::SandboxId;
+use crate::proxy::{Binding, Policy, SandboxCa};
+use crate::sandbox::{GuestClient, Running, SandboxSpec};
+
+/// Longest a guest may take until it can run commands.
+const GUEST_READY_MAX: Duration = Duration::from_secs(20);
+/// Longest a data-plane call waits for a sandbox that is starting.
+const STARTING_WAIT_MAX: Duration = Duration::from_secs(60);
+const STARTING_POLL: Duration = Duration::from_millis(20);
+
+/// Keeps the reconciler away from a sandbox while somebody works on it.
+pub(super) struct InWork {
+    id: SandboxId,
+    table: Arc<Mutex<HashMap<SandboxId, usize>>>,
+}
+
+impl Drop for InWork {
+    fn drop(&mut self) {
+        let mut table = self.table.lock().unwrap_or_else(PoisonError::into_inner);
+        if let Some(count) = table.get_mut(&self.id) {
+            *count -= 1;
+            if *count == 0 {
+                table.remove(&self.id);
+            }
+        }
+    }
+}
+
+impl Platform {
+    pub(super) fn begin_work(&self, id: &SandboxId) -> InWork {
+        let mut table = self.in_work.lock().unwrap_or_else(PoisonError::into_inner);
+        *table.entry(id.clone()).or_insert(0) += 1;
+        InWork { id: id.clone(), table: self.in_work.clone() }
+    }
+
+    pub(super) fn is_in_work(&self, id: &SandboxId) -> bool {
+        self.in_work.lock().unwrap_or_else(PoisonError::into_inner).contains_key(id)
+    }
+
+    /// Carries out the open intent to run, and records its outcome.
+    pub(super) async fn start_sandbox(
+        self: &Arc<Self>,
+        id: &SandboxId,
+        state: &Sandbox,
+        who: &Who,
+    ) -> Result<Sandbox, Failure> {
+        let (Phase::Starting(intent), stream) = (&state.phase, Sandbox::stream(id)) else {
+            return Err(Failure::Internal("no start was requested".to_owned()));
+        };
+        let intent = *intent;
+        let brought_up = self.bring_up(id, state).await;
+        let at = OffsetDateTime::now_utc();
+        let failure = match brought_up {
+            Ok(limits) => {
+                let command = SandboxCommand::Started { intent, limits, at };
+                match self.execute(&self.sandboxes, &stream, command, who).await {
+                    Ok(done) => return Ok((*done.state).clone()),
+                    Err(failure) => failure,
+                }
+            }
+            Err(failure) => failure,
+        };
+        tracing::error!(sandbox = %id, error = %failure, "the sandbox could not be started");
+        // A sandbox that had run before keeps its disk: it is its user's.
+        match state.started_at {
+            Some(_) => self.drop_live(id).await,
+            None => self.take_down(id).await?,
+        }
+        let reason = failure.to_string();
+        let command = SandboxCommand::StartFailed { intent, reason, at };
+        if let Ok(done) = self.execute(&self.sandboxes, &stream, command, who).await
+            && done.state.phase == Phase::NeverStarted
+        {
+            self.shred(&stream)?;
+        }
+        Err(failure)
+    }
+
+    /// Makes the world what the intent says; answers with the limits that are enforced.
+    async fn bring_up(
+        self: &Arc<Self>,
+        id: &SandboxId,
+        state: &Sandbox,
+    ) -> Result<serde_json::Value, Failure> {
+        let (details, sealed) = parts_of(state)?;
+        let spec = SandboxSpec {
+            id: id.clone(),
+            cpu_count: details.cpu_count,
+            memory_mb: details.memory_mb.into(),
+            disk_mb: details.disk_mb.into(),
+            network: details.network_enabled,
+            ca_pem: sealed.ca_certificate.clone(),
+        };
+        let running =
+            self.driver.create(&spec).await.map_err(|error| Failure::Internal(error.to_string()))?;
+        self.wire_up(id, state, running).await
+    }
+
+    /// Joins a running sandbox with its guest and its proxy.
+    pub(super) async fn wire_up(
+        self: &Arc<Self>,
+        id: &SandboxId,
+        state: &Sandbox,
+        running: Running,
+    ) -> Result<serde_json::Value, Failure> {
+        let internal = |error: &dyn std::fmt::Display| Failure::Internal(error.to_string());
+        let (details, sealed) = parts_of(state)?;
+        let stream = Sandbox::stream(id);
+        let ca_key = self.unseal(&stream, SEALED_KIND, "ca-key", &sealed.ca_key)?;
+        let ca = SandboxCa::load(&sealed.ca_certificate, &ca_key).map_err(|e| internal(&e))?;
+        let envs = self.unseal(&stream, SEALED_KIND, "envs", &sealed.envs)?;
+        let envs: BTreeMap<String, String> = serde_json::from_slice(envs.expose())?;
+        let policy = self.policy(id, details, sealed)?;
+        let guest = GuestClient::connect(&running.guest_socket).await.map_err(|e| internal(&e))?;
+        guest.hello(GUEST_READY_MAX).await.map_err(|e| internal(&e))?;
+        let limits = serde_json::to_value(&running.limits)?;
+        let governed =
+            !envs.is_empty() || !sealed.secrets.is_empty() || !details.egress_allowlist.is_empty();
+        let tokens = sealed.secrets.iter().map(|entry| (entry.name.clone(), entry.token.clone()));
+        let mut injected: BTreeMap<String, String> = tokens.collect();
+        injected.extend(envs);
+        let exited = running.exit_watch();
+        let proxy = ProxyActor::start(
+            ProxyParts {
+                sandbox: id.clone(),
+                org: details.org_id,
+                settings: self.egress.clone(),
+                ca,
+                policy,
+                attachment: running.egress,
+                log: self.log.clone(),
+            },
+            &self.proxy_arbiters.next(),
+        );
+        let live = Arc::new(LiveSandbox {
+            details: details.clone(),
+            guest,
+            proxy,
+            base: base_environment(governed && details.network_enabled),
+            injected,
+        });
+        let mut all = self.live.lock().unwrap_or_else(PoisonError::into_inner);
+        all.insert(id.clone(), live.clone());
+        drop(all);
+        let (platform, id) = (self.clone(), id.clone());
+        tokio::spawn(async move {
+            exited.wait().await;
+            platform.ended_by_itself(&id, &live).await;
+        });
+        Ok(limits)
+    }
+
+    /// Who may receive which value, from the log's ciphertexts.
+    fn policy(
+        &self,
+        id: &SandboxId,
+        details: &SandboxCreated,
+        sealed: &SandboxSealed,
+    ) -> Result<Policy, Failure> {
+        let stream = Sandbox::stream(id);
+        let mut bindings = Vec::with_capacity(sealed.secrets.len());
+        for entry in &sealed.secrets {
+            let name = format!("secret:{}", entry.name);
+            bindings.push(Binding {
+                name: entry.name.clone(),
+                token: parse(&entry.token)?,
+                value: self.unseal(&stream, SEALED_KIND, &name, &entry.sealed)?,
+                hosts: parse_all(&entry.allowed_hosts)?,
+            });
+        }
+        let allowlist = parse_all(&details.egress_allowlist)?;
+        Ok(Policy::new(allowlist, bindings, details.network_enabled, true))
+    }
+
+    /// Has the running proxy use what the log says now.
+    pub(super) fn renew_policy(&self, id: &SandboxId, state: &Sandbox) -> Result<(), Failure> {
+        if let Some(live) = self.find_live(id) {
+            let (details, sealed) = parts_of(state)?;
+            live.proxy.do_send(SetPolicy(self.policy(id, details, sealed)?));
+        }
+        Ok(())
+    }
+
+    /// The guest is gone and nobody asked for it.
+    async fn ended_by_itself(&self, id: &SandboxId, live: &Arc<LiveSandbox>) {
+        // Only for the sandbox that was watched: it may have been stopped or started anew.
+        if !self.find_live(id).is_some_and(|now| Arc::ptr_eq(&now, live)) {
+            return;
+        }
+        self.drop_live(id).await;
+        let who = Who { org: Some(live.details.org_id), ..Who::system() };
+        let command = SandboxCommand::Fail {
+            reason: "the sandbox's first process ended".to_owned(),
+            at: OffsetDateTime::now_utc(),
+        };
+        let stream = Sandbox::stream(id);
+        if let Err(error) = self.execute(&self.sandboxes, &stream, command, &who).await {
+            tracing::error!(%error, sandbox = %id, "the end of a sandbox could not be recorded");
+        }
+    }
+
+    async fn drop_live(&self, id: &SandboxId) {
+        let removed = self.live.lock().unwrap_or_else(PoisonError::into_inner).remove(id);
+        if let Some(live) = removed {
+            // Closed before anything else happens to the sandbox; a dead actor is closed already.
+            let _ = live.proxy.send(Close).await;
+        }
+    }
+
+    /// Leaves nothing of the sandbox in the world.
+    pub(super) async fn take_down(&self, id: &SandboxId) -> Result<(), Failure> {
+        self.drop_live(id).await;
+        self.driver.destroy(id).await.map_err(|error| Failure::Internal(error.to_string()))
+    }
+
+    /// Stops a sandbox for good. Returns once nothing of it is left; stopping it twice is fine.
+    pub async fn delete_sandbox(
+        self: &Arc<Self>,
+        caller: &Caller,
+        id: &SandboxId,
+        delete_store: bool,
+    ) -> Result<(), Failure> {
+        let _in_work = self.begin_work(id);
+        let command = SandboxCommand::RequestStop {
+            org: caller.org,
+            intent: Ulid::generate(),
+            reason: StopReason::UserRequested,
+            at: OffsetDateTime::now_utc(),
+        };
+        let stream = Sandbox::stream(id);
+        let done = self.execute(&self.sandboxes, &stream, command, &caller.who()).await?;
+        self.finish_stop(id, &done.state, &caller.who()).await?;
+        if delete_store {
+            let layers = done.state.details.iter().flat_map(|details| &details.layers);
+            let store = layers.filter(|layer| layer.kind == LayerKind::Store).next_back();
+            if let Some(store_id) = store.and_then(|layer| layer.id.parse().ok())
+                && let Err(error) = self.delete_store(caller, &store_id).await
+            {
+                tracing::warn!(%error, sandbox = %id, "the sandbox's secret store was not deleted");
+            }
+        }
+        Ok(())
+    }
+
+    /// Carries out the open intent to be gone, and records its outcome.
+    pub(super) async fn finish_stop(
+        &self,
+        id: &SandboxId,
+        state: &Sandbox,
+        who: &Who,
+    ) -> Result<(), Failure> {
+        let Phase::Stopping(intent) = state.phase else { return Ok(()) };
+        let stream = Sandbox::stream(id);
+        self.take_down(id).await?;
+        let command = SandboxCommand::Stopped { intent, at: OffsetDateTime::now_utc() };
+        self.execute(&self.sandboxes, &stream, command, who).await?;
+        // Last: after it nothing can open the sandbox's values any more.
+        self.shred(&stream)
+    }
+
+    /// A sandbox as the caller may see it.
+    pub async fn get_sandbox(
+        &self,
+        caller: &Caller,
+        id: &SandboxId,
+    ) -> Result<Arc<Sandbox>, Failure> {
+        let state = self.sandboxes.inspect(&Sandbox::stream(id)).await?;
+        state.visible_to(&caller.org)?;
+        Ok(state)
+    }
+
+    /// Sets the idle timeout.
+    pub async fn set_timeout(
+        &self,
+        caller: &Caller,
+        id: &SandboxId,
+        seconds: i64,
+    ) -> Result<(), Failure> {
+        let at = OffsetDateTime::now_utc();
+        let command = SandboxCommand::SetTimeout { org: caller.org, seconds, at };
+        let stream = Sandbox::stream(id);
+        self.execute(&self.sandboxes, &stream, command, &caller.who()).await.map(drop)
+    }
+
+    /// The running sandbox behind a data-plane call; waits for one that is starting.
+    pub async fn live_sandbox(
+        &self,
+        caller: &Caller,
+        id: &SandboxId,
+    ) -> Result<Arc<LiveSandbox>, Failure> {
+        let deadline = tokio::time::Instant::now() + STARTING_WAIT_MAX;
+        loop {
+            let state = self.get_sandbox(caller, id).await?;
+            match state.phase.status() {
+                Some("running") => {}
+                Some(status) => return Err(Failure::Gone(status)),
+                None => return Err(super::aggregate::Reject::not_found("sandbox").into()),
+            }
+            if let (Phase::Running, Some(live)) = (&state.phase, self.find_live(id)) {
+                return Ok(live);
+            }
+            if tokio::time::Instant::now() > deadline {
+                return Err(Failure::Unavailable);
+            }
+            tokio::time::sleep(STARTING_POLL).await;
+        }
+    }
+}
+
+/// Settings and sealed set of a sandbox that has both.
+fn parts_of(state: &Sandbox) -> Result<(&SandboxCreated, &SandboxSealed), Failure> {
+    match (&state.details, &state.sealed) {
+        (Some(details), Some(sealed)) => Ok((details, sealed)),
+        _ => Err(Failure::Internal("the sandbox has no sealed set".to_owned())),
+    }
+}
+
+/// Reads back what was checked before it was recorded; a misfit fails closed.
+fn parse<T: std::str::FromStr<Err: std::fmt::Display>>(text: &str) -> Result<T, Failure> {
+    text.parse().map_err(|error: T::Err| Failure::Internal(error.to_string()))
+}
+
+fn parse_all<T: std::str::FromStr<Err: std::fmt::Display>>(
+    texts: &[String],
+) -> Result<Vec<T>, Failure> {
+    texts.iter().map(|text| parse(text)).collect()
+}

@@ -1,0 +1,63 @@
+//! A sandbox that runs: how to reach its guest and its proxy, and the environment its processes get.
+//! Nothing here is durable; a restarted server builds it anew from the log.
+
+use std::collections::BTreeMap;
+
+use actix::Addr;
+
+use super::proxy::ProxyActor;
+use crate::events::families::SandboxCreated;
+use crate::sandbox::GuestClient;
+
+/// Where the explicit proxy answers inside a sandbox.
+pub const PROXY_URL: &str = "http://169.254.169.254:3128";
+/// The trust bundle inside a sandbox: public roots and the sandbox's own authority.
+pub const CA_BUNDLE: &str = "/usr/local/share/ca-certificates/opensandbox-proxy.crt";
+const NO_PROXY: &str = "localhost,127.0.0.1,::1,169.254.169.254";
+const PATH: &str = "/usr/local/sbin:/usr/local/bin:/usr/sbin:/usr/bin:/sbin:/bin";
+
+/// A running sandbox.
+pub struct LiveSandbox {
+    /// Its settings when it was attached.
+    pub details: SandboxCreated,
+    /// The guest inside.
+    pub guest: GuestClient,
+    /// Its proxy actor.
+    pub proxy: Addr<ProxyActor>,
+    /// Base environment, the lowest layer.
+    pub base: BTreeMap<String, String>,
+    /// Sealed tokens and plain variables: what `expandEnv` may expand.
+    pub injected: BTreeMap<String, String>,
+}
+
+impl LiveSandbox {
+    /// The environment of one process: base, then sandbox, then its own.
+    pub fn environment(&self, own: &BTreeMap<String, String>) -> BTreeMap<String, String> {
+        let mut environment = self.base.clone();
+        environment.extend(self.injected.clone());
+        environment.extend(own.clone());
+        environment
+    }
+}
+
+/// The base environment; the proxy's part is there when the sandbox has anything to do with it.
+pub fn base_environment(governed: bool) -> BTreeMap<String, String> {
+    let mut base = vec![
+        ("HOME", "/home/sandbox"),
+        ("USER", "sandbox"),
+        ("LOGNAME", "sandbox"),
+        ("PATH", PATH),
+        ("LANG", "C.UTF-8"),
+    ];
+    if governed {
+        for name in ["HTTP_PROXY", "HTTPS_PROXY", "http_proxy", "https_proxy"] {
+            base.push((name, PROXY_URL));
+        }
+        base.extend([("NO_PROXY", NO_PROXY), ("no_proxy", NO_PROXY)]);
+    }
+    // The authority signs for every host whose traffic is inspected, so it is always trusted.
+    for name in ["NODE_EXTRA_CA_CERTS", "REQUESTS_CA_BUNDLE", "SSL_CERT_FILE"] {
+        base.push((name, CA_BUNDLE));
+    }
+    base.into_iter().map(|(name, value)| (name.to_owned(), value.to_owned())).collect()
+}

@@ -1,0 +1,260 @@
+//! The reconciler: makes the world and the log agree, at start and then again and again. It takes
+//! no input and always does the same work, so whatever was missed once is done the next time.
+//!
+//! | In the log | In the world | What it does |
+//! |---|---|---|
+//! | starting, never acknowledged | anything | undoes it, records `start_failed` |
+//! | starting again | anything | carries the start out |
+//! | running | supervisor there | attaches |
+//! | running | nothing (the host was restarted) | starts it again on its disk |
+//! | stopping | anything | undoes it, records `stopped` |
+//! | failed | disk | keeps it for its user |
+//! | gone or unknown | anything | removes it |
+//!
+//! It also brings secrets that were rotated meanwhile to the sandboxes that use them.
+
+use std::collections::HashMap;
+use std::sync::{Arc, Weak};
+use std::time::Duration;
+
+use actix::prelude::*;
+use time::OffsetDateTime;
+use ulid::Ulid;
+
+use super::create::SEALED_KIND;
+use super::entity::Failure;
+use super::platform::Platform;
+use super::project::Project;
+use super::sandbox::{Phase, Sandbox, SandboxCommand};
+use super::secret_store::SecretStore;
+use super::secrets::{Secret, Secrets};
+use crate::events::families::{LayerKind, SealedEntry};
+use crate::events::{Actor as Who, StreamId};
+use crate::ids::{OrgId, SandboxId};
+
+/// Time between rounds; a rotated secret that could not be brought to a sandbox at once is there
+/// within one round (the contract allows 15 s).
+const ROUND: Duration = Duration::from_secs(10);
+
+/// The actor that does the rounds.
+pub struct Reconciler {
+    platform: Weak<Platform>,
+}
+
+impl Reconciler {
+    /// Starts the rounds; the first one is over before this returns.
+    pub async fn start(platform: &Arc<Platform>) {
+        platform.reconcile().await;
+        let actor = Self { platform: Arc::downgrade(platform) };
+        Actor::start(actor);
+    }
+}
+
+impl Actor for Reconciler {
+    type Context = Context<Self>;
+
+    fn started(&mut self, ctx: &mut Self::Context) {
+        ctx.run_later(ROUND, Self::round);
+    }
+}
+
+impl Reconciler {
+    /// One round; the next begins a while after it ended, so that rounds can't pile up.
+    fn round(&mut self, ctx: &mut Context<Self>) {
+        let Some(platform) = self.platform.upgrade() else { return ctx.stop() };
+        let work = async move { platform.reconcile().await };
+        ctx.spawn(work.into_actor(self).map(|(), _, ctx| {
+            ctx.run_later(ROUND, Self::round);
+        }));
+    }
+}
+
+impl Platform {
+    /// One round over every sandbox. Failures are logged; the next round tries again.
+    pub async fn reconcile(self: &Arc<Self>) {
+        self.catalog.caught_up(self.log.head().position).await;
+        // The world first: what appears in it later has its intent in the log already.
+        let world = match self.driver.list().await {
+            Ok(world) => world,
+            Err(error) => {
+                tracing::error!(%error, "the sandboxes of this machine can't be listed");
+                return;
+            }
+        };
+        let mut known = HashMap::new();
+        for (id, org, phase) in self.catalog.phases() {
+            if !self.is_in_work(&id)
+                && let Err(error) = self.reconcile_one(&id, org, &phase).await
+            {
+                tracing::error!(%error, sandbox = %id, "the sandbox could not be reconciled");
+            }
+            known.insert(id, phase);
+        }
+        for id in world {
+            let wanted = known.get(&id).is_some_and(|phase| {
+                phase.is_live() || matches!(phase, Phase::Failed(_) | Phase::Stopping(_))
+            });
+            if !wanted && !self.is_in_work(&id) {
+                tracing::info!(sandbox = %id, "removing what is left of a sandbox");
+                if let Err(error) = self.take_down(&id).await {
+                    tracing::error!(%error, sandbox = %id, "what is left could not be removed");
+                }
+            }
+        }
+    }
+
+    async fn reconcile_one(
+        self: &Arc<Self>,
+        id: &SandboxId,
+        org: OrgId,
+        phase: &Phase,
+    ) -> Result<(), Failure> {
+        if !matches!(phase, Phase::Starting(_) | Phase::Running | Phase::Stopping(_)) {
+            return Ok(());
+        }
+        let _in_work = self.begin_work(id);
+        let (stream, who) = (Sandbox::stream(id), Who { org: Some(org), ..Who::system() });
+        // The read model may be a moment behind: the entity decides.
+        let state = self.sandboxes.inspect(&stream).await?;
+        match state.phase {
+            Phase::Starting(intent) if state.started_at.is_none() => {
+                self.take_down(id).await?;
+                let command = SandboxCommand::StartFailed {
+                    intent,
+                    reason: "the server stopped while the sandbox was starting".to_owned(),
+                    at: OffsetDateTime::now_utc(),
+                };
+                self.execute(&self.sandboxes, &stream, command, &who).await?;
+                self.shred(&stream)
+            }
+            Phase::Starting(_) => self.start_sandbox(id, &state, &who).await.map(drop),
+            Phase::Running => {
+                if self.find_live(id).is_none() {
+                    self.attach_or_restart(id, &state, &who).await?;
+                }
+                self.refresh_secrets(id, &state, &who).await
+            }
+            Phase::Stopping(_) => self.finish_stop(id, &state, &who).await,
+            _ => Ok(()),
+        }
+    }
+
+    async fn attach_or_restart(
+        self: &Arc<Self>,
+        id: &SandboxId,
+        state: &Sandbox,
+        who: &Who,
+    ) -> Result<(), Failure> {
+        let attached = self.driver.attach(id).await;
+        match attached.map_err(|error| Failure::Internal(error.to_string()))? {
+            Some(running) => self.wire_up(id, state, running).await.map(drop),
+            None => {
+                let at = OffsetDateTime::now_utc();
+                let command = SandboxCommand::Restart { intent: Ulid::generate(), at };
+                let stream = Sandbox::stream(id);
+                let done = self.execute(&self.sandboxes, &stream, command, who).await?;
+                self.start_sandbox(id, &done.state, who).await.map(drop)
+            }
+        }
+    }
+
+    /// Brings the present values of a sandbox's layers to it.
+    async fn refresh_secrets(
+        &self,
+        id: &SandboxId,
+        state: &Sandbox,
+        who: &Who,
+    ) -> Result<(), Failure> {
+        for layer in state.details.iter().flat_map(|details| &details.layers) {
+            let (stream, secrets) = match self.layer_secrets(layer.kind, &layer.id).await? {
+                Some(found) => found,
+                None => continue,
+            };
+            for entry in state.sealed.iter().flat_map(|sealed| &sealed.secrets) {
+                let current = secrets.get(&entry.name).filter(|_| entry.layer_id == layer.id);
+                if let Some(secret) = current.filter(|secret| secret.version > entry.version) {
+                    self.bring(id, &layer.id, &entry.name, secret, &stream, who).await?;
+                }
+            }
+        }
+        Ok(())
+    }
+
+    async fn layer_secrets(
+        &self,
+        kind: LayerKind,
+        id: &str,
+    ) -> Result<Option<(StreamId, Secrets)>, Failure> {
+        Ok(match kind {
+            LayerKind::Project => match id.parse() {
+                Ok(id) => {
+                    let stream = Project::stream(&id);
+                    let state = self.projects.inspect(&stream).await?;
+                    Some((stream, state.secrets.clone()))
+                }
+                Err(_) => None,
+            },
+            LayerKind::Store => match id.parse() {
+                Ok(id) => {
+                    let stream = SecretStore::stream(&id);
+                    let state = self.stores.inspect(&stream).await?;
+                    Some((stream, state.secrets.clone()))
+                }
+                Err(_) => None,
+            },
+        })
+    }
+
+    /// Brings a secret's new value to every live sandbox that uses it. A sandbox that can't be
+    /// reached now gets it in the reconciler's next round.
+    pub(super) async fn rotate(
+        &self,
+        layer_id: &str,
+        name: &str,
+        secret: &Secret,
+        layer_stream: &StreamId,
+    ) {
+        for details in self.catalog.live_with_layer(layer_id) {
+            let who = Who { org: Some(details.org_id), ..Who::system() };
+            let id = &details.sandbox_id;
+            if let Err(error) = self.bring(id, layer_id, name, secret, layer_stream, &who).await {
+                tracing::warn!(%error, sandbox = %id, "a rotated secret will be brought later");
+            }
+        }
+    }
+
+    async fn bring(
+        &self,
+        id: &SandboxId,
+        layer_id: &str,
+        name: &str,
+        secret: &Secret,
+        layer_stream: &StreamId,
+        who: &Who,
+    ) -> Result<(), Failure> {
+        let stream = Sandbox::stream(id);
+        let state = self.sandboxes.inspect(&stream).await?;
+        let uses = state.sealed.iter().flat_map(|sealed| &sealed.secrets).any(|entry| {
+            entry.name == name && entry.layer_id == layer_id && entry.version < secret.version
+        });
+        if !uses || !state.phase.is_live() {
+            return Ok(());
+        }
+        let event_kind = match layer_stream.parts() {
+            Some(("project", _)) => "project.secret_set.v1",
+            _ => "store.secret_set.v1",
+        };
+        let value = self.unseal(layer_stream, event_kind, name, &secret.sealed)?;
+        let entry = SealedEntry {
+            name: name.to_owned(),
+            token: String::new(), // the aggregate keeps the present one
+            allowed_hosts: secret.allowed_hosts.clone(),
+            layer_id: layer_id.to_owned(),
+            version: secret.version,
+            sealed: self.seal(&stream, SEALED_KIND, &format!("secret:{name}"), &value)?,
+        };
+        let command = SandboxCommand::Rotate { entry, at: OffsetDateTime::now_utc() };
+        let done = self.execute(&self.sandboxes, &stream, command, who).await?;
+        self.renew_policy(id, &done.state)
+    }
+}

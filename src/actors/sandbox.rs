@@ -1,0 +1,310 @@
+//! A sandbox's life as intents and outcomes.
+//!
+//! ```text
+//!            created            started
+//!  Absent ───────────▶ Starting ───────▶ Running ──failed──▶ Failed
+//!                         │  ▲ restart      │                   │
+//!            start_failed │  └──────────────┤ stop_requested    │ stop_requested
+//!                         ▼                 ▼                   ▼
+//!                  NeverStarted          Stopping ──stopped──▶ Stopped
+//! ```
+//!
+//! Invariants: at most one intent is open; an outcome is recorded only for the open intent, so a
+//! late or repeated one changes nothing; `Stopped` and `NeverStarted` are final and hold no secrets.
+
+use time::OffsetDateTime;
+use ulid::Ulid;
+
+use super::aggregate::{Aggregate, Decision, Reject};
+use crate::events::StreamId;
+use crate::events::families::{
+    SandboxCreated, SandboxEvent, SandboxFailed, SandboxSealed, SealedEntry, SecretRotated,
+    StartFailed, StartRequested, Started, StopReason, StopRequested, Stopped, TimeoutSet,
+};
+use crate::ids::{OrgId, SandboxId};
+
+/// Where a sandbox is in its life.
+#[derive(Debug, Clone, Default, PartialEq, Eq)]
+pub enum Phase {
+    /// Nothing happened yet.
+    #[default]
+    Absent,
+    /// The intent to run is open.
+    Starting(Ulid),
+    /// It runs.
+    Running,
+    /// It stopped by itself; the disk is kept.
+    Failed(String),
+    /// The intent to be gone is open.
+    Stopping(Ulid),
+    /// Gone.
+    Stopped,
+    /// Its creation failed as a whole; nobody was told of it.
+    NeverStarted,
+}
+
+impl Phase {
+    /// The status that clients see, or `None` when there is nothing for them to see.
+    pub fn status(&self) -> Option<&'static str> {
+        match self {
+            Self::Absent | Self::NeverStarted => None,
+            Self::Starting(_) | Self::Running => Some("running"),
+            Self::Failed(_) => Some("error"),
+            Self::Stopping(_) | Self::Stopped => Some("stopped"),
+        }
+    }
+
+    /// Whether it uses memory and processor time, or is about to.
+    pub fn is_live(&self) -> bool {
+        matches!(self, Self::Starting(_) | Self::Running)
+    }
+}
+
+/// What can be asked of a sandbox.
+pub enum SandboxCommand {
+    /// Accept it, with its sealed set, and open the intent to run it.
+    Create {
+        /// Every setting.
+        created: Box<SandboxCreated>,
+        /// Its secrets, as ciphertexts.
+        sealed: Box<SandboxSealed>,
+        /// Names the attempt.
+        intent: Ulid,
+    },
+    /// Open the intent to run it again: it should run and the world has lost it.
+    Restart {
+        /// Names the attempt.
+        intent: Ulid,
+        /// Now.
+        at: OffsetDateTime,
+    },
+    /// Outcome: it runs.
+    Started {
+        /// The attempt.
+        intent: Ulid,
+        /// Limits that are enforced.
+        limits: serde_json::Value,
+        /// Now.
+        at: OffsetDateTime,
+    },
+    /// Outcome: it can't be started.
+    StartFailed {
+        /// The attempt.
+        intent: Ulid,
+        /// Why.
+        reason: String,
+        /// Now.
+        at: OffsetDateTime,
+    },
+    /// It stopped by itself.
+    Fail {
+        /// Why.
+        reason: String,
+        /// Now.
+        at: OffsetDateTime,
+    },
+    /// One of its secrets has a new value.
+    Rotate {
+        /// The entry with the new ciphertext; the token is taken from the present entry.
+        entry: SealedEntry,
+        /// Now.
+        at: OffsetDateTime,
+    },
+    /// Set the idle timeout.
+    SetTimeout {
+        /// Who asks.
+        org: OrgId,
+        /// Seconds; 0: never.
+        seconds: i64,
+        /// Now.
+        at: OffsetDateTime,
+    },
+    /// Open the intent to be gone.
+    RequestStop {
+        /// Who asks.
+        org: OrgId,
+        /// Names the attempt.
+        intent: Ulid,
+        /// Why.
+        reason: StopReason,
+        /// Now.
+        at: OffsetDateTime,
+    },
+    /// Outcome: it is gone.
+    Stopped {
+        /// The attempt.
+        intent: Ulid,
+        /// Now.
+        at: OffsetDateTime,
+    },
+}
+
+/// A sandbox's state.
+#[derive(Debug, Clone, Default)]
+pub struct Sandbox {
+    /// Set once it exists; the timeout in it is the present one.
+    pub details: Option<SandboxCreated>,
+    /// Its secrets; dropped when it is gone.
+    pub sealed: Option<SandboxSealed>,
+    /// Where it is.
+    pub phase: Phase,
+    /// When it first ran.
+    pub started_at: Option<OffsetDateTime>,
+}
+
+impl Sandbox {
+    /// The stream of a sandbox.
+    pub fn stream(id: &SandboxId) -> StreamId {
+        StreamId::of("sandbox", id)
+    }
+
+    /// The sandbox as `org` may see it.
+    pub fn visible_to(&self, org: &OrgId) -> Result<&SandboxCreated, Reject> {
+        match &self.details {
+            Some(details) if details.org_id == *org && self.phase.status().is_some() => Ok(details),
+            _ => Err(Reject::not_found("sandbox")),
+        }
+    }
+
+    fn close(&mut self, phase: Phase) {
+        self.phase = phase;
+        self.sealed = None;
+    }
+}
+
+impl Aggregate for Sandbox {
+    type Command = SandboxCommand;
+    type Event = SandboxEvent;
+
+    fn decide(&self, command: &SandboxCommand) -> Result<Decision<SandboxEvent>, Reject> {
+        use SandboxCommand as C;
+        Ok(match command {
+            C::Create { created, sealed, intent } => {
+                let at = created.at;
+                Decision {
+                    events: vec![
+                        SandboxEvent::Created((**created).clone()),
+                        SandboxEvent::Sealed((**sealed).clone()),
+                        SandboxEvent::StartRequested(StartRequested { intent: *intent, at }),
+                    ],
+                    names: Vec::new(),
+                }
+            }
+            C::Restart { intent, at } => match self.phase {
+                Phase::Running => {
+                    SandboxEvent::StartRequested(StartRequested { intent: *intent, at: *at }).into()
+                }
+                _ => Decision::nothing(),
+            },
+            C::Started { intent, limits, at } if self.phase == Phase::Starting(*intent) => {
+                SandboxEvent::Started(Started { intent: *intent, limits: limits.clone(), at: *at })
+                    .into()
+            }
+            C::StartFailed { intent, reason, at } if self.phase == Phase::Starting(*intent) => {
+                let reason = reason.clone();
+                SandboxEvent::StartFailed(StartFailed { intent: *intent, reason, at: *at }).into()
+            }
+            // The attempt was overtaken (by a stop): its effect is undone by whoever overtook it.
+            C::Started { .. } | C::StartFailed { .. } => {
+                return Err(Reject::invalid("sandbox is not running"));
+            }
+            C::Fail { reason, at } => match self.phase {
+                Phase::Running => {
+                    SandboxEvent::Failed(SandboxFailed { reason: reason.clone(), at: *at }).into()
+                }
+                _ => Decision::nothing(),
+            },
+            C::Rotate { entry, at } => self.rotate(entry, *at),
+            C::SetTimeout { org, seconds, at } => {
+                self.visible_to(org)?;
+                let timeout_sec = timeout(*seconds)?;
+                if !self.phase.is_live() {
+                    return Err(Reject::invalid("sandbox is not running"));
+                }
+                SandboxEvent::TimeoutSet(TimeoutSet { timeout_sec, at: *at }).into()
+            }
+            C::RequestStop { org, intent, reason, at } => {
+                self.visible_to(org)?;
+                match self.phase {
+                    Phase::Stopping(_) | Phase::Stopped => Decision::nothing(),
+                    _ => SandboxEvent::StopRequested(StopRequested {
+                        intent: *intent,
+                        reason: *reason,
+                        at: *at,
+                    })
+                    .into(),
+                }
+            }
+            C::Stopped { intent, at } => match self.phase {
+                Phase::Stopping(open) if open == *intent => {
+                    SandboxEvent::Stopped(Stopped { intent: *intent, at: *at }).into()
+                }
+                _ => Decision::nothing(),
+            },
+        })
+    }
+
+    fn apply(&mut self, event: &SandboxEvent, _revision: u64) {
+        match event {
+            SandboxEvent::Created(created) => self.details = Some(created.clone()),
+            SandboxEvent::Sealed(sealed) => self.sealed = Some(sealed.clone()),
+            SandboxEvent::StartRequested(requested) => {
+                self.phase = Phase::Starting(requested.intent);
+            }
+            SandboxEvent::Started(started) => {
+                self.phase = Phase::Running;
+                self.started_at = self.started_at.or(Some(started.at));
+            }
+            SandboxEvent::StartFailed(failed) => match self.started_at {
+                Some(_) => self.phase = Phase::Failed(failed.reason.clone()),
+                None => self.close(Phase::NeverStarted),
+            },
+            SandboxEvent::Failed(failed) => self.phase = Phase::Failed(failed.reason.clone()),
+            SandboxEvent::SecretRotated(rotated) => {
+                let present = self.sealed.iter_mut().flat_map(|sealed| &mut sealed.secrets);
+                for entry in present.filter(|entry| entry.name == rotated.entry.name) {
+                    *entry = rotated.entry.clone();
+                }
+            }
+            SandboxEvent::TimeoutSet(set) => {
+                if let Some(details) = &mut self.details {
+                    details.timeout_sec = set.timeout_sec;
+                }
+            }
+            SandboxEvent::StopRequested(requested) => {
+                self.phase = Phase::Stopping(requested.intent);
+            }
+            SandboxEvent::Stopped(_) => self.close(Phase::Stopped),
+        }
+    }
+}
+
+impl Sandbox {
+    /// A rotation is recorded only for a secret that came from that layer, and only once.
+    fn rotate(&self, entry: &SealedEntry, at: OffsetDateTime) -> Decision<SandboxEvent> {
+        let present = self.sealed.iter().flat_map(|sealed| &sealed.secrets).find(|present| {
+            present.name == entry.name
+                && present.layer_id == entry.layer_id
+                && present.version < entry.version
+        });
+        match present {
+            Some(present) => {
+                let entry = SealedEntry { token: present.token.clone(), ..entry.clone() };
+                SandboxEvent::SecretRotated(SecretRotated { entry, at }).into()
+            }
+            None => Decision::nothing(),
+        }
+    }
+}
+
+/// An idle timeout in seconds as a caller gives it.
+pub fn timeout(seconds: i64) -> Result<u32, Reject> {
+    if seconds < 0 {
+        return Err(Reject::invalid("timeout must not be negative"));
+    }
+    if seconds > super::project::TIMEOUT_SEC_MAX {
+        let max = super::project::TIMEOUT_SEC_MAX;
+        return Err(Reject::invalid(format!("timeout must not exceed {max}")));
+    }
+    u32::try_from(seconds).map_err(|_| Reject::invalid("timeout is out of range"))
+}

@@ -1,0 +1,153 @@
+//! Secret entries, the same rules in projects and stores. Only ciphertexts pass through here.
+
+use std::collections::BTreeMap;
+
+use time::OffsetDateTime;
+
+use super::aggregate::Reject;
+use crate::events::Sealed;
+use crate::events::families::{SecretDeleted, SecretSet};
+use crate::ids::SecretId;
+use crate::proxy::HostPattern;
+
+/// Longest name of a secret or variable, bytes.
+pub const SECRET_NAME_BYTES_MAX: usize = 256;
+/// Most secrets in one project or store.
+pub const SECRETS_MAX: usize = 1024;
+/// Most entries in one list of hosts.
+pub const HOSTS_MAX: usize = 256;
+
+/// What can be asked about an entry.
+pub enum SecretCommand {
+    /// Set it, for the first time or anew.
+    Set(SetSecret),
+    /// Delete it.
+    Delete {
+        /// Its name.
+        name: String,
+        /// Now.
+        at: OffsetDateTime,
+    },
+}
+
+/// A secret to set, its value sealed already.
+pub struct SetSecret {
+    /// Id to use when the entry is new.
+    pub id: SecretId,
+    /// Its name.
+    pub name: String,
+    /// Hosts that may receive it; empty: any.
+    pub allowed_hosts: Vec<String>,
+    /// The value under the aggregate's data key.
+    pub sealed: Sealed,
+    /// Now.
+    pub at: OffsetDateTime,
+}
+
+/// One entry.
+#[derive(Debug, Clone)]
+pub struct Secret {
+    /// Its id.
+    pub id: SecretId,
+    /// Hosts that may receive it; empty: any.
+    pub allowed_hosts: Vec<String>,
+    /// The value's ciphertext.
+    pub sealed: Sealed,
+    /// Revision of the event that set this value.
+    pub version: u64,
+    /// When it was first set.
+    pub created_at: OffsetDateTime,
+    /// When it was last set.
+    pub updated_at: OffsetDateTime,
+}
+
+/// The entries of a project or store, by name.
+#[derive(Debug, Clone, Default)]
+pub struct Secrets(BTreeMap<String, Secret>);
+
+impl Secrets {
+    /// The entries in order of their names.
+    pub fn iter(&self) -> impl Iterator<Item = (&String, &Secret)> {
+        self.0.iter()
+    }
+
+    /// One entry.
+    pub fn get(&self, name: &str) -> Option<&Secret> {
+        self.0.get(name)
+    }
+
+    pub(super) fn decide_set(&self, set: &SetSecret) -> Result<SecretSet, Reject> {
+        check_secret_name(&set.name)?;
+        check_hosts("allowedHosts", &set.allowed_hosts)?;
+        if !self.0.contains_key(&set.name) && self.0.len() >= SECRETS_MAX {
+            return Err(Reject::invalid(format!("at most {SECRETS_MAX} secrets can be kept here")));
+        }
+        Ok(SecretSet {
+            secret_id: self.0.get(&set.name).map_or(set.id, |known| known.id),
+            name: set.name.clone(),
+            allowed_hosts: set.allowed_hosts.clone(),
+            sealed: set.sealed.clone(),
+            at: set.at,
+        })
+    }
+
+    pub(super) fn decide_delete(
+        &self,
+        name: &str,
+        at: OffsetDateTime,
+    ) -> Result<SecretDeleted, Reject> {
+        match self.0.contains_key(name) {
+            true => Ok(SecretDeleted { name: name.to_owned(), at }),
+            false => Err(Reject::not_found("secret")),
+        }
+    }
+
+    pub(super) fn apply_set(&mut self, set: &SecretSet, version: u64) {
+        let created_at = self.0.get(&set.name).map_or(set.at, |known| known.created_at);
+        let secret = Secret {
+            id: set.secret_id,
+            allowed_hosts: set.allowed_hosts.clone(),
+            sealed: set.sealed.clone(),
+            version,
+            created_at,
+            updated_at: set.at,
+        };
+        self.0.insert(set.name.clone(), secret);
+    }
+
+    pub(super) fn apply_delete(&mut self, deleted: &SecretDeleted) {
+        self.0.remove(&deleted.name);
+    }
+}
+
+/// A secret's name becomes a variable's name: `[A-Za-z_][A-Za-z0-9_]*`, at most 256 bytes.
+pub fn check_secret_name(name: &str) -> Result<(), Reject> {
+    if name.is_empty() {
+        return Err(Reject::invalid("secret name is required"));
+    }
+    let mut bytes = name.bytes();
+    let first = bytes.next().is_some_and(|b| b.is_ascii_alphabetic() || b == b'_');
+    let rest = bytes.all(|b| b.is_ascii_alphanumeric() || b == b'_');
+    if !first || !rest || name.len() > SECRET_NAME_BYTES_MAX {
+        return Err(Reject::invalid(
+            "secret name must match [A-Za-z_][A-Za-z0-9_]* and have at most 256 characters",
+        ));
+    }
+    Ok(())
+}
+
+/// Every entry of a list of hosts is a pattern the proxy understands.
+pub fn check_hosts(field: &str, hosts: &[String]) -> Result<(), Reject> {
+    if hosts.len() > HOSTS_MAX {
+        return Err(Reject::invalid(format!("{field} must have at most {HOSTS_MAX} entries")));
+    }
+    for host in hosts {
+        host.parse::<HostPattern>().map_err(|_| {
+            let shown: String = host.chars().filter(|c| !c.is_control()).take(80).collect();
+            Reject::invalid(format!(
+                "{field}: `{shown}` is not a host name, `*.suffix` or `*`"
+            ))
+        })?;
+    }
+    Ok(())
+}

@@ -1,0 +1,85 @@
+//! Event enums, a family a file, and the codec between them and stored `(kind, data)` pairs.
+//!
+//! Invariants: a released kind never changes its meaning or fields' meaning; a change makes a new
+//! version (`….v2`) and an upcaster at read time. Stored bytes are never touched. An unknown kind
+//! decodes to [`DecodeError::UnknownKind`]: reducers stop on it, read models skip and count it.
+
+use serde_json::value::RawValue;
+
+mod egress;
+mod name;
+mod org;
+mod project;
+mod sandbox;
+mod secrets;
+mod store;
+
+pub use egress::{EgressDecided, EgressEvent};
+pub use name::{NameClaimed, NameEvent, NameReleased};
+pub use org::{KeyCreated, OrgCreated, OrgEvent};
+pub use project::{ProjectCreated, ProjectDeleted, ProjectEvent, ProjectUpdated};
+pub use sandbox::{
+    Layer, LayerKind, SandboxCreated, SandboxEvent, SandboxFailed, SandboxSealed, SealedEntry,
+    SecretRotated, StartFailed, StartRequested, Started, StopReason, StopRequested, Stopped,
+    TimeoutSet,
+};
+pub use secrets::{SecretDeleted, SecretSet};
+pub use store::{StoreCreated, StoreDeleted, StoreEvent, StoreUpdated};
+
+/// Why a stored event can't be read as a family's event.
+#[derive(Debug, thiserror::Error)]
+pub enum DecodeError {
+    /// A kind this program doesn't know, perhaps written by a newer one.
+    #[error("unknown event kind `{0}`; was the log written by a newer version?")]
+    UnknownKind(String),
+    /// The kind is known and the data doesn't fit it.
+    #[error("event of kind `{kind}` has data that doesn't fit: {source}")]
+    Data {
+        /// The kind as stored.
+        kind: String,
+        /// What didn't fit.
+        source: serde_json::Error,
+    },
+}
+
+/// One family of events: a closed enum with a stored kind for each variant.
+pub trait Family: Sized + Clone + Send + Sync + 'static {
+    /// The stored kind, with its version.
+    fn kind(&self) -> &'static str;
+    /// The stored data.
+    fn data(&self) -> Result<serde_json::Value, serde_json::Error>;
+    /// Reads a stored event back.
+    fn decode(kind: &str, data: &RawValue) -> Result<Self, DecodeError>;
+}
+
+/// Declares a family: `Enum { Variant(Payload) = "kind.v1", … }`.
+macro_rules! family {
+    ($(#[$doc:meta])* $name:ident { $($(#[$vdoc:meta])* $variant:ident($payload:ty) = $kind:literal,)+ }) => {
+        $(#[$doc])*
+        #[derive(Debug, Clone)]
+        #[allow(clippy::large_enum_variant)] // events are moved once, from the log to the state
+        pub enum $name { $($(#[$vdoc])* $variant($payload),)+ }
+
+        impl $crate::events::families::Family for $name {
+            fn kind(&self) -> &'static str {
+                match self { $(Self::$variant(_) => $kind,)+ }
+            }
+            fn data(&self) -> Result<serde_json::Value, serde_json::Error> {
+                match self { $(Self::$variant(payload) => serde_json::to_value(payload),)+ }
+            }
+            fn decode(
+                kind: &str,
+                data: &serde_json::value::RawValue,
+            ) -> Result<Self, $crate::events::families::DecodeError> {
+                use $crate::events::families::DecodeError;
+                match kind {
+                    $($kind => serde_json::from_str(data.get())
+                        .map(Self::$variant)
+                        .map_err(|source| DecodeError::Data { kind: kind.to_owned(), source }),)+
+                    other => Err(DecodeError::UnknownKind(other.to_owned())),
+                }
+            }
+        }
+    };
+}
+pub(crate) use family;

@@ -1,0 +1,165 @@
+//! Who calls. Credentials are looked at in a fixed order (Bearer, `X-API-Key`, `token`, `api_key`)
+//! and the first one that is present decides.
+//!
+//! Keys are found by their SHA-256, so that no comparison depends on the key's text; tokens are
+//! HS256 JWTs for one sandbox. Organization scope is decided here and nowhere else.
+
+use std::future::{Ready, ready};
+
+use actix_web::http::StatusCode;
+use actix_web::http::header::AUTHORIZATION;
+use actix_web::{FromRequest, HttpRequest, dev::Payload, web};
+use jsonwebtoken::{Algorithm, DecodingKey, EncodingKey, Header, Validation, decode, encode};
+use serde::{Deserialize, Serialize};
+
+use super::Api;
+use super::error::ApiError;
+use crate::actors::{Caller, key_hash};
+use crate::ids::{OrgId, SandboxId};
+
+/// Lifetime of a sandbox token, seconds (24 hours).
+const TOKEN_SEC: i64 = 24 * 3600;
+const ISSUER: &str = "opensandbox";
+
+/// A caller with an API key: every route of its organization.
+pub struct WithKey(pub Caller);
+
+/// A caller of one sandbox's data plane: an API key, or that sandbox's own token.
+pub struct WithSandbox {
+    /// Who.
+    pub caller: Caller,
+    /// Which sandbox; that it exists is not known yet.
+    pub id: SandboxId,
+}
+
+/// Claims of a sandbox token.
+#[derive(Serialize, Deserialize)]
+struct Claims {
+    iss: String,
+    sub: String,
+    iat: i64,
+    exp: i64,
+    org_id: OrgId,
+    sandbox_id: SandboxId,
+    worker_id: String,
+}
+
+/// Makes and checks sandbox tokens.
+pub struct Tokens {
+    encoding: EncodingKey,
+    decoding: DecodingKey,
+}
+
+impl Tokens {
+    /// Tokens under `key`.
+    pub fn new(key: &[u8; 32]) -> Self {
+        Self { encoding: EncodingKey::from_secret(key), decoding: DecodingKey::from_secret(key) }
+    }
+
+    /// A new token for one sandbox.
+    pub fn issue(&self, org: &OrgId, sandbox: &SandboxId) -> Result<String, ApiError> {
+        let now = time::OffsetDateTime::now_utc().unix_timestamp();
+        let claims = Claims {
+            iss: ISSUER.to_owned(),
+            sub: org.to_string(),
+            iat: now,
+            exp: now + TOKEN_SEC,
+            org_id: *org,
+            sandbox_id: sandbox.clone(),
+            worker_id: super::WORKER.to_owned(),
+        };
+        encode(&Header::new(Algorithm::HS256), &claims, &self.encoding).map_err(ApiError::internal)
+    }
+
+    fn check(&self, token: &str) -> Option<Claims> {
+        let mut validation = Validation::new(Algorithm::HS256);
+        validation.set_issuer(&[ISSUER]);
+        decode::<Claims>(token, &self.decoding, &validation).ok().map(|data| data.claims)
+    }
+}
+
+/// What a request's credential turns out to be.
+enum Known {
+    Key(Caller),
+    Token(Claims),
+}
+
+fn refused(text: &str) -> ApiError {
+    ApiError::new(StatusCode::UNAUTHORIZED, text)
+}
+
+fn identify(request: &HttpRequest) -> Result<Known, ApiError> {
+    let api = request.app_data::<web::Data<Api>>().ok_or_else(|| ApiError::internal("no state"))?;
+    let Some(credential) = credential(request) else {
+        return match api.no_auth {
+            Some(org) => Ok(Known::Key(Caller { org, key: None })),
+            None => Err(refused("missing API key")),
+        };
+    };
+    // A token has two dots and a key has none.
+    if credential.bytes().filter(|b| *b == b'.').count() == 2 {
+        let claims = api.tokens.check(&credential);
+        return claims.map(Known::Token).ok_or_else(|| refused("invalid API key"));
+    }
+    match api.platform.catalog().key(&key_hash(&credential)) {
+        Some((org, key)) => Ok(Known::Key(Caller { org, key: Some(key) })),
+        None => Err(refused("invalid API key")),
+    }
+}
+
+fn credential(request: &HttpRequest) -> Option<String> {
+    let header = |name: &str| request.headers().get(name).and_then(|value| value.to_str().ok());
+    let bearer = header(AUTHORIZATION.as_str())
+        .and_then(|value| value.split_once(' '))
+        .filter(|(scheme, _)| scheme.eq_ignore_ascii_case("bearer"))
+        .map(|(_, token)| token.trim().to_owned());
+    let query = || {
+        let query = web::Query::<Vec<(String, String)>>::from_query(request.query_string()).ok()?;
+        let find = |name| query.iter().find(|(key, _)| key == name).map(|(_, value)| value.clone());
+        find("token").or_else(|| find("api_key"))
+    };
+    bearer
+        .or_else(|| header("X-API-Key").map(str::to_owned))
+        .or_else(query)
+        .filter(|credential| !credential.is_empty())
+}
+
+impl FromRequest for WithKey {
+    type Error = ApiError;
+    type Future = Ready<Result<Self, ApiError>>;
+
+    fn from_request(request: &HttpRequest, _: &mut Payload) -> Self::Future {
+        ready(identify(request).and_then(|known| match known {
+            Known::Key(caller) => Ok(Self(caller)),
+            Known::Token(_) => {
+                Err(ApiError::new(StatusCode::FORBIDDEN, "token not valid for this route"))
+            }
+        }))
+    }
+}
+
+impl FromRequest for WithSandbox {
+    type Error = ApiError;
+    type Future = Ready<Result<Self, ApiError>>;
+
+    fn from_request(request: &HttpRequest, _: &mut Payload) -> Self::Future {
+        // The credential first: who has none learns nothing about ids.
+        ready(identify(request).and_then(|known| {
+            let id = request.match_info().get("id").unwrap_or_default().parse::<SandboxId>();
+            match known {
+                Known::Key(caller) => {
+                    let id = id.map_err(|_| ApiError::not_found("sandbox"))?;
+                    Ok(Self { caller, id })
+                }
+                Known::Token(claims) if id.as_ref() == Ok(&claims.sandbox_id) => Ok(Self {
+                    caller: Caller { org: claims.org_id, key: None },
+                    id: claims.sandbox_id,
+                }),
+                Known::Token(_) => Err(ApiError::new(
+                    StatusCode::FORBIDDEN,
+                    "token not valid for this sandbox",
+                )),
+            }
+        }))
+    }
+}

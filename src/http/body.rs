@@ -1,0 +1,70 @@
+//! Request bodies: JSON of bounded size, unknown fields ignored, and errors that name the field but
+//! never repeat what was in it (it may have been a secret).
+
+use actix_web::http::StatusCode;
+use actix_web::web::Bytes;
+use actix_web::{FromRequest, HttpRequest, dev::Payload};
+use futures_util::future::LocalBoxFuture;
+use serde::de::DeserializeOwned;
+use zeroize::Zeroize;
+
+use super::error::ApiError;
+
+/// Largest JSON body, in bytes (1 MiB).
+pub const JSON_BYTES_MAX: usize = 1024 * 1024;
+
+/// A JSON body of type `T`; an absent body reads as `{}`.
+pub struct Json<T>(pub T);
+
+impl<T: DeserializeOwned + 'static> FromRequest for Json<T> {
+    type Error = ApiError;
+    type Future = LocalBoxFuture<'static, Result<Self, ApiError>>;
+
+    fn from_request(request: &HttpRequest, payload: &mut Payload) -> Self::Future {
+        let bytes = Bytes::from_request(request, payload);
+        Box::pin(async move {
+            let bytes = bytes.await.map_err(|error| {
+                let status = error.as_response_error().status_code();
+                match status {
+                    StatusCode::PAYLOAD_TOO_LARGE => ApiError::new(
+                        status,
+                        format!("the request body must not exceed {JSON_BYTES_MAX} bytes"),
+                    ),
+                    _ => ApiError::bad_request("the request body could not be read"),
+                }
+            })?;
+            let parsed = parse(&bytes);
+            // The body may hold a secret: this copy of it does not stay behind.
+            if let Ok(mut own) = bytes.try_into_mut() {
+                own.as_mut().zeroize();
+            }
+            parsed.map(Self)
+        })
+    }
+}
+
+fn parse<T: DeserializeOwned>(bytes: &[u8]) -> Result<T, ApiError> {
+    let text = if bytes.iter().all(u8::is_ascii_whitespace) { b"{}" } else { bytes };
+    let mut deserializer = serde_json::Deserializer::from_slice(text);
+    let value: T = serde_path_to_error::deserialize(&mut deserializer).map_err(|error| {
+        let path = error.path().to_string();
+        let inner = error.inner();
+        match inner.classify() {
+            serde_json::error::Category::Data if path != "." => {
+                ApiError::bad_request(format!("invalid request: `{path}` has the wrong type"))
+            }
+            serde_json::error::Category::Data => {
+                ApiError::bad_request("invalid request: not the expected JSON object")
+            }
+            _ => ApiError::bad_request(format!(
+                "invalid request: not valid JSON at line {} column {}",
+                inner.line(),
+                inner.column()
+            )),
+        }
+    })?;
+    deserializer
+        .end()
+        .map_err(|_| ApiError::bad_request("invalid request: text after the JSON value"))?;
+    Ok(value)
+}

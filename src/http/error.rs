@@ -1,0 +1,121 @@
+//! The error envelope: `{"error": text}` with a status, and for a few cases more fields.
+//! Texts are short, specific and shown to users; they never hold a secret value.
+
+use actix_web::http::StatusCode;
+use actix_web::{HttpResponse, ResponseError};
+use serde_json::{Value, json};
+
+use crate::actors::{Failure, Reject};
+use crate::sandbox::GuestError;
+
+/// A reply that is not a success.
+#[derive(Debug)]
+pub struct ApiError {
+    status: StatusCode,
+    body: Value,
+}
+
+/// What handlers return.
+pub type ApiResult<T = HttpResponse> = Result<T, ApiError>;
+
+impl ApiError {
+    /// A status and its text.
+    pub fn new(status: StatusCode, text: impl Into<String>) -> Self {
+        Self { status, body: json!({ "error": text.into() }) }
+    }
+
+    /// 400.
+    pub fn bad_request(text: impl Into<String>) -> Self {
+        Self::new(StatusCode::BAD_REQUEST, text)
+    }
+
+    /// 404: `"<what> not found"`.
+    pub fn not_found(what: &str) -> Self {
+        Self::new(StatusCode::NOT_FOUND, format!("{what} not found"))
+    }
+
+    /// 500; the reason goes to the server's log.
+    pub fn internal(reason: impl std::fmt::Display) -> Self {
+        tracing::error!(%reason, "request failed");
+        Self::new(StatusCode::INTERNAL_SERVER_ERROR, format!("internal error: {reason}"))
+    }
+
+    /// A further field of the envelope.
+    pub fn with(mut self, field: &str, value: impl Into<Value>) -> Self {
+        self.body[field] = value.into();
+        self
+    }
+}
+
+impl std::fmt::Display for ApiError {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        write!(f, "{} {}", self.status, self.body)
+    }
+}
+
+impl std::error::Error for ApiError {}
+
+impl ResponseError for ApiError {
+    fn status_code(&self) -> StatusCode {
+        self.status
+    }
+
+    fn error_response(&self) -> HttpResponse {
+        let mut reply = HttpResponse::build(self.status);
+        if self.status == StatusCode::SERVICE_UNAVAILABLE {
+            reply.insert_header(("Retry-After", "2"));
+        }
+        reply.json(&self.body)
+    }
+}
+
+impl From<Failure> for ApiError {
+    fn from(failure: Failure) -> Self {
+        match failure {
+            Failure::Reject(Reject::NotFound(text)) => Self::new(StatusCode::NOT_FOUND, text),
+            Failure::Reject(Reject::Invalid(text)) => Self::new(StatusCode::BAD_REQUEST, text),
+            Failure::Reject(Reject::Conflict(text)) => Self::new(StatusCode::CONFLICT, text),
+            Failure::Quota { active, limit } => {
+                Self::new(StatusCode::TOO_MANY_REQUESTS, failure.to_string())
+                    .with("active", active)
+                    .with("limit", limit)
+            }
+            Failure::Gone(_) => Self::new(StatusCode::GONE, failure.to_string()),
+            Failure::Append(_) | Failure::Contended | Failure::Unavailable => {
+                tracing::error!(%failure, "request refused");
+                Self::new(StatusCode::SERVICE_UNAVAILABLE, failure.to_string())
+            }
+            other => Self::internal(other),
+        }
+    }
+}
+
+impl From<Reject> for ApiError {
+    fn from(reject: Reject) -> Self {
+        Failure::from(reject).into()
+    }
+}
+
+impl From<GuestError> for ApiError {
+    fn from(error: GuestError) -> Self {
+        let status = match &error {
+            GuestError::NotFound(_) => StatusCode::NOT_FOUND,
+            GuestError::Invalid(_)
+            | GuestError::Precondition(_)
+            | GuestError::CommandNotFound(_) => StatusCode::BAD_REQUEST,
+            GuestError::Gone(_) => StatusCode::BAD_GATEWAY,
+            _ => StatusCode::INTERNAL_SERVER_ERROR,
+        };
+        Self::new(status, error.to_string())
+    }
+}
+
+/// For paths that no route has.
+pub async fn no_route() -> ApiResult {
+    Err(ApiError::new(StatusCode::NOT_FOUND, "no such route"))
+}
+
+/// For paths whose routes have other methods.
+pub async fn no_method() -> ApiResult {
+    Err(ApiError::new(StatusCode::METHOD_NOT_ALLOWED, "method not allowed"))
+}

@@ -1,0 +1,140 @@
+//! The WebSocket of an exec session: binary messages of one type byte and a payload.
+//!
+//! ```text
+//! 0x00 client→server stdin (empty: close)   0x01 stdout   0x02 stderr
+//! 0x03 exit code, 4 bytes, signed, big endian   0x04 end of the scrollback's replay
+//! ```
+//!
+//! Messages of the server stay under 64 KiB. Closing the socket never kills the process.
+
+use std::time::Duration;
+
+use actix_web::web::{self, Bytes};
+use actix_web::{HttpRequest, HttpResponse};
+use actix_ws::{AggregatedMessage, CloseCode, CloseReason, Session};
+use futures_util::StreamExt;
+
+use super::Api;
+use super::auth::WithSandbox;
+use super::error::{ApiError, ApiResult};
+use crate::sandbox::{Attachment, SessionOutput, StdinSink};
+
+const STDIN: u8 = 0;
+const STDOUT: u8 = 1;
+const STDERR: u8 = 2;
+const EXIT: u8 = 3;
+const REPLAY_END: u8 = 4;
+
+/// Largest payload of one message from the server.
+const CHUNK_BYTES_MAX: usize = 32 * 1024;
+/// Largest message taken from a client.
+const MESSAGE_BYTES_MAX: usize = 1024 * 1024;
+const PING: Duration = Duration::from_secs(30);
+
+pub(super) async fn attach(
+    api: web::Data<Api>,
+    who: WithSandbox,
+    path: web::Path<(String, String)>,
+    request: HttpRequest,
+    payload: web::Payload,
+) -> ApiResult<HttpResponse> {
+    let live = api.platform.live_sandbox(&who.caller, &who.id).await?;
+    // Before the upgrade, so that an unknown session is a plain 404.
+    let attachment = live.guest.attach(&path.1).await?;
+    let (reply, session, messages) = actix_ws::handle(&request, payload)
+        .map_err(|error| ApiError::bad_request(format!("not a WebSocket request: {error}")))?;
+    let messages = messages
+        .max_frame_size(MESSAGE_BYTES_MAX)
+        .aggregate_continuations()
+        .max_continuation_size(MESSAGE_BYTES_MAX);
+    actix_web::rt::spawn(relay(session, messages, attachment));
+    Ok(reply)
+}
+
+/// Carries bytes both ways until either side ends.
+async fn relay(
+    mut session: Session,
+    mut messages: actix_ws::AggregatedMessageStream,
+    mut output: Attachment,
+) {
+    let stdin = output.stdin();
+    let mut ping = tokio::time::interval(PING);
+    let code = loop {
+        tokio::select! {
+            message = messages.next() => match message {
+                Some(Ok(message)) => {
+                    if !from_client(message, &stdin, &mut session).await {
+                        return;
+                    }
+                }
+                _ => return,
+            },
+            chunk = output.next() => match chunk {
+                Ok(Some(chunk)) => match to_client(chunk, &mut session).await {
+                    Ok(true) => break CloseCode::Normal,
+                    Ok(false) => {}
+                    Err(_) => return,
+                },
+                // Without an exit: clients report that the stream was cut.
+                _ => break CloseCode::Error,
+            },
+            _ = ping.tick() => {
+                if session.ping(b"").await.is_err() {
+                    return;
+                }
+            }
+        }
+    };
+    let _ = session.close(Some(CloseReason::from(code))).await;
+}
+
+/// Handles one message; false when the client is done.
+async fn from_client(
+    message: AggregatedMessage,
+    stdin: &StdinSink,
+    session: &mut Session,
+) -> bool {
+    match message {
+        AggregatedMessage::Binary(bytes) if bytes.first() == Some(&STDIN) => {
+            // A process that no longer reads is no reason to end the socket.
+            let _ = match bytes.len() {
+                1 => stdin.close().await,
+                _ => stdin.send(bytes.slice(1..)).await,
+            };
+            true
+        }
+        AggregatedMessage::Ping(bytes) => session.pong(&bytes).await.is_ok(),
+        AggregatedMessage::Close(reason) => {
+            let _ = session.clone().close(reason).await;
+            false
+        }
+        _ => true,
+    }
+}
+
+/// Sends one piece of output; true when it was the exit.
+async fn to_client(
+    output: SessionOutput,
+    session: &mut Session,
+) -> Result<bool, actix_ws::Closed> {
+    match output {
+        SessionOutput::Stdout(bytes) => send(STDOUT, &bytes, session).await?,
+        SessionOutput::Stderr(bytes) => send(STDERR, &bytes, session).await?,
+        SessionOutput::ReplayEnd => session.binary(Bytes::from_static(&[REPLAY_END])).await?,
+        SessionOutput::Exit { code, .. } => {
+            send(EXIT, &code.to_be_bytes(), session).await?;
+            return Ok(true);
+        }
+    }
+    Ok(false)
+}
+
+async fn send(kind: u8, bytes: &[u8], session: &mut Session) -> Result<(), actix_ws::Closed> {
+    for chunk in bytes.chunks(CHUNK_BYTES_MAX) {
+        let mut message = Vec::with_capacity(chunk.len() + 1);
+        message.push(kind);
+        message.extend_from_slice(chunk);
+        session.binary(message).await?;
+    }
+    Ok(())
+}

@@ -1,0 +1,151 @@
+//! Files in a sandbox (contract section 9). Bytes are streamed both ways; nothing is buffered whole.
+
+use actix_web::http::StatusCode;
+use actix_web::{HttpResponse, web};
+use futures_util::StreamExt;
+use serde::Deserialize;
+use serde_json::json;
+
+use super::Api;
+use super::auth::WithSandbox;
+use super::error::{ApiError, ApiResult, no_method};
+
+/// Longest path (Linux's `PATH_MAX`).
+const PATH_BYTES_MAX: usize = 4096;
+
+pub(super) fn routes(config: &mut web::ServiceConfig) {
+    config
+        .service(
+            web::resource("/files")
+                .route(web::get().to(read))
+                .route(web::put().to(write))
+                .route(web::delete().to(remove))
+                .default_service(web::to(no_method)),
+        )
+        .service(
+            web::resource("/files/list")
+                .route(web::get().to(list))
+                .default_service(web::to(no_method)),
+        )
+        .service(
+            web::resource("/files/mkdir")
+                .route(web::post().to(make_dir))
+                .default_service(web::to(no_method)),
+        );
+}
+
+#[derive(Deserialize)]
+struct PathQuery {
+    path: Option<String>,
+}
+
+impl PathQuery {
+    fn required(self) -> ApiResult<String> {
+        match self.path {
+            Some(path) if !path.is_empty() => check(path),
+            _ => Err(ApiError::bad_request("path query parameter is required")),
+        }
+    }
+}
+
+fn check(path: String) -> ApiResult<String> {
+    if path.contains('\0') {
+        return Err(ApiError::bad_request("path must not hold NUL"));
+    }
+    if path.len() > PATH_BYTES_MAX {
+        let text = format!("path must not exceed {PATH_BYTES_MAX} bytes");
+        return Err(ApiError::bad_request(text));
+    }
+    Ok(path)
+}
+
+async fn read(api: web::Data<Api>, who: WithSandbox, query: web::Query<PathQuery>) -> ApiResult {
+    let path = query.into_inner().required()?;
+    let live = api.platform.live_sandbox(&who.caller, &who.id).await?;
+    let (size, bytes) = live.guest.read_file(&path).await?;
+    Ok(HttpResponse::Ok()
+        .content_type("application/octet-stream")
+        .no_chunking(size)
+        .streaming(bytes.map(|chunk| chunk.map_err(ApiError::from))))
+}
+
+async fn write(
+    api: web::Data<Api>,
+    who: WithSandbox,
+    query: web::Query<PathQuery>,
+    mut payload: web::Payload,
+) -> ApiResult {
+    let path = query.into_inner().required()?;
+    let live = api.platform.live_sandbox(&who.caller, &who.id).await?;
+    let limit = api.platform.limits().upload_bytes_max;
+    // The request's body can't leave its thread; the guest's client can't stay on it.
+    let (sender, receiver) = tokio::sync::mpsc::channel(8);
+    let body = tokio_stream::wrappers::ReceiverStream::new(receiver);
+    let upload = tokio::spawn(async move { live.guest.write_file(&path, body).await });
+    let mut total = 0u64;
+    let mut failure = None;
+    while let Some(chunk) = payload.next().await {
+        let chunk = match chunk {
+            Ok(chunk) => chunk,
+            Err(_) => {
+                failure = Some(ApiError::bad_request("the request body ended too early"));
+                break;
+            }
+        };
+        total = total.saturating_add(chunk.len() as u64);
+        if total > limit {
+            let text = format!("the file must not exceed {limit} bytes");
+            failure = Some(ApiError::new(StatusCode::PAYLOAD_TOO_LARGE, text));
+            break;
+        }
+        if sender.send(Ok(chunk)).await.is_err() {
+            break; // the guest refused: its reason is the upload's result
+        }
+    }
+    if failure.is_some() {
+        // An error in the stream makes the guest drop what it has, instead of keeping half a file.
+        let _ = sender.send(Err(std::io::Error::other("the upload was broken off"))).await;
+    }
+    drop(sender);
+    let uploaded = upload.await.map_err(ApiError::internal)?;
+    match failure {
+        Some(failure) => Err(failure),
+        None => {
+            uploaded?;
+            Ok(HttpResponse::NoContent().finish())
+        }
+    }
+}
+
+async fn list(api: web::Data<Api>, who: WithSandbox, query: web::Query<PathQuery>) -> ApiResult {
+    let path = query.into_inner().path.filter(|path| !path.is_empty());
+    let path = check(path.unwrap_or_else(|| "/".to_owned()))?;
+    let live = api.platform.live_sandbox(&who.caller, &who.id).await?;
+    let entries = live.guest.list_dir(&path).await?;
+    let rows: Vec<_> = entries
+        .iter()
+        .map(|entry| {
+            json!({
+                "name": entry.name,
+                "isDir": entry.is_dir,
+                "size": entry.size,
+                "path": entry.path,
+            })
+        })
+        .collect();
+    Ok(HttpResponse::Ok().json(rows))
+}
+
+async fn make_dir(api: web::Data<Api>, who: WithSandbox, query: web::Query<PathQuery>) -> ApiResult {
+    let path = query.into_inner().required()?;
+    let live = api.platform.live_sandbox(&who.caller, &who.id).await?;
+    live.guest.make_dir(&path).await?;
+    Ok(HttpResponse::NoContent().finish())
+}
+
+async fn remove(api: web::Data<Api>, who: WithSandbox, query: web::Query<PathQuery>) -> ApiResult {
+    let path = query.into_inner().required()?;
+    let live = api.platform.live_sandbox(&who.caller, &who.id).await?;
+    live.guest.remove(&path).await?;
+    Ok(HttpResponse::NoContent().finish())
+}

@@ -1,0 +1,180 @@
+//! Projects and their secrets (contract section 6).
+
+use actix_web::{HttpResponse, web};
+use serde::Deserialize;
+use serde_json::{Value, json};
+use time::format_description::well_known::Rfc3339;
+
+use super::Api;
+use super::auth::WithKey;
+use super::body::Json;
+use super::error::{ApiError, ApiResult, no_method};
+use crate::actors::{NewSecret, Project, ProjectSettings};
+use crate::ids::{OrgId, ProjectId};
+use crate::secret::SecretValue;
+
+pub(super) fn routes(config: &mut web::ServiceConfig) {
+    config
+        .service(
+            web::resource("/projects")
+                .route(web::get().to(list))
+                .route(web::post().to(create))
+                .default_service(web::to(no_method)),
+        )
+        .service(
+            web::resource("/projects/{id}")
+                .route(web::get().to(get))
+                .route(web::put().to(update))
+                .route(web::delete().to(delete))
+                .default_service(web::to(no_method)),
+        )
+        .service(
+            web::resource("/projects/{id}/secrets")
+                .route(web::get().to(list_secrets))
+                .default_service(web::to(no_method)),
+        )
+        .service(
+            web::resource("/projects/{id}/secrets/{name}")
+                .route(web::put().to(set_secret))
+                .route(web::delete().to(delete_secret))
+                .default_service(web::to(no_method)),
+        );
+}
+
+/// Create and update take the same fields.
+#[derive(Deserialize)]
+#[serde(rename_all = "camelCase")]
+struct Settings {
+    name: Option<String>,
+    template: Option<String>,
+    cpu_count: Option<i64>,
+    #[serde(rename = "memoryMB")]
+    memory_mb: Option<i64>,
+    timeout_sec: Option<i64>,
+    egress_allowlist: Option<Vec<String>>,
+}
+
+impl From<Settings> for ProjectSettings {
+    fn from(given: Settings) -> Self {
+        Self {
+            name: given.name,
+            template: given.template,
+            cpu_count: given.cpu_count,
+            memory_mb: given.memory_mb,
+            timeout_sec: given.timeout_sec,
+            egress_allowlist: given.egress_allowlist,
+        }
+    }
+}
+
+/// A secret's value and the hosts that may receive it.
+#[derive(Deserialize)]
+#[serde(rename_all = "camelCase")]
+pub(super) struct SecretBody {
+    pub(super) value: Option<SecretValue>,
+    #[serde(default)]
+    pub(super) allowed_hosts: Option<Vec<String>>,
+}
+
+impl SecretBody {
+    pub(super) fn named(self, name: String) -> NewSecret {
+        NewSecret {
+            name,
+            value: self.value.unwrap_or_else(|| SecretValue::new(Vec::new())),
+            allowed_hosts: self.allowed_hosts.unwrap_or_default(),
+        }
+    }
+}
+
+/// A time as clients read it; times in the log are always within RFC 3339's range.
+pub(super) fn timestamp(at: Option<time::OffsetDateTime>) -> Option<String> {
+    at.and_then(|at| at.format(&Rfc3339).ok())
+}
+
+fn render(project: &Project, org: &OrgId) -> ApiResult<Value> {
+    let details = project.visible_to(org)?;
+    Ok(json!({
+        "id": details.project_id,
+        "orgId": details.org_id,
+        "name": details.name,
+        "template": details.template,
+        "cpuCount": details.cpu_count,
+        "memoryMB": details.memory_mb,
+        "timeoutSec": details.timeout_sec,
+        "egressAllowlist": details.egress_allowlist,
+        "createdAt": timestamp(Some(details.at)),
+        "updatedAt": timestamp(project.updated_at),
+    }))
+}
+
+fn parse_id(text: &str) -> ApiResult<ProjectId> {
+    text.parse().map_err(|_| ApiError::bad_request("invalid project ID"))
+}
+
+async fn list(api: web::Data<Api>, WithKey(caller): WithKey) -> ApiResult {
+    let rows = api.platform.catalog().projects(&caller.org);
+    let rows: Result<Vec<_>, _> = rows.iter().map(|row| render(row, &caller.org)).collect();
+    Ok(HttpResponse::Ok().json(rows?))
+}
+
+async fn create(
+    api: web::Data<Api>,
+    WithKey(caller): WithKey,
+    Json(settings): Json<Settings>,
+) -> ApiResult {
+    let project = api.platform.create_project(&caller, settings.into()).await?;
+    Ok(HttpResponse::Created().json(render(&project, &caller.org)?))
+}
+
+async fn get(api: web::Data<Api>, WithKey(caller): WithKey, id: web::Path<String>) -> ApiResult {
+    let project = api.platform.get_project(&caller, &parse_id(&id)?).await?;
+    Ok(HttpResponse::Ok().json(render(&project, &caller.org)?))
+}
+
+async fn update(
+    api: web::Data<Api>,
+    WithKey(caller): WithKey,
+    id: web::Path<String>,
+    Json(settings): Json<Settings>,
+) -> ApiResult {
+    let id = parse_id(&id)?;
+    let project = api.platform.update_project(&caller, &id, settings.into()).await?;
+    Ok(HttpResponse::Ok().json(render(&project, &caller.org)?))
+}
+
+async fn delete(api: web::Data<Api>, WithKey(caller): WithKey, id: web::Path<String>) -> ApiResult {
+    api.platform.delete_project(&caller, &parse_id(&id)?).await?;
+    Ok(HttpResponse::NoContent().finish())
+}
+
+async fn list_secrets(
+    api: web::Data<Api>,
+    WithKey(caller): WithKey,
+    id: web::Path<String>,
+) -> ApiResult {
+    let project = api.platform.get_project(&caller, &parse_id(&id)?).await?;
+    let names: Vec<_> = project.secrets.iter().map(|(name, _)| name).collect();
+    Ok(HttpResponse::Ok().json(names))
+}
+
+async fn set_secret(
+    api: web::Data<Api>,
+    WithKey(caller): WithKey,
+    path: web::Path<(String, String)>,
+    Json(body): Json<SecretBody>,
+) -> ApiResult {
+    let (id, name) = path.into_inner();
+    let id = parse_id(&id)?;
+    api.platform.set_project_secret(&caller, &id, body.named(name.clone())).await?;
+    Ok(HttpResponse::Ok().json(json!({ "name": name, "status": "set" })))
+}
+
+async fn delete_secret(
+    api: web::Data<Api>,
+    WithKey(caller): WithKey,
+    path: web::Path<(String, String)>,
+) -> ApiResult {
+    let (id, name) = path.into_inner();
+    api.platform.delete_project_secret(&caller, &parse_id(&id)?, name).await?;
+    Ok(HttpResponse::NoContent().finish())
+}

@@ -1,0 +1,328 @@
+//! Sandboxes: create, list, read, delete, timeout, allowed hosts (contract section 5).
+
+use std::collections::BTreeMap;
+
+use actix_web::http::StatusCode;
+use actix_web::{HttpRequest, HttpResponse, web};
+use serde::Deserialize;
+use serde_json::{Value, json};
+
+use super::auth::{WithKey, WithSandbox};
+use super::body::Json;
+use super::error::{ApiError, ApiResult, no_method};
+use super::projects::timestamp;
+use super::{Api, REGION, WORKER};
+use crate::actors::{Caller, CreateSandbox, Failure, Sandbox};
+use crate::events::families::LayerKind;
+use crate::ids::SandboxId;
+
+/// Most sandboxes in one reply, and how many when the caller doesn't say.
+const LIST_MAX: usize = 200;
+const LIST_DEFAULT: usize = 100;
+const STATUSES: [&str; 4] = ["running", "hibernated", "stopped", "error"];
+
+pub(super) fn routes(config: &mut web::ServiceConfig) {
+    config.service(
+        web::resource("/sandboxes")
+            .route(web::get().to(list))
+            .route(web::post().to(create))
+            .default_service(web::to(no_method)),
+    );
+}
+
+/// Routes below one sandbox.
+pub(super) fn data_routes(config: &mut web::ServiceConfig) {
+    config
+        .service(
+            web::resource("")
+                .route(web::get().to(get))
+                .route(web::delete().to(delete))
+                .default_service(web::to(no_method)),
+        )
+        .service(
+            web::resource("/timeout")
+                .route(web::post().to(set_timeout))
+                .default_service(web::to(no_method)),
+        )
+        .service(
+            web::resource("/allowed-hosts")
+                .route(web::get().to(allowed_hosts))
+                .default_service(web::to(no_method)),
+        )
+        .service(
+            web::resource("/token/refresh")
+                .route(web::post().to(refresh_token))
+                .default_service(web::to(no_method)),
+        );
+}
+
+#[derive(Deserialize)]
+#[serde(rename_all = "camelCase")]
+struct CreateBody {
+    #[serde(rename = "templateID")]
+    template_id: Option<String>,
+    alias: Option<String>,
+    metadata: Option<BTreeMap<String, String>>,
+    timeout: Option<i64>,
+    cpu_count: Option<i64>,
+    #[serde(rename = "memoryMB")]
+    memory_mb: Option<i64>,
+    #[serde(rename = "diskMB")]
+    disk_mb: Option<i64>,
+    envs: Option<BTreeMap<String, String>>,
+    project: Option<String>,
+    secret_store: Option<String>,
+    egress_allowlist: Option<Vec<String>>,
+    port: Option<i64>,
+    network_enabled: Option<bool>,
+    // Not there yet: asking for one of these is refused, never silently ignored.
+    image: Option<Value>,
+    snapshot: Option<String>,
+    preview_auth: Option<Value>,
+    webhooks: Option<Vec<Value>>,
+}
+
+impl CreateBody {
+    fn into_request(self) -> ApiResult<CreateSandbox> {
+        for (asked, what) in [
+            (self.image.is_some(), "image"),
+            (self.snapshot.as_deref().is_some_and(|name| !name.is_empty()), "snapshot"),
+            (self.preview_auth.is_some(), "previewAuth"),
+            (self.webhooks.as_ref().is_some_and(|list| !list.is_empty()), "webhooks"),
+        ] {
+            if asked {
+                let text = format!("{what} is not supported by this server yet");
+                return Err(ApiError::new(StatusCode::NOT_IMPLEMENTED, text));
+            }
+        }
+        Ok(CreateSandbox {
+            template: self.template_id,
+            alias: self.alias,
+            metadata: self.metadata.unwrap_or_default(),
+            timeout: self.timeout,
+            cpu_count: self.cpu_count,
+            memory_mb: self.memory_mb,
+            disk_mb: self.disk_mb,
+            envs: self.envs.unwrap_or_default(),
+            project: self.project,
+            secret_store: self.secret_store,
+            egress_allowlist: self.egress_allowlist.unwrap_or_default(),
+            port: self.port,
+            network_enabled: self.network_enabled,
+        })
+    }
+}
+
+/// The sandbox object (contract 5.3).
+fn render(api: &Api, sandbox: &Sandbox, caller: &Caller) -> ApiResult<Value> {
+    let details = sandbox.visible_to(&caller.org)?;
+    let id = &details.sandbox_id;
+    let domain = sandbox_domain(&api.public_url);
+    let mut object = json!({
+        "sandboxID": id,
+        "status": sandbox.phase.status(),
+        "templateID": details.template,
+        "template": details.template,
+        "token": api.tokens.issue(&caller.org, id)?,
+        "connectURL": format!("{}/api", api.public_url),
+        "region": REGION,
+        "workerID": WORKER,
+        "sandboxDomain": domain,
+        "domain": format!("{id}-p80.{domain}"),
+        "cpuCount": details.cpu_count,
+        "memoryMB": details.memory_mb,
+        "diskMB": details.disk_mb,
+        "startedAt": timestamp(sandbox.started_at.or(Some(details.at))),
+        "timeout": details.timeout_sec,
+        "metadata": details.metadata,
+    });
+    if let Some(alias) = &details.alias {
+        object["alias"] = json!(alias);
+    }
+    Ok(object)
+}
+
+/// The host that sandboxes' own hosts are below.
+fn sandbox_domain(public_url: &str) -> String {
+    let host = public_url.split_once("://").map_or(public_url, |(_, rest)| rest);
+    let host = host.split(['/', ':']).next().unwrap_or(host);
+    match host.parse::<std::net::IpAddr>() {
+        // Browsers resolve every name below `localhost` to the machine itself.
+        Ok(_) => "localhost".to_owned(),
+        Err(_) => host.to_owned(),
+    }
+}
+
+/// Runs work to its end even when the client hangs up meanwhile.
+pub(super) async fn to_the_end<T: Send + 'static>(
+    work: impl Future<Output = Result<T, Failure>> + Send + 'static,
+) -> ApiResult<T> {
+    tokio::spawn(work).await.map_err(ApiError::internal)?.map_err(ApiError::from)
+}
+
+async fn create(
+    api: web::Data<Api>,
+    WithKey(caller): WithKey,
+    Json(body): Json<CreateBody>,
+) -> ApiResult {
+    let request = body.into_request()?;
+    let platform = api.platform.clone();
+    let sandbox =
+        to_the_end(async move { platform.create_sandbox(&caller, request).await }).await?;
+    Ok(HttpResponse::Created().json(render(&api, &sandbox, &caller)?))
+}
+
+/// The filters of a list.
+struct Filter {
+    statuses: Vec<String>,
+    limit: usize,
+    offset: usize,
+    metadata: Vec<(String, String)>,
+}
+
+impl Filter {
+    fn parse(query: &str) -> ApiResult<Self> {
+        let pairs = web::Query::<Vec<(String, String)>>::from_query(query)
+            .map_err(|_| ApiError::bad_request("invalid query"))?
+            .into_inner();
+        let mut filter = Self {
+            statuses: vec!["running".to_owned(), "hibernated".to_owned()],
+            limit: LIST_DEFAULT,
+            offset: 0,
+            metadata: Vec::new(),
+        };
+        for (name, value) in pairs {
+            match name.as_str() {
+                "status" if value == "all" => {
+                    filter.statuses = STATUSES.map(str::to_owned).to_vec();
+                }
+                "status" => {
+                    filter.statuses = value.split(',').map(str::to_owned).collect();
+                    if filter.statuses.iter().any(|one| !STATUSES.contains(&one.as_str())) {
+                        let known = STATUSES.join(", ");
+                        return Err(ApiError::bad_request(format!("status must be of {known}, all")));
+                    }
+                }
+                "limit" => {
+                    filter.limit = value
+                        .parse()
+                        .ok()
+                        .filter(|n| (1..=LIST_MAX).contains(n))
+                        .ok_or_else(|| {
+                            ApiError::bad_request(format!("limit must be between 1 and {LIST_MAX}"))
+                        })?;
+                }
+                "offset" => {
+                    filter.offset = value
+                        .parse()
+                        .map_err(|_| ApiError::bad_request("offset must be a whole number"))?;
+                }
+                _ => {
+                    if let Some(key) = name.strip_prefix("metadata.") {
+                        filter.metadata.push((key.to_owned(), value));
+                    }
+                }
+            }
+        }
+        Ok(filter)
+    }
+
+    fn takes(&self, sandbox: &Sandbox) -> bool {
+        let status = sandbox.phase.status().unwrap_or_default();
+        let has = |(key, value): &(String, String)| {
+            sandbox.details.as_ref().is_some_and(|details| details.metadata.get(key) == Some(value))
+        };
+        self.statuses.iter().any(|one| one == status) && self.metadata.iter().all(has)
+    }
+}
+
+async fn list(api: web::Data<Api>, WithKey(caller): WithKey, request: HttpRequest) -> ApiResult {
+    let filter = Filter::parse(request.query_string())?;
+    let rows = api.platform.catalog().sandboxes(&caller.org);
+    let page = rows
+        .iter()
+        .filter(|sandbox| filter.takes(sandbox))
+        .skip(filter.offset)
+        .take(filter.limit)
+        .map(|sandbox| render(&api, sandbox, &caller))
+        .collect::<ApiResult<Vec<_>>>()?;
+    Ok(HttpResponse::Ok().json(page))
+}
+
+async fn get(api: web::Data<Api>, who: WithSandbox) -> ApiResult {
+    let sandbox = api.platform.get_sandbox(&who.caller, &who.id).await?;
+    Ok(HttpResponse::Ok().json(render(&api, &sandbox, &who.caller)?))
+}
+
+#[derive(Deserialize)]
+struct DeleteQuery {
+    #[serde(rename = "deleteSecretStore")]
+    delete_secret_store: Option<String>,
+}
+
+async fn delete(
+    api: web::Data<Api>,
+    WithKey(caller): WithKey,
+    id: web::Path<String>,
+    query: web::Query<DeleteQuery>,
+) -> ApiResult {
+    let id: SandboxId = id.parse().map_err(|_| ApiError::not_found("sandbox"))?;
+    let asked = query.delete_secret_store.as_deref().unwrap_or_default().to_ascii_lowercase();
+    let delete_store = ["1", "true", "yes", "y", "on"].contains(&asked.as_str());
+    let platform = api.platform.clone();
+    to_the_end(async move { platform.delete_sandbox(&caller, &id, delete_store).await }).await?;
+    Ok(HttpResponse::NoContent().finish())
+}
+
+#[derive(Deserialize)]
+struct TimeoutBody {
+    timeout: Option<i64>,
+}
+
+async fn set_timeout(
+    api: web::Data<Api>,
+    who: WithSandbox,
+    Json(body): Json<TimeoutBody>,
+) -> ApiResult {
+    let seconds = body.timeout.ok_or_else(|| ApiError::bad_request("timeout is required"))?;
+    api.platform.set_timeout(&who.caller, &who.id, seconds).await?;
+    Ok(HttpResponse::NoContent().finish())
+}
+
+async fn refresh_token(api: web::Data<Api>, who: WithSandbox) -> ApiResult {
+    api.platform.get_sandbox(&who.caller, &who.id).await?;
+    let token = api.tokens.issue(&who.caller.org, &who.id)?;
+    Ok(HttpResponse::Ok().json(json!({ "token": token })))
+}
+
+async fn allowed_hosts(
+    api: web::Data<Api>,
+    WithKey(caller): WithKey,
+    id: web::Path<String>,
+) -> ApiResult {
+    let id: SandboxId = id.parse().map_err(|_| ApiError::not_found("sandbox"))?;
+    let sandbox = api.platform.get_sandbox(&caller, &id).await?;
+    let details = sandbox.visible_to(&caller.org)?;
+    let secrets = sandbox.sealed.iter().flat_map(|sealed| &sealed.secrets);
+    let restricted: BTreeMap<_, _> = secrets
+        .filter(|entry| !entry.allowed_hosts.is_empty())
+        .map(|entry| (&entry.name, &entry.allowed_hosts))
+        .collect();
+    let mut reply = json!({
+        "sandboxID": id,
+        "egressAllowlist": details.egress_allowlist,
+        "perSecretAllowedHosts": restricted,
+    });
+    let of = |kind| details.layers.iter().rev().filter(move |layer| layer.kind == kind);
+    let mut stores = of(LayerKind::Store);
+    for (field, layer) in [
+        ("secretStore", stores.next()),
+        ("baseSecretStore", stores.next()),
+        ("project", of(LayerKind::Project).next()),
+    ] {
+        if let Some(layer) = layer {
+            reply[field] = json!(layer.name);
+        }
+    }
+    Ok(HttpResponse::Ok().json(reply))
+}

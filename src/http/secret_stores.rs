@@ -1,0 +1,147 @@
+//! Secret stores and their entries (contract section 7).
+
+use actix_web::{HttpResponse, web};
+use serde::Deserialize;
+use serde_json::{Value, json};
+
+use super::Api;
+use super::auth::WithKey;
+use super::body::Json;
+use super::error::{ApiError, ApiResult, no_method};
+use super::projects::{SecretBody, timestamp};
+use crate::actors::SecretStore;
+use crate::ids::{OrgId, StoreId};
+
+pub(super) fn routes(config: &mut web::ServiceConfig) {
+    config
+        .service(
+            web::resource("/secret-stores")
+                .route(web::get().to(list))
+                .route(web::post().to(create))
+                .default_service(web::to(no_method)),
+        )
+        .service(
+            web::resource("/secret-stores/{id}")
+                .route(web::get().to(get))
+                .route(web::put().to(update))
+                .route(web::delete().to(delete))
+                .default_service(web::to(no_method)),
+        )
+        .service(
+            web::resource("/secret-stores/{id}/secrets")
+                .route(web::get().to(list_secrets))
+                .default_service(web::to(no_method)),
+        )
+        .service(
+            web::resource("/secret-stores/{id}/secrets/{name}")
+                .route(web::put().to(set_secret))
+                .route(web::delete().to(delete_secret))
+                .default_service(web::to(no_method)),
+        );
+}
+
+/// Create and update take the same fields.
+#[derive(Deserialize)]
+#[serde(rename_all = "camelCase")]
+struct Settings {
+    name: Option<String>,
+    egress_allowlist: Option<Vec<String>>,
+}
+
+fn render(store: &SecretStore, org: &OrgId) -> ApiResult<Value> {
+    let details = store.visible_to(org)?;
+    Ok(json!({
+        "id": details.store_id,
+        "orgId": details.org_id,
+        "name": details.name,
+        "egressAllowlist": details.egress_allowlist,
+        "createdAt": timestamp(Some(details.at)),
+        "updatedAt": timestamp(store.updated_at),
+    }))
+}
+
+fn parse_id(text: &str) -> ApiResult<StoreId> {
+    text.parse().map_err(|_| ApiError::bad_request("invalid store ID"))
+}
+
+async fn list(api: web::Data<Api>, WithKey(caller): WithKey) -> ApiResult {
+    let rows = api.platform.catalog().stores(&caller.org);
+    let rows: Result<Vec<_>, _> = rows.iter().map(|row| render(row, &caller.org)).collect();
+    Ok(HttpResponse::Ok().json(rows?))
+}
+
+async fn create(
+    api: web::Data<Api>,
+    WithKey(caller): WithKey,
+    Json(given): Json<Settings>,
+) -> ApiResult {
+    let store = api.platform.create_store(&caller, given.name, given.egress_allowlist).await?;
+    Ok(HttpResponse::Created().json(render(&store, &caller.org)?))
+}
+
+async fn get(api: web::Data<Api>, WithKey(caller): WithKey, id: web::Path<String>) -> ApiResult {
+    let store = api.platform.get_store(&caller, &parse_id(&id)?).await?;
+    Ok(HttpResponse::Ok().json(render(&store, &caller.org)?))
+}
+
+async fn update(
+    api: web::Data<Api>,
+    WithKey(caller): WithKey,
+    id: web::Path<String>,
+    Json(given): Json<Settings>,
+) -> ApiResult {
+    let id = parse_id(&id)?;
+    let store = api.platform.update_store(&caller, &id, given.name, given.egress_allowlist).await?;
+    Ok(HttpResponse::Ok().json(render(&store, &caller.org)?))
+}
+
+async fn delete(api: web::Data<Api>, WithKey(caller): WithKey, id: web::Path<String>) -> ApiResult {
+    api.platform.delete_store(&caller, &parse_id(&id)?).await?;
+    Ok(HttpResponse::NoContent().finish())
+}
+
+async fn list_secrets(
+    api: web::Data<Api>,
+    WithKey(caller): WithKey,
+    id: web::Path<String>,
+) -> ApiResult {
+    let id = parse_id(&id)?;
+    let store = api.platform.get_store(&caller, &id).await?;
+    let entries: Vec<_> = store
+        .secrets
+        .iter()
+        .map(|(name, secret)| {
+            json!({
+                "id": secret.id,
+                "storeId": id,
+                "name": name,
+                "allowedHosts": secret.allowed_hosts,
+                "createdAt": timestamp(Some(secret.created_at)),
+                "updatedAt": timestamp(Some(secret.updated_at)),
+            })
+        })
+        .collect();
+    Ok(HttpResponse::Ok().json(entries))
+}
+
+async fn set_secret(
+    api: web::Data<Api>,
+    WithKey(caller): WithKey,
+    path: web::Path<(String, String)>,
+    Json(body): Json<SecretBody>,
+) -> ApiResult {
+    let (id, name) = path.into_inner();
+    let id = parse_id(&id)?;
+    api.platform.set_store_secret(&caller, &id, body.named(name.clone())).await?;
+    Ok(HttpResponse::Ok().json(json!({ "name": name, "status": "set" })))
+}
+
+async fn delete_secret(
+    api: web::Data<Api>,
+    WithKey(caller): WithKey,
+    path: web::Path<(String, String)>,
+) -> ApiResult {
+    let (id, name) = path.into_inner();
+    api.platform.delete_store_secret(&caller, &parse_id(&id)?, name).await?;
+    Ok(HttpResponse::NoContent().finish())
+}

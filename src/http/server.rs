@@ -1,0 +1,254 @@
+//! Starting and stopping the server: opens what it keeps, makes the world agree with the log, and
+//! only then answers requests. Stopping it stops no sandbox.
+
+use std::io;
+use std::net::{SocketAddr, TcpListener};
+use std::path::{Path, PathBuf};
+use std::sync::Arc;
+
+use actix_web::body::MessageBody;
+use actix_web::dev::{ServiceRequest, ServiceResponse};
+use actix_web::http::header::{HeaderName, HeaderValue};
+use actix_web::middleware::{Next, from_fn};
+use actix_web::{App, HttpServer, web};
+use rustls::pki_types::CertificateDer;
+use rustls::pki_types::pem::PemObject;
+
+use super::auth::Tokens;
+use super::body::JSON_BYTES_MAX;
+use super::error::ApiError;
+use super::{Api, routes};
+use crate::actors::{Failure, Parts, Platform, Reconciler};
+use crate::config::{Config, Egress};
+use crate::events::{EventLog, KeyError, LogOptions, OpenError, open_keyring};
+use crate::proxy::EgressSettings;
+use crate::sandbox::{DriverError, NamespaceDriver};
+
+/// Name of the organization made on first start.
+const FIRST_ORG: &str = "default";
+/// Variable with the key to use on first start instead of a new one.
+const BOOTSTRAP_KEY: &str = "OPENCOMPUTER_BOOTSTRAP_KEY";
+/// Seconds that open requests get when the server stops.
+const SHUTDOWN_SEC: u64 = 5;
+const REQUEST_ID: HeaderName = HeaderName::from_static("x-request-id");
+const REQUEST_ID_BYTES_MAX: usize = 128;
+
+/// Why the server did not start, with the way out.
+#[derive(Debug, thiserror::Error)]
+pub enum ServeError {
+    /// The data folder can't be made or opened.
+    #[error("can't use the data folder {path}: {source}; pass another one with --data-dir")]
+    DataDir {
+        /// Which folder.
+        path: PathBuf,
+        /// Why.
+        source: io::Error,
+    },
+    /// The event log can't be opened.
+    #[error(transparent)]
+    Log(#[from] OpenError),
+    /// The keys can't be opened.
+    #[error(transparent)]
+    Key(#[from] KeyError),
+    /// Sandboxes can't be isolated on this machine.
+    #[error("sandboxes can't run here: {0}; `oc doctor` says what is missing")]
+    Driver(#[from] DriverError),
+    /// A file with extra root certificates is of no use.
+    #[error("extra root certificates {path}: {message}")]
+    Roots {
+        /// Which file.
+        path: PathBuf,
+        /// Why.
+        message: String,
+    },
+    /// The address is taken or not allowed.
+    #[error("can't listen on {addr}: {source}; pass another address with --listen")]
+    Listen {
+        /// Which address.
+        addr: SocketAddr,
+        /// Why.
+        source: io::Error,
+    },
+    /// The first key given is not a key.
+    #[error("{BOOTSTRAP_KEY} must be `osb_` followed by 64 hex digits")]
+    BootstrapKey,
+    /// The first organization or key could not be recorded.
+    #[error("the first organization could not be made: {0}")]
+    Bootstrap(#[from] Failure),
+    /// The log can't be written any more.
+    #[error("the event log stopped: {0}; nothing acknowledged is lost, mend the cause and restart")]
+    LogStopped(String),
+    /// Input or output failed.
+    #[error("the server failed: {0}")]
+    Io(#[from] io::Error),
+}
+
+/// A key that the server made on its first start.
+pub struct FirstKey<'a> {
+    /// Origin of the server.
+    pub url: &'a str,
+    /// The key's text; this is the only time it is there.
+    pub key: &'a str,
+}
+
+/// Runs the server until it is told to stop (SIGTERM, SIGINT). `first_key` is called when a key
+/// was made, once in the life of a data folder.
+pub async fn serve(config: Config, first_key: impl FnOnce(FirstKey<'_>)) -> Result<(), ServeError> {
+    // The first provider installed stays; both are the same.
+    let _ = rustls::crypto::aws_lc_rs::default_provider().install_default();
+    make_private_dir(&config.data_dir)?;
+    let log = EventLog::open(LogOptions { dir: config.data_dir.join("log") })?;
+    let keys = config.data_dir.join("keys.db");
+    let has_events = log.head().position > 0;
+    let (keyring, created) = open_keyring(&config.master_key_file, &keys, has_events)?;
+    if created {
+        tracing::info!(file = %config.master_key_file.display(), "made a new master key; back it up");
+    }
+    let driver = NamespaceDriver::new(&config.data_dir.join("sandboxes"))?;
+    let platform = Platform::start(Parts {
+        log: log.clone(),
+        keyring: Arc::new(keyring),
+        driver: Arc::new(driver),
+        egress: Arc::new(egress_settings(&config.egress)?),
+        limits: config.limits,
+    });
+    let listener = TcpListener::bind(config.listen)
+        .map_err(|source| ServeError::Listen { addr: config.listen, source })?;
+    let url = format!("http://{}", listener.local_addr()?);
+    let org = bootstrap(&platform, &url, first_key).await?;
+    Reconciler::start(&platform).await;
+    let api = web::Data::new(Api {
+        tokens: Tokens::new(&*platform.signing_key("sandbox-token")?),
+        public_url: config.public_url.clone().unwrap_or_else(|| url.clone()),
+        no_auth: config.no_auth.then_some(org),
+        platform,
+    });
+    let server = HttpServer::new(move || {
+        App::new()
+            .wrap(actix_cors::Cors::permissive())
+            .wrap(from_fn(with_request_id))
+            .app_data(api.clone())
+            .app_data(web::PayloadConfig::new(JSON_BYTES_MAX))
+            .app_data(web::QueryConfig::default().error_handler(|_, _| {
+                ApiError::bad_request("invalid query parameter").into()
+            }))
+            .app_data(web::PathConfig::default().error_handler(|_, _| {
+                ApiError::bad_request("invalid path").into()
+            }))
+            .configure(routes)
+    })
+    .workers(2)
+    .shutdown_timeout(SHUTDOWN_SEC)
+    .listen(listener)?
+    .run();
+    announce(&config.data_dir, &url)?;
+    let stop = server.handle();
+    tokio::select! {
+        ended = server => ended?,
+        // What the log can't keep must not be acknowledged: the server ends, and says why.
+        reason = log.wait_stopped() => {
+            stop.stop(false).await;
+            return Err(ServeError::LogStopped(reason.to_string()));
+        }
+    }
+    log.close().await;
+    Ok(())
+}
+
+/// Tells people and programs where the server is.
+fn announce(data_dir: &Path, url: &str) -> io::Result<()> {
+    let text = serde_json::json!({ "url": url, "pid": std::process::id() }).to_string();
+    let (file, fresh) = (data_dir.join("endpoint.json"), data_dir.join("endpoint.json.new"));
+    std::fs::write(&fresh, text)?;
+    std::fs::rename(fresh, file)?;
+    tracing::info!(url, "listening");
+    println!("OpenComputer listens on {url}");
+    Ok(())
+}
+
+/// A folder for nobody else's eyes.
+fn make_private_dir(path: &Path) -> Result<(), ServeError> {
+    use std::os::unix::fs::{DirBuilderExt, PermissionsExt};
+    let error = |source| ServeError::DataDir { path: path.to_owned(), source };
+    std::fs::DirBuilder::new().recursive(true).mode(0o700).create(path).map_err(error)?;
+    std::fs::set_permissions(path, std::fs::Permissions::from_mode(0o700)).map_err(error)
+}
+
+fn egress_settings(egress: &Egress) -> Result<EgressSettings, ServeError> {
+    let mut extra_roots = Vec::new();
+    for path in &egress.extra_roots {
+        let error = |message: String| ServeError::Roots { path: path.clone(), message };
+        let certificates = CertificateDer::pem_file_iter(path).map_err(|e| error(e.to_string()))?;
+        let before = extra_roots.len();
+        for certificate in certificates {
+            extra_roots.push(certificate.map_err(|e| error(e.to_string()))?);
+        }
+        if extra_roots.len() == before {
+            return Err(error("no certificate in the file".to_owned()));
+        }
+    }
+    Ok(EgressSettings {
+        allow_private: egress.allow_private.clone(),
+        pinned: egress.hosts.clone().into_iter().collect(),
+        extra_roots,
+        inspect_all: egress.inspect_all,
+        strict_tokens: egress.strict_tokens,
+        ..EgressSettings::default()
+    })
+}
+
+/// Makes the first organization and its key when there are none.
+async fn bootstrap(
+    platform: &Platform,
+    url: &str,
+    first_key: impl FnOnce(FirstKey<'_>),
+) -> Result<crate::ids::OrgId, ServeError> {
+    let given = std::env::var(BOOTSTRAP_KEY).ok().filter(|key| !key.is_empty());
+    if given.as_deref().is_some_and(|key| !is_key(key)) {
+        return Err(ServeError::BootstrapKey);
+    }
+    platform.catalog().caught_up(platform.log().head().position).await;
+    let known = platform.catalog().first_org();
+    let has_key = platform.catalog().has_keys();
+    if let (Some(org), true) = (known, has_key) {
+        return Ok(org);
+    }
+    let key = match &given {
+        Some(key) => key.clone(),
+        None => format!("osb_{}", hex::encode(rand::random::<[u8; 32]>())),
+    };
+    let org = match known {
+        // A crash between the two: the organization is there and its key was never told.
+        Some(org) => {
+            platform.add_key(&org, "first", &key).await?;
+            org
+        }
+        None => platform.create_org(FIRST_ORG, &key).await?.0,
+    };
+    if given.is_none() {
+        first_key(FirstKey { url, key: &key });
+    }
+    Ok(org)
+}
+
+fn is_key(text: &str) -> bool {
+    let hex = text.strip_prefix("osb_");
+    hex.is_some_and(|hex| {
+        hex.len() == 64 && hex.bytes().all(|b| b.is_ascii_digit() || (b'a'..=b'f').contains(&b))
+    })
+}
+
+/// Echoes the caller's request id, or makes one, on every reply.
+async fn with_request_id(
+    request: ServiceRequest,
+    next: Next<impl MessageBody>,
+) -> Result<ServiceResponse<impl MessageBody>, actix_web::Error> {
+    let given = request.headers().get(&REQUEST_ID).cloned();
+    let id = given.filter(|id| id.len() <= REQUEST_ID_BYTES_MAX).unwrap_or_else(|| {
+        let id = ulid::Ulid::generate().to_string();
+        HeaderValue::from_str(&id).unwrap_or_else(|_| HeaderValue::from_static("unknown"))
+    });
+    let mut reply = next.call(request).await?;
+    reply.headers_mut().insert(REQUEST_ID, id);
+    Ok(reply)
+}

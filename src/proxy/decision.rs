@@ -1,0 +1,211 @@
+//! One record for everything the proxy decides, and its way to the audit trail.
+//!
+//! Invariants: a decision holds names, sizes and rules, never a value, a path or a query. Every
+//! connection or request that was judged ends in exactly one, handed over when it ends. When the
+//! trail is full, new requests wait for it and are then refused; what is already under way is
+//! recorded when there is room again, within a bound.
+
+use std::sync::Arc;
+use std::sync::atomic::{AtomicU64, Ordering};
+use std::time::Duration;
+
+use http::StatusCode;
+use serde::Serialize;
+use time::OffsetDateTime;
+use tokio::sync::mpsc::Sender;
+use tokio::sync::mpsc::error::TrySendError;
+use tokio::time::timeout;
+
+use super::name::Host;
+use super::refusal::Refusal;
+use super::tally::Tally;
+
+/// How long a request waits for room in the audit trail, and a record of a finished one too.
+const BACKLOG_WAIT: Duration = Duration::from_secs(5);
+
+/// How something left the sandbox, or tried to.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize)]
+#[serde(rename_all = "lowercase")]
+pub enum Protocol {
+    /// HTTP inside TLS that this proxy ended.
+    Https,
+    /// Bytes that were not looked into.
+    Tunnel,
+    /// HTTP without TLS; carries no secret.
+    Http,
+    /// A request to the explicit proxy.
+    Connect,
+}
+
+/// What was decided.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize)]
+#[serde(rename_all = "lowercase")]
+pub enum Outcome {
+    /// The request was sent to the host.
+    Allowed,
+    /// The connection was passed through unread.
+    Tunnelled,
+    /// Nothing of it was sent, or it was broken off for a rule.
+    Refused,
+}
+
+/// One entry of a sandbox's egress audit trail.
+#[derive(Debug, Clone, Serialize)]
+pub struct Decision {
+    /// When the connection or request arrived.
+    #[serde(serialize_with = "time::serde::rfc3339::serialize")]
+    pub at: OffsetDateTime,
+    /// The host asked for, canonical, or what was asked for in its place.
+    pub host: String,
+    /// The port asked for.
+    pub port: u16,
+    /// How.
+    pub protocol: Protocol,
+    /// The request's method, where one was read.
+    pub method: Option<String>,
+    /// What was decided.
+    pub outcome: Outcome,
+    /// The rule that decided ([`Refusal::rule`] for refusals).
+    pub reason: String,
+    /// Names of the secrets substituted.
+    pub secrets: Vec<String>,
+    /// Names of the secrets whose token passed inert.
+    pub unbound: Vec<String>,
+    /// Names of the secrets found in the response.
+    pub resealed: Vec<String>,
+    /// Status the sandbox saw.
+    pub status: Option<u16>,
+    /// Body bytes (for a tunnel all bytes) from the sandbox.
+    pub bytes_up: u64,
+    /// Body bytes (for a tunnel all bytes) to the sandbox.
+    pub bytes_down: u64,
+}
+
+/// A decision in the making; handed over when dropped.
+pub(crate) struct Record {
+    decision: Option<Decision>,
+    trail: Sender<Decision>,
+    /// Names of secrets, filled by the streams of the request.
+    pub tally: Arc<Tally>,
+    /// Bytes from the sandbox.
+    pub up: Arc<AtomicU64>,
+    /// Bytes to the sandbox.
+    pub down: Arc<AtomicU64>,
+}
+
+impl Record {
+    pub fn new(trail: Sender<Decision>, host: &Host, port: u16, protocol: Protocol) -> Self {
+        let decision = Decision {
+            at: OffsetDateTime::now_utc(),
+            host: host.to_string(),
+            port,
+            protocol,
+            method: None,
+            outcome: Outcome::Refused,
+            // Stands when the connection is cut before anything was decided.
+            reason: "interrupted".to_owned(),
+            secrets: Vec::new(),
+            unbound: Vec::new(),
+            resealed: Vec::new(),
+            status: None,
+            bytes_up: 0,
+            bytes_down: 0,
+        };
+        Self {
+            decision: Some(decision),
+            trail,
+            tally: Arc::default(),
+            up: Arc::default(),
+            down: Arc::default(),
+        }
+    }
+
+    /// Waits, bounded, until the trail can take a record.
+    pub async fn room(&self) -> Result<(), Refusal> {
+        match timeout(BACKLOG_WAIT, self.trail.reserve()).await {
+            Ok(Ok(_permit)) => Ok(()),
+            _ => Err(Refusal::AuditBacklog),
+        }
+    }
+
+    /// The request's method: part of the record only when it is one of the registered ones,
+    /// since a made-up method is text of the sandbox's choosing.
+    pub fn method(&mut self, method: &http::Method) {
+        let known = matches!(
+            method.as_str(),
+            "GET" | "HEAD" | "POST" | "PUT" | "PATCH" | "DELETE" | "OPTIONS" | "TRACE" | "CONNECT"
+        );
+        let text = if known { method.as_str() } else { "other" };
+        self.set(|decision| decision.method = Some(text.to_owned()));
+    }
+
+    /// It was let through by `rule`.
+    pub fn passed(&mut self, outcome: Outcome, rule: &str) {
+        self.set(|decision| {
+            decision.outcome = outcome;
+            decision.reason = rule.to_owned();
+        });
+    }
+
+    /// It was refused.
+    pub fn refused(&mut self, refusal: &Refusal) {
+        self.set(|decision| {
+            decision.outcome = Outcome::Refused;
+            decision.reason = refusal.rule().to_owned();
+            decision.status = Some(refusal.status().as_u16());
+        });
+    }
+
+    /// The status the sandbox is shown.
+    pub fn status(&mut self, status: StatusCode) {
+        self.set(|decision| decision.status = Some(status.as_u16()));
+    }
+
+    fn set(&mut self, change: impl FnOnce(&mut Decision)) {
+        if let Some(decision) = &mut self.decision {
+            change(decision);
+        }
+    }
+}
+
+impl Drop for Record {
+    fn drop(&mut self) {
+        let Some(mut decision) = self.decision.take() else {
+            return;
+        };
+        decision.bytes_up = self.up.load(Ordering::Relaxed);
+        decision.bytes_down = self.down.load(Ordering::Relaxed);
+        let names = self.tally.names().clone();
+        decision.secrets = names.substituted.into_iter().collect();
+        decision.unbound = names.unbound.into_iter().collect();
+        decision.resealed = names.resealed.into_iter().collect();
+        if let Some(refusal) = self.tally.refusal() {
+            // A stream that was broken off for a rule, after the request had been let through.
+            decision.outcome = Outcome::Refused;
+            decision.reason = refusal.rule().to_owned();
+        }
+        match self.trail.try_send(decision) {
+            Ok(()) => {}
+            Err(TrySendError::Full(decision)) => wait_for_room(self.trail.clone(), decision),
+            Err(TrySendError::Closed(decision)) => lost(&decision),
+        }
+    }
+}
+
+/// The number of these tasks is bounded by the connections of the sandbox: a new request waits
+/// for room before it starts.
+fn wait_for_room(trail: Sender<Decision>, decision: Decision) {
+    let Ok(runtime) = tokio::runtime::Handle::try_current() else {
+        return lost(&decision);
+    };
+    runtime.spawn(async move {
+        match timeout(BACKLOG_WAIT, trail.reserve()).await {
+            Ok(Ok(permit)) => permit.send(decision),
+            _ => lost(&decision),
+        }
+    });
+}
+
+fn lost(decision: &Decision) {
+    tracing::error!(?decision, "the audit trail did not take a decision");
+}

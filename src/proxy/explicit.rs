@@ -1,0 +1,159 @@
+//! The explicit proxy, for programs that follow `HTTPS_PROXY`.
+//!
+//! It grants nothing: the inside of a CONNECT tunnel goes the way of a transparent connection to
+//! that host, and an absolute `http://` request that of plain HTTP.
+
+use std::convert::Infallible;
+use std::sync::{Arc, Mutex, PoisonError};
+
+use http::uri::Scheme;
+use http::{Method, Request, Response, StatusCode, Uri, header};
+use http_body_util::Empty;
+use hyper::body::Incoming;
+use hyper::service::service_fn;
+use hyper::upgrade::OnUpgrade;
+use hyper_util::rt::TokioIo;
+
+use super::body::OutBody;
+use super::connection::{SandboxProxy, http_server, transparent};
+use super::decision::Protocol;
+use super::exchange::Exchange;
+use super::head::Origin;
+use super::io::{Meter, Rewind};
+use super::name::Host;
+use super::refusal::Refusal;
+
+/// Serves one connection to the explicit proxy.
+pub(crate) async fn serve(proxy: Arc<SandboxProxy>, io: Rewind, meter: Arc<Meter>, own: Host) {
+    let exchange = Exchange::new(proxy.clone());
+    let opened: Mutex<Option<(Host, u16, OnUpgrade)>> = Mutex::new(None);
+    let (opened_ref, exchange_ref, proxy_ref, own_ref) = (&opened, &exchange, &proxy, &own);
+    let service = service_fn(move |request: Request<Incoming>| async move {
+        let answer = answer(request, proxy_ref, exchange_ref, own_ref, opened_ref).await;
+        Ok::<_, Infallible>(answer)
+    });
+    let served = http_server()
+        .serve_connection(TokioIo::new(io), service)
+        .with_upgrades()
+        .await;
+    if let Err(error) = served {
+        tracing::debug!(%error, "connection to the explicit proxy ended");
+        return;
+    }
+    let tunnel = opened.lock().unwrap_or_else(PoisonError::into_inner).take();
+    let Some((host, port, upgrade)) = tunnel else {
+        return;
+    };
+    match upgrade.await {
+        Ok(inside) => transparent(proxy, Box::new(TokioIo::new(inside)), meter, host, port).await,
+        Err(error) => tracing::debug!(%error, "CONNECT did not become a tunnel"),
+    }
+}
+
+async fn answer(
+    mut request: Request<Incoming>,
+    proxy: &SandboxProxy,
+    exchange: &Exchange,
+    own: &Host,
+    opened: &Mutex<Option<(Host, u16, OnUpgrade)>>,
+) -> Response<OutBody> {
+    if request.method() != Method::CONNECT {
+        return match plain_origin(request.uri()) {
+            Ok(Some(origin)) => exchange.answer(request, &origin).await,
+            Ok(None) => refuse(proxy, &Refusal::ProxyMethod, own, 0, request.method()).await,
+            Err(refusal) => refuse(proxy, &refusal, own, 0, request.method()).await,
+        };
+    }
+    let (host, port) = match connect_target(request.uri()) {
+        Ok(target) => target,
+        Err(refusal) => return refuse(proxy, &refusal, own, 0, request.method()).await,
+    };
+    if let Err(refusal) = proxy.judge(&host) {
+        return refuse(proxy, &refusal, &host, port, request.method()).await;
+    }
+    let upgrade = hyper::upgrade::on(&mut request);
+    *opened.lock().unwrap_or_else(PoisonError::into_inner) = Some((host, port, upgrade));
+    use http_body_util::BodyExt;
+    Response::new(Empty::new().map_err(|never| match never {}).boxed_unsync())
+}
+
+/// Where an absolute request goes; `None` when it is not one for `http://`.
+fn plain_origin(uri: &Uri) -> Result<Option<Origin>, Refusal> {
+    let (Some(authority), Some(scheme)) = (uri.authority(), uri.scheme()) else {
+        return Ok(None);
+    };
+    if *scheme != Scheme::HTTP {
+        return Ok(None);
+    }
+    let host = authority.host().parse().map_err(|_| Refusal::HostName)?;
+    Ok(Some(Origin {
+        host,
+        port: authority.port_u16().unwrap_or(80),
+        tls: false,
+    }))
+}
+
+fn connect_target(uri: &Uri) -> Result<(Host, u16), Refusal> {
+    let authority = uri.authority().ok_or(Refusal::HostName)?;
+    let port = authority.port_u16().ok_or(Refusal::HostName)?;
+    if authority.as_str().contains('@') {
+        return Err(Refusal::HostName);
+    }
+    Ok((
+        authority.host().parse().map_err(|_| Refusal::HostName)?,
+        port,
+    ))
+}
+
+async fn refuse(
+    proxy: &SandboxProxy,
+    refusal: &Refusal,
+    host: &Host,
+    port: u16,
+    method: &Method,
+) -> Response<OutBody> {
+    let mut record = proxy.record(host, port, Protocol::Connect);
+    record.method(method);
+    // A refusal sends nothing, so a full trail only delays it.
+    let _ = record.room().await;
+    record.refused(refusal);
+    let mut response = refusal.response(host);
+    if response.status() == StatusCode::METHOD_NOT_ALLOWED {
+        let allow = http::HeaderValue::from_static("CONNECT");
+        response.headers_mut().insert(header::ALLOW, allow);
+    }
+    response
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn targets_have_one_reading() {
+        let target = |text: &str| connect_target(&text.parse().unwrap()).map_err(|r| r.rule());
+        assert_eq!(
+            target("Api.Example:8443"),
+            Ok(("api.example".parse().unwrap(), 8443))
+        );
+        assert_eq!(target("[::1]:443"), Ok(("::1".parse().unwrap(), 443)));
+        for bad in [
+            "api.example",
+            "127.1:443",
+            "u@api.example:443",
+            "/x",
+            "a_b.example:443",
+        ] {
+            assert_eq!(target(bad), Err("host_name"), "{bad}");
+        }
+        let plain = |text: &str| {
+            plain_origin(&text.parse().unwrap())
+                .unwrap()
+                .map(|o| o.port)
+        };
+        assert_eq!(plain("http://api.example/x"), Some(80));
+        assert_eq!(plain("http://api.example:81/x"), Some(81));
+        assert_eq!(plain("https://api.example/x"), None);
+        assert_eq!(plain("/x"), None);
+    }
+}

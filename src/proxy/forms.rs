@@ -1,0 +1,237 @@
+//! The spellings in which an upstream may echo a value, and what each is replaced by.
+//!
+//! A host that wants to betray a value can encode it in a way no list foresees; this list is for
+//! what ordinary programs do with what they were sent: as it is, JSON in the styles of the common
+//! encoders, percent-encoding, HTML, base64 (both alphabets, at all three alignments, unwrapped)
+//! and hex. Up to six bits of a value stay at each end of a base64 run, where one character holds
+//! bits of the value and of its neighbour.
+
+use std::collections::HashMap;
+use std::hash::{Hash, Hasher};
+
+use base64::Engine;
+use base64::engine::general_purpose::{GeneralPurpose, STANDARD_NO_PAD, URL_SAFE_NO_PAD};
+use zeroize::Zeroizing;
+
+use super::escape::{Hex, Json, UNRESERVED, json, percent};
+use super::token::SealedToken;
+
+/// Shortest value that is searched for in responses, in bytes. Shorter ones would be found in
+/// text that has nothing to do with them, and the change would tell a program its guess was right.
+pub const RESEAL_VALUE_BYTES_MIN: usize = 8;
+
+/// Longest value whose every spelling is searched for; of longer ones only the common spellings,
+/// which keeps the automaton of a 64 KiB value under some 10 MiB.
+const THOROUGH_VALUE_BYTES_MAX: usize = 4096;
+
+/// Whether a value can be recognised in responses; a caller should warn about one that can't.
+pub fn reseal_possible(value: &[u8]) -> bool {
+    value.len() >= RESEAL_VALUE_BYTES_MIN
+}
+
+/// One spelling of a value: secret as the value is, and wiped like it.
+#[derive(PartialEq, Eq)]
+pub(crate) struct Spelling(Zeroizing<Vec<u8>>);
+
+impl Spelling {
+    pub fn bytes(&self) -> &[u8] {
+        &self.0
+    }
+}
+
+impl Hash for Spelling {
+    fn hash<H: Hasher>(&self, state: &mut H) {
+        self.0.as_slice().hash(state);
+    }
+}
+
+/// Spelling to replacement.
+pub(crate) type Forms = HashMap<Spelling, Vec<u8>>;
+
+/// Every spelling of `value`, with what stands for it in the sandbox: the token, in the same
+/// encoding for base64 and hex, so that what decodes it reads the token.
+pub(crate) fn forms(value: &[u8], token: &SealedToken) -> Forms {
+    let token = token.to_string().into_bytes();
+    let thorough = value.len() <= THOROUGH_VALUE_BYTES_MAX;
+    let mut forms = Forms::new();
+    let mut plain = |form: Zeroizing<Vec<u8>>| {
+        forms.insert(Spelling(form), token.clone());
+    };
+    plain(Zeroizing::new(value.to_vec()));
+    percent_forms(value, thorough, &mut plain);
+    if let Ok(text) = std::str::from_utf8(value) {
+        json_forms(text, thorough, &mut plain);
+        html_forms(text, &mut plain);
+    }
+    for engine in [&STANDARD_NO_PAD, &URL_SAFE_NO_PAD] {
+        for alignment in 0..3 {
+            let (pattern, replacement) = base64_form(engine, value, &token, alignment);
+            forms.entry(Spelling(pattern)).or_insert(replacement);
+        }
+    }
+    let digits = Zeroizing::new(hex::encode(value).into_bytes());
+    let upper = Zeroizing::new(digits.to_ascii_uppercase());
+    forms
+        .entry(Spelling(digits))
+        .or_insert_with(|| hex::encode(&token).into_bytes());
+    forms
+        .entry(Spelling(upper))
+        .or_insert_with(|| hex::encode_upper(&token).into_bytes());
+    forms
+}
+
+fn percent_forms(value: &[u8], thorough: bool, add: &mut impl FnMut(Zeroizing<Vec<u8>>)) {
+    // RFC 3986; encodeURIComponent; encodeURI; forms of the WHATWG URL standard.
+    let kept: [&[u8]; 4] = [UNRESERVED, b"-._~!'()*", b"-._~!'()*;/?:@&=+$,#", b"*-._"];
+    for hex in [Hex::Upper, Hex::Lower] {
+        for set in kept {
+            add(percent(value, hex, |b| set.contains(&b)));
+        }
+        let spaced = percent(value, hex, |b| b"*-._ ".contains(&b));
+        add(Zeroizing::new(
+            spaced
+                .iter()
+                .map(|&b| if b == b' ' { b'+' } else { b })
+                .collect(),
+        ));
+        if thorough {
+            let mut all = Zeroizing::new(Vec::with_capacity(value.len() * 3));
+            for &byte in value {
+                all.push(b'%');
+                let digits = hex::encode([byte]);
+                match hex {
+                    Hex::Lower => all.extend(digits.bytes()),
+                    Hex::Upper => all.extend(digits.bytes().map(|b| b.to_ascii_uppercase())),
+                }
+            }
+            add(all);
+        }
+    }
+}
+
+fn json_forms(text: &str, thorough: bool, add: &mut impl FnMut(Zeroizing<Vec<u8>>)) {
+    let both = [false, true];
+    let all: &[bool] = if thorough { &both } else { &both[..1] };
+    for &all in all {
+        for (slash, html) in [(false, false), (false, true), (true, false), (true, true)] {
+            for (ascii, upper) in [(false, false), (false, true), (true, false), (true, true)] {
+                add(json(
+                    text,
+                    Json {
+                        slash,
+                        html,
+                        ascii,
+                        all,
+                        upper,
+                    },
+                ));
+            }
+        }
+    }
+}
+
+fn html_forms(text: &str, add: &mut impl FnMut(Zeroizing<Vec<u8>>)) {
+    for (double, single) in [
+        ("&quot;", "&#39;"),
+        ("&quot;", "&#x27;"),
+        ("&#34;", "&#39;"),
+        ("\"", "'"),
+    ] {
+        let mut out = Zeroizing::new(Vec::with_capacity(text.len() * 6));
+        for c in text.chars() {
+            match c {
+                '&' => out.extend(b"&amp;"),
+                '<' => out.extend(b"&lt;"),
+                '>' => out.extend(b"&gt;"),
+                '"' => out.extend(double.as_bytes()),
+                '\'' => out.extend(single.as_bytes()),
+                _ => out.extend(c.encode_utf8(&mut [0; 4]).as_bytes()),
+            }
+        }
+        add(out);
+    }
+}
+
+/// The characters that `value` alone decides when it stands `alignment` bytes after a multiple of
+/// three, and a run of the same length modulo four that decodes to the token. Where the run does
+/// not begin or end on a byte the token is set off by a dot, because that byte is shared with the
+/// characters around it.
+fn base64_form(
+    engine: &GeneralPurpose,
+    value: &[u8],
+    token: &[u8],
+    alignment: usize,
+) -> (Zeroizing<Vec<u8>>, Vec<u8>) {
+    let total = alignment + value.len();
+    let mut before = Zeroizing::new(vec![0; alignment]);
+    before.reserve_exact(value.len());
+    before.extend_from_slice(value);
+    let mut after = vec![0; alignment];
+    if alignment > 0 {
+        after.push(b'.');
+    }
+    after.extend_from_slice(token);
+    if total % 3 != 0 {
+        after.push(b'.');
+    }
+    while after.len() % 3 != total % 3 {
+        after.push(b'.');
+    }
+    (
+        whole_characters(engine, &before, alignment),
+        whole_characters(engine, &after, alignment).to_vec(),
+    )
+}
+
+/// The base64 of `bytes` without the characters that hold bits of the first `alignment` bytes or
+/// of what follows.
+fn whole_characters(engine: &GeneralPurpose, bytes: &[u8], alignment: usize) -> Zeroizing<Vec<u8>> {
+    let text = Zeroizing::new(engine.encode(bytes).into_bytes());
+    let start = (alignment * 8).div_ceil(6);
+    let end = bytes.len() * 8 / 6;
+    Zeroizing::new(text[start..end].to_vec())
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use base64::engine::general_purpose::STANDARD;
+
+    /// At every alignment and length the run is found in real base64 and its replacement decodes
+    /// to text with the token, with the neighbours unharmed.
+    #[test]
+    fn base64_is_recognised_and_replaced_at_every_alignment() {
+        let token = SealedToken::generate();
+        for length in 8..14 {
+            let value: Vec<u8> = (0..length).map(|i| b'A' + i).collect();
+            let forms = forms(&value, &token);
+            for before in 0..6usize {
+                for after in 0..4usize {
+                    let text = [vec![b'<'; before], value.clone(), vec![b'>'; after]].concat();
+                    let mut encoded = STANDARD.encode(&text);
+                    let (pattern, replacement) = forms
+                        .iter()
+                        .find(|(pattern, _)| {
+                            encoded.contains(std::str::from_utf8(pattern.bytes()).unwrap())
+                        })
+                        .unwrap();
+                    let pattern = std::str::from_utf8(pattern.bytes()).unwrap();
+                    encoded = encoded.replace(pattern, std::str::from_utf8(replacement).unwrap());
+                    let lenient = base64::engine::GeneralPurpose::new(
+                        &base64::alphabet::STANDARD,
+                        base64::engine::GeneralPurposeConfig::new()
+                            .with_decode_allow_trailing_bits(true),
+                    );
+                    let decoded = lenient.decode(&encoded).unwrap();
+                    let decoded = String::from_utf8_lossy(&decoded).into_owned();
+                    assert!(
+                        decoded.contains(&token.to_string()),
+                        "{before} {after} {decoded}"
+                    );
+                    assert!(decoded.starts_with(&"<".repeat(before)), "{decoded}");
+                    assert!(decoded.ends_with(&">".repeat(after)), "{decoded}");
+                }
+            }
+        }
+    }
+}

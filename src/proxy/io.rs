@@ -1,0 +1,159 @@
+//! Streams that can be looked at before they are used, and that know when they were last used.
+
+use std::io;
+use std::pin::Pin;
+use std::sync::Arc;
+use std::sync::atomic::{AtomicU64, Ordering};
+use std::task::{Context, Poll, ready};
+use std::time::{Duration, Instant};
+
+use bytes::{Buf, BytesMut};
+use tokio::io::{AsyncRead, AsyncReadExt, AsyncWrite, ReadBuf};
+
+/// A connection of a sandbox, directly or inside a CONNECT tunnel.
+pub(crate) trait Duplex: AsyncRead + AsyncWrite + Send + Unpin {}
+impl<T: AsyncRead + AsyncWrite + Send + Unpin> Duplex for T {}
+
+/// Any such connection.
+pub(crate) type Stream = Box<dyn Duplex>;
+
+/// A stream whose first bytes were read ahead; they are read again first.
+pub(crate) struct Rewind {
+    ahead: BytesMut,
+    inner: Stream,
+}
+
+impl Rewind {
+    pub fn new(inner: Stream) -> Self {
+        Self {
+            ahead: BytesMut::new(),
+            inner,
+        }
+    }
+
+    /// What was read ahead so far.
+    pub fn ahead(&self) -> &[u8] {
+        &self.ahead
+    }
+
+    /// Reads further ahead; 0 at the end of the stream. Cancel-safe.
+    pub async fn look(&mut self) -> io::Result<usize> {
+        self.inner.read_buf(&mut self.ahead).await
+    }
+}
+
+impl AsyncRead for Rewind {
+    fn poll_read(
+        mut self: Pin<&mut Self>,
+        cx: &mut Context<'_>,
+        buf: &mut ReadBuf<'_>,
+    ) -> Poll<io::Result<()>> {
+        if self.ahead.is_empty() {
+            return Pin::new(&mut self.inner).poll_read(cx, buf);
+        }
+        let size = self.ahead.len().min(buf.remaining());
+        buf.put_slice(&self.ahead[..size]);
+        self.ahead.advance(size);
+        Poll::Ready(Ok(()))
+    }
+}
+
+impl AsyncWrite for Rewind {
+    fn poll_write(
+        mut self: Pin<&mut Self>,
+        cx: &mut Context<'_>,
+        buf: &[u8],
+    ) -> Poll<io::Result<usize>> {
+        Pin::new(&mut self.inner).poll_write(cx, buf)
+    }
+    fn poll_flush(mut self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<io::Result<()>> {
+        Pin::new(&mut self.inner).poll_flush(cx)
+    }
+    fn poll_shutdown(mut self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<io::Result<()>> {
+        Pin::new(&mut self.inner).poll_shutdown(cx)
+    }
+}
+
+/// Bytes through a stream and the time of the last.
+pub(crate) struct Meter {
+    /// Bytes read from it.
+    pub read: Arc<AtomicU64>,
+    /// Bytes written to it.
+    pub written: Arc<AtomicU64>,
+    begun: Instant,
+    last_ms: AtomicU64,
+}
+
+impl Meter {
+    pub fn new() -> Arc<Self> {
+        Arc::new(Self {
+            read: Arc::default(),
+            written: Arc::default(),
+            begun: Instant::now(),
+            last_ms: AtomicU64::new(0),
+        })
+    }
+
+    /// Ends when nothing has moved for `limit`.
+    pub async fn idle_for(&self, limit: Duration) {
+        loop {
+            let last = Duration::from_millis(self.last_ms.load(Ordering::Relaxed));
+            let idle = self.begun.elapsed().saturating_sub(last);
+            if idle >= limit {
+                return;
+            }
+            tokio::time::sleep(limit - idle).await;
+        }
+    }
+
+    fn moved(&self, counter: &AtomicU64, bytes: usize) {
+        counter.fetch_add(bytes as u64, Ordering::Relaxed);
+        // 64 bits of milliseconds outlast any machine.
+        let now = u64::try_from(self.begun.elapsed().as_millis()).unwrap_or(u64::MAX);
+        self.last_ms.store(now, Ordering::Relaxed);
+    }
+}
+
+/// A stream with a meter on it.
+pub(crate) struct Metered<S> {
+    inner: S,
+    meter: Arc<Meter>,
+}
+
+impl<S> Metered<S> {
+    pub fn new(inner: S, meter: Arc<Meter>) -> Self {
+        Self { inner, meter }
+    }
+}
+
+impl<S: AsyncRead + Unpin> AsyncRead for Metered<S> {
+    fn poll_read(
+        mut self: Pin<&mut Self>,
+        cx: &mut Context<'_>,
+        buf: &mut ReadBuf<'_>,
+    ) -> Poll<io::Result<()>> {
+        let before = buf.filled().len();
+        ready!(Pin::new(&mut self.inner).poll_read(cx, buf))?;
+        self.meter
+            .moved(&self.meter.read, buf.filled().len() - before);
+        Poll::Ready(Ok(()))
+    }
+}
+
+impl<S: AsyncWrite + Unpin> AsyncWrite for Metered<S> {
+    fn poll_write(
+        mut self: Pin<&mut Self>,
+        cx: &mut Context<'_>,
+        buf: &[u8],
+    ) -> Poll<io::Result<usize>> {
+        let size = ready!(Pin::new(&mut self.inner).poll_write(cx, buf))?;
+        self.meter.moved(&self.meter.written, size);
+        Poll::Ready(Ok(size))
+    }
+    fn poll_flush(mut self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<io::Result<()>> {
+        Pin::new(&mut self.inner).poll_flush(cx)
+    }
+    fn poll_shutdown(mut self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<io::Result<()>> {
+        Pin::new(&mut self.inner).poll_shutdown(cx)
+    }
+}

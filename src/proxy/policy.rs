@@ -1,0 +1,295 @@
+//! What one sandbox may reach and which secrets go where: immutable, swapped as a whole.
+
+use std::collections::HashMap;
+use std::sync::{Arc, Mutex, OnceLock, PoisonError};
+
+use super::name::{CanonicalName, Host, HostPattern};
+use super::refusal::Refusal;
+use super::reseal::Patterns;
+use super::token::SealedToken;
+use crate::secret::SecretValue;
+
+/// Distinct sets of applicable secrets whose rules are kept ready. Hosts with the same secrets
+/// share one entry, so that real policies need a handful.
+const RULE_SETS_MAX: usize = 64;
+
+/// One secret as one sandbox holds it.
+pub struct Binding {
+    /// The secret's name, for the audit trail.
+    pub name: String,
+    /// What the sandbox sees.
+    pub token: SealedToken,
+    /// What the bound hosts see.
+    pub value: SecretValue,
+    /// Hosts that may receive the value; empty means any host.
+    pub hosts: Vec<HostPattern>,
+}
+
+impl Binding {
+    fn applies_to(&self, name: &CanonicalName) -> bool {
+        self.hosts.is_empty() || self.hosts.iter().any(|pattern| pattern.matches(name))
+    }
+}
+
+/// The rules of one sandbox at one time.
+pub struct Policy {
+    allowlist: Vec<HostPattern>,
+    secrets: Arc<Secrets>,
+    network_enabled: bool,
+    reseal: bool,
+    sets: Mutex<HashMap<Vec<bool>, Arc<Applicable>>>,
+}
+
+struct Secrets {
+    bindings: Vec<Binding>,
+    by_token: HashMap<SealedToken, usize>,
+}
+
+impl Policy {
+    /// `allowlist` empty means no restriction of hosts. `reseal` off leaves responses untouched.
+    pub fn new(
+        allowlist: Vec<HostPattern>,
+        bindings: Vec<Binding>,
+        network_enabled: bool,
+        reseal: bool,
+    ) -> Self {
+        let by_token = bindings
+            .iter()
+            .enumerate()
+            .map(|(i, binding)| (binding.token, i))
+            .collect();
+        let secrets = Arc::new(Secrets { bindings, by_token });
+        Self {
+            allowlist,
+            secrets,
+            network_enabled,
+            reseal,
+            sets: Mutex::default(),
+        }
+    }
+
+    /// Whether `host` may be spoken to at all; the name of the rule that allowed it.
+    pub(crate) fn judge(&self, host: &Host) -> Result<&'static str, Refusal> {
+        if !self.network_enabled {
+            return Err(Refusal::NetworkDisabled);
+        }
+        if self.allowlist.is_empty() {
+            return Ok("no_restriction");
+        }
+        let listed = self.allowlist.iter().any(|pattern| match host {
+            Host::Name(name) => pattern.matches(name),
+            Host::Address(_) => *pattern == HostPattern::Any,
+        });
+        if listed {
+            Ok("egress_allowlist")
+        } else {
+            Err(Refusal::NotAllowed)
+        }
+    }
+
+    /// Whether bytes that no rule can look into may go to `name`: it carries no secret, and the
+    /// allowlist is absent or names the host itself.
+    pub(crate) fn permits_opaque(&self, name: &CanonicalName) -> bool {
+        let named = self.allowlist.iter().any(|pattern| pattern.names(name));
+        (self.allowlist.is_empty() || named) && !self.has_secrets_for(name)
+    }
+
+    /// Whether a secret may go to `name`.
+    pub(crate) fn has_secrets_for(&self, name: &CanonicalName) -> bool {
+        self.secrets
+            .bindings
+            .iter()
+            .any(|binding| binding.applies_to(name))
+    }
+
+    /// The rules for one host. `substitute` is off on paths that must not carry a value.
+    pub(crate) fn rules_for(&self, host: &Host, substitute: bool, strict: bool) -> Arc<HostRules> {
+        let applies = |binding: &Binding| match host {
+            Host::Name(name) => binding.applies_to(name),
+            Host::Address(_) => false,
+        };
+        let set: Vec<bool> = self.secrets.bindings.iter().map(applies).collect();
+        let mut sets = self.sets.lock().unwrap_or_else(PoisonError::into_inner);
+        if sets.len() >= RULE_SETS_MAX && !sets.contains_key(&set) {
+            sets.clear();
+        }
+        let applicable = sets.entry(set).or_insert_with_key(|set| {
+            Arc::new(Applicable {
+                secrets: self.secrets.clone(),
+                set: set.clone(),
+                patterns: OnceLock::new(),
+            })
+        });
+        let applicable = applicable.clone();
+        Arc::new(HostRules {
+            applicable,
+            substitute,
+            strict,
+            reseal: self.reseal,
+        })
+    }
+}
+
+/// The secrets that go to some set of hosts.
+struct Applicable {
+    secrets: Arc<Secrets>,
+    set: Vec<bool>,
+    patterns: OnceLock<Option<Arc<Patterns>>>,
+}
+
+/// What a token found in a request stands for.
+pub(crate) enum Lookup<'a> {
+    /// A secret this host may receive.
+    Bound(&'a Binding),
+    /// A secret of this sandbox that this host may not receive.
+    Unbound(&'a Binding),
+    /// Nothing in this sandbox.
+    Unknown,
+}
+
+/// The rules for requests to one host.
+pub(crate) struct HostRules {
+    applicable: Arc<Applicable>,
+    substitute: bool,
+    strict: bool,
+    reseal: bool,
+}
+
+impl HostRules {
+    /// What `token` stands for here.
+    pub fn look_up(&self, token: &SealedToken) -> Lookup<'_> {
+        let secrets = &self.applicable.secrets;
+        let Some(&index) = secrets.by_token.get(token) else {
+            return Lookup::Unknown;
+        };
+        let applies = self.applicable.set.get(index).copied().unwrap_or(false);
+        match secrets.bindings.get(index) {
+            Some(binding) if applies && self.substitute => Lookup::Bound(binding),
+            Some(binding) => Lookup::Unbound(binding),
+            None => Lookup::Unknown,
+        }
+    }
+
+    /// Whether a token that can't be replaced refuses the request.
+    pub fn strict(&self) -> bool {
+        self.strict
+    }
+
+    /// Whether any token can be replaced.
+    pub fn substitutes(&self) -> bool {
+        self.substitute && self.applicable.set.contains(&true)
+    }
+
+    /// Whether request bodies must be read at all, if only to record inert tokens.
+    pub fn watches_tokens(&self) -> bool {
+        !self.applicable.set.is_empty()
+    }
+
+    /// What to look for in responses, built on first use.
+    pub fn patterns(&self) -> Option<&Arc<Patterns>> {
+        if !self.reseal || !self.applicable.set.contains(&true) {
+            return None;
+        }
+        let Applicable {
+            secrets,
+            set,
+            patterns,
+        } = &*self.applicable;
+        let bindings = secrets
+            .bindings
+            .iter()
+            .zip(set)
+            .filter(|(_, applies)| **applies);
+        patterns
+            .get_or_init(|| Patterns::new(bindings.map(|(binding, _)| binding)))
+            .as_ref()
+    }
+}
+
+#[cfg(test)]
+pub(crate) mod testing {
+    use super::*;
+
+    /// Rules for one host with one secret, and a second secret bound elsewhere.
+    pub(crate) struct Fixture {
+        pub rules: Arc<HostRules>,
+        pub strict: Arc<HostRules>,
+        pub token: SealedToken,
+        pub elsewhere: SealedToken,
+    }
+
+    pub(crate) fn fixture(host: &str, value: &str) -> Fixture {
+        let (token, elsewhere) = (SealedToken::generate(), SealedToken::generate());
+        let binding = |name: &str, token, value: &str, host: &str| Binding {
+            name: name.to_owned(),
+            token,
+            value: SecretValue::from(value.to_owned()),
+            hosts: vec![host.parse().unwrap()],
+        };
+        let bindings = vec![
+            binding("HERE", token, value, host),
+            binding(
+                "ELSEWHERE",
+                elsewhere,
+                "other-value-0002",
+                "elsewhere.example",
+            ),
+        ];
+        let policy = Policy::new(Vec::new(), bindings, true, true);
+        let host = host.parse().unwrap();
+        Fixture {
+            rules: policy.rules_for(&host, true, false),
+            strict: policy.rules_for(&host, true, true),
+            token,
+            elsewhere,
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn policy(allowlist: &[&str], network: bool) -> Policy {
+        let allowlist = allowlist
+            .iter()
+            .map(|pattern| pattern.parse().unwrap())
+            .collect();
+        let secret = Binding {
+            name: "KEY".into(),
+            token: SealedToken::generate(),
+            value: SecretValue::from("real-value-0001".to_owned()),
+            hosts: vec!["api.example".parse().unwrap()],
+        };
+        Policy::new(allowlist, vec![secret], network, true)
+    }
+
+    #[test]
+    fn hosts_are_judged_by_name() {
+        let rule = |policy: &Policy, host: &str| {
+            policy
+                .judge(&host.parse().unwrap())
+                .map_err(|refusal| refusal.rule())
+        };
+        let open = policy(&[], true);
+        assert_eq!(rule(&open, "any.example"), Ok("no_restriction"));
+        let listed = policy(&["*.example"], true);
+        assert_eq!(rule(&listed, "api.example"), Ok("egress_allowlist"));
+        assert_eq!(rule(&listed, "api.test"), Err("egress_allowlist"));
+        assert_eq!(rule(&listed, "10.0.0.1"), Err("egress_allowlist"));
+        assert_eq!(
+            rule(&policy(&[], false), "any.example"),
+            Err("network_disabled")
+        );
+    }
+
+    #[test]
+    fn opaque_bytes_need_a_host_without_secrets_and_named_by_the_list() {
+        let name = |text: &str| text.parse().unwrap();
+        assert!(policy(&[], true).permits_opaque(&name("git.example")));
+        assert!(!policy(&[], true).permits_opaque(&name("api.example")));
+        assert!(policy(&["*.example"], true).permits_opaque(&name("git.example")));
+        assert!(!policy(&["*"], true).permits_opaque(&name("git.example")));
+        assert!(!policy(&["*.test"], true).permits_opaque(&name("git.example")));
+    }
+}

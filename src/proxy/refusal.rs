@@ -1,0 +1,194 @@
+//! Every reason a connection or request is refused for, and how the sandboxed program reads it.
+
+use std::net::IpAddr;
+
+use http::{HeaderValue, Response, StatusCode, header};
+use http_body_util::{BodyExt, Full};
+
+use super::body::OutBody;
+use super::name::Host;
+
+/// Why something was refused. The message is the `error` a program in the sandbox reads: it
+/// never holds a value.
+#[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
+#[non_exhaustive]
+pub enum Refusal {
+    /// No policy is loaded (start, wake, restore, or the sandbox ends).
+    #[error("this sandbox's network policy is not loaded; try again in a moment")]
+    Closed,
+    /// The sandbox was created without a network.
+    #[error("this sandbox has no network access")]
+    NetworkDisabled,
+    /// The allowlist does not cover the host.
+    #[error("this host is not on the sandbox's egress allowlist")]
+    NotAllowed,
+    /// An IP literal the operator does not list.
+    #[error("connections to a bare IP address are not allowed; use a host name")]
+    AddressLiteral,
+    /// The host name has no canonical form.
+    #[error("this is not a valid host name")]
+    HostName,
+    /// The name leads to an address range that is not public.
+    #[error("this host resolves to {address}, a {range} address, which sandboxes may not reach")]
+    SpecialAddress {
+        /// The address that was refused.
+        address: IpAddr,
+        /// What it is for.
+        range: &'static str,
+    },
+    /// The name does not resolve.
+    #[error("this host name could not be resolved")]
+    NotFound,
+    /// No address of the host accepts a connection in time.
+    #[error("the host could not be reached")]
+    Unreachable,
+    /// The host's certificate can't be verified; nothing was sent.
+    #[error("the host's TLS certificate could not be verified; nothing was sent")]
+    UpstreamTls,
+    /// The ClientHello can't be read.
+    #[error("the TLS handshake is malformed")]
+    TlsMalformed,
+    /// The ClientHello names no host.
+    #[error("the TLS handshake names no host (no SNI)")]
+    SniMissing,
+    /// The ClientHello names another host than was resolved.
+    #[error("the TLS handshake names another host than the one connected to")]
+    SniMismatch,
+    /// The sandbox's program broke the handshake off, as one that does not trust the CA does.
+    #[error("the TLS handshake with the sandbox failed; does the program trust the sandbox's CA?")]
+    SandboxTls,
+    /// `Host` or the request target names another host than was connected to.
+    #[error("the request names another host than the one connected to")]
+    HostMismatch,
+    /// There is not exactly one `Host`.
+    #[error("the request must have exactly one Host header")]
+    HostCount,
+    /// The framing is ambiguous.
+    #[error("the request's framing is not acceptable: {0}")]
+    Framing(&'static str),
+    /// CONNECT where there is no proxy.
+    #[error("CONNECT is not allowed here")]
+    ConnectInside,
+    /// An upgrade to a protocol this proxy does not inspect yet.
+    #[error("protocol upgrades (WebSocket, h2c) are not supported yet")]
+    Upgrade,
+    /// Bytes that are neither TLS nor HTTP to a host that may not get them.
+    #[error("only TLS and HTTP are allowed to this host")]
+    Opaque,
+    /// A token for another host, in strict mode.
+    #[error("the sealed token of secret {secret} is not bound to this host")]
+    TokenUnbound {
+        /// Name of the secret.
+        secret: String,
+    },
+    /// The value can't be written where its token stood.
+    #[error("the value of secret {secret} can't be written in {place}")]
+    Inexpressible {
+        /// Name of the secret.
+        secret: String,
+        /// Where the token stood.
+        place: &'static str,
+    },
+    /// A compressed request body we can't look into.
+    #[error("request bodies to a host with secrets must be uncompressed or gzip")]
+    RequestCoding,
+    /// A compressed response body we can't look into.
+    #[error("the host answered with a content encoding that can't be inspected")]
+    ResponseCoding,
+    /// The request body broke off or is damaged.
+    #[error("the request body could not be read")]
+    RequestBody,
+    /// The exchange with the host failed.
+    #[error("the host closed the connection or sent a malformed answer")]
+    Upstream,
+    /// The host switched protocols unasked.
+    #[error("the host switched protocols without being asked")]
+    UpstreamSwitched,
+    /// Too many connections at once.
+    #[error("too many connections from this sandbox at once")]
+    ConnectionLimit,
+    /// The audit trail can't take another record.
+    #[error("the audit trail is behind; try again in a moment")]
+    AuditBacklog,
+    /// A request the explicit proxy does not serve.
+    #[error("this proxy serves CONNECT and absolute http:// requests only")]
+    ProxyMethod,
+    /// The metadata address.
+    #[error("there is no metadata service in this sandbox")]
+    NoMetadata,
+    /// Our own fault.
+    #[error("internal error of the sandbox's proxy")]
+    Internal,
+}
+
+impl Refusal {
+    /// The rule's name, stable, for programs and the audit trail.
+    pub fn rule(&self) -> &'static str {
+        self.row().0
+    }
+
+    /// The status a program in the sandbox sees.
+    pub fn status(&self) -> StatusCode {
+        self.row().1
+    }
+
+    fn row(&self) -> (&'static str, StatusCode) {
+        use StatusCode as S;
+        match self {
+            Self::Closed => ("policy_missing", S::SERVICE_UNAVAILABLE),
+            Self::NetworkDisabled => ("network_disabled", S::FORBIDDEN),
+            Self::NotAllowed => ("egress_allowlist", S::FORBIDDEN),
+            Self::AddressLiteral => ("address_literal", S::FORBIDDEN),
+            Self::HostName => ("host_name", S::FORBIDDEN),
+            Self::SpecialAddress { .. } => ("special_address", S::FORBIDDEN),
+            Self::NotFound => ("host_not_found", S::BAD_GATEWAY),
+            Self::Unreachable => ("host_unreachable", S::BAD_GATEWAY),
+            Self::UpstreamTls => ("upstream_certificate", S::BAD_GATEWAY),
+            Self::TlsMalformed => ("tls_malformed", S::BAD_REQUEST),
+            Self::SniMissing => ("sni_missing", S::FORBIDDEN),
+            Self::SniMismatch => ("sni_mismatch", S::FORBIDDEN),
+            Self::SandboxTls => ("sandbox_tls", S::BAD_REQUEST),
+            Self::HostMismatch => ("host_mismatch", S::FORBIDDEN),
+            Self::HostCount => ("host_count", S::BAD_REQUEST),
+            Self::Framing(_) => ("framing", S::BAD_REQUEST),
+            Self::ConnectInside => ("connect_inside", S::METHOD_NOT_ALLOWED),
+            Self::Upgrade => ("upgrade_unsupported", S::FORBIDDEN),
+            Self::Opaque => ("opaque_protocol", S::FORBIDDEN),
+            Self::TokenUnbound { .. } => ("secret_not_bound_to_host", S::FORBIDDEN),
+            Self::Inexpressible { .. } => ("secret_inexpressible", S::FORBIDDEN),
+            Self::RequestCoding => ("request_encoding", S::UNSUPPORTED_MEDIA_TYPE),
+            Self::ResponseCoding => ("response_encoding", S::BAD_GATEWAY),
+            Self::RequestBody => ("request_body", S::BAD_REQUEST),
+            Self::Upstream => ("upstream_failed", S::BAD_GATEWAY),
+            Self::UpstreamSwitched => ("upstream_switched", S::BAD_GATEWAY),
+            Self::ConnectionLimit => ("connection_limit", S::TOO_MANY_REQUESTS),
+            Self::AuditBacklog => ("audit_backlog", S::SERVICE_UNAVAILABLE),
+            Self::ProxyMethod => ("proxy_method", S::METHOD_NOT_ALLOWED),
+            Self::NoMetadata => ("no_metadata", S::NOT_FOUND),
+            Self::Internal => ("internal", S::INTERNAL_SERVER_ERROR),
+        }
+    }
+
+    /// The answer: the API's error envelope with the rule and the host.
+    pub(crate) fn response(&self, host: &Host) -> Response<OutBody> {
+        let text = serde_json::json!({
+            "error": self.to_string(),
+            "rule": self.rule(),
+            "host": host.to_string(),
+        });
+        let mut response = Response::new(full(text.to_string()));
+        *response.status_mut() = self.status();
+        let json = HeaderValue::from_static("application/json");
+        response.headers_mut().insert(header::CONTENT_TYPE, json);
+        let store = HeaderValue::from_static("no-store");
+        response.headers_mut().insert(header::CACHE_CONTROL, store);
+        response
+    }
+}
+
+/// A body that is at hand whole.
+pub(crate) fn full(bytes: impl Into<bytes::Bytes>) -> OutBody {
+    Full::new(bytes.into())
+        .map_err(|never| match never {})
+        .boxed_unsync()
+}

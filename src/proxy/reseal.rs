@@ -1,0 +1,358 @@
+//! Values to tokens, as a stream: no value of a binding leaves towards the sandbox.
+//!
+//! Invariants:
+//! - The output does not depend on how the input was cut.
+//! - Of overlapping finds the one that begins first wins, then the longest, so a value that
+//!   contains another is never left half.
+//! - Only bytes that are at this moment the beginning of a spelling are held back: an event
+//!   stream is delivered as it comes. At most the longest spelling less one byte is held.
+
+use std::collections::HashMap;
+use std::sync::Arc;
+
+use aho_corasick::Anchored;
+use aho_corasick::automaton::{Automaton, StateID};
+use aho_corasick::nfa::contiguous::NFA;
+use zeroize::Zeroizing;
+
+use super::body::{StreamError, Transform};
+use super::forms::{Forms, Spelling, forms, reseal_possible};
+use super::policy::Binding;
+use super::tally::Tally;
+
+/// One automaton over every spelling of every value a host may receive.
+pub(crate) struct Patterns {
+    nfa: NFA,
+    start: StateID,
+    /// How many of the bytes read so far are the beginning of a spelling; absent means none.
+    depth: HashMap<StateID, usize>,
+    finds: Vec<Find>,
+    longest: usize,
+}
+
+/// What a pattern stands for.
+struct Find {
+    length: usize,
+    replacement: Vec<u8>,
+    secret: String,
+}
+
+impl Patterns {
+    /// `None` when none of the values can be recognised (all too short).
+    pub fn new<'a>(bindings: impl Iterator<Item = &'a Binding>) -> Option<Arc<Self>> {
+        let mut all: HashMap<Spelling, (Vec<u8>, &str)> = HashMap::new();
+        for binding in bindings.filter(|binding| reseal_possible(binding.value.expose())) {
+            let spellings: Forms = forms(binding.value.expose(), &binding.token);
+            for (pattern, replacement) in spellings {
+                all.entry(pattern).or_insert((replacement, &binding.name));
+            }
+        }
+        let nfa = NFA::new(all.keys().map(Spelling::bytes)).ok()?;
+        let start = nfa.start_state(Anchored::No).ok()?;
+        let mut depth = HashMap::new();
+        for pattern in all.keys() {
+            let mut state = start;
+            for (read, &byte) in pattern.bytes().iter().enumerate() {
+                state = nfa.next_state(Anchored::No, state, byte);
+                depth.insert(state, read + 1);
+            }
+        }
+        let longest = all.keys().map(|pattern| pattern.bytes().len()).max()?;
+        // The automaton numbers patterns in the order it was given them, which for an unchanged
+        // map is the order of this second walk.
+        let finds = all
+            .iter()
+            .map(|(pattern, (replacement, secret))| Find {
+                length: pattern.bytes().len(),
+                replacement: replacement.clone(),
+                secret: (*secret).to_owned(),
+            })
+            .collect();
+        Some(Arc::new(Self {
+            nfa,
+            start,
+            depth,
+            finds,
+            longest,
+        }))
+    }
+
+    fn depth(&self, state: StateID) -> usize {
+        self.depth.get(&state).copied().unwrap_or(0)
+    }
+
+    /// The longest pattern that ends in `state`.
+    fn found(&self, state: StateID) -> Option<usize> {
+        if !self.nfa.is_match(state) {
+            return None;
+        }
+        (0..self.nfa.match_len(state))
+            .map(|index| self.nfa.match_pattern(state, index).as_usize())
+            .max_by_key(|&pattern| self.finds.get(pattern).map_or(0, |find| find.length))
+    }
+
+    /// Where in `bytes`, from `at` on, something may begin that needs reading.
+    fn skip(&self, bytes: &[u8], at: usize) -> usize {
+        let Some(prefilter) = self.nfa.prefilter() else {
+            return at;
+        };
+        // The filter sees whole spellings only; one may begin in the tail and end in what is
+        // still to come.
+        let tail = bytes.len().saturating_sub(self.longest - 1).max(at);
+        match prefilter
+            .find_in(bytes, (at..bytes.len()).into())
+            .into_option()
+        {
+            Some(candidate) => candidate.min(tail).max(at),
+            None => tail,
+        }
+    }
+}
+
+/// Turns values into tokens in one stream.
+pub(crate) struct Resealer {
+    patterns: Arc<Patterns>,
+    tally: Arc<Tally>,
+    state: StateID,
+    /// Bytes not yet given out; the automaton has read all of them between calls.
+    held: Zeroizing<Vec<u8>>,
+    best: Option<Candidate>,
+}
+
+/// A find that another, which began earlier and is not complete, may still swallow.
+#[derive(Clone, Copy)]
+struct Candidate {
+    start: usize,
+    end: usize,
+    pattern: usize,
+}
+
+impl Resealer {
+    pub fn new(patterns: Arc<Patterns>, tally: Arc<Tally>) -> Self {
+        let state = patterns.start;
+        Self {
+            patterns,
+            tally,
+            state,
+            held: Zeroizing::default(),
+            best: None,
+        }
+    }
+
+    /// Reads `held` from `at` on and gives out what is settled; `last` settles everything.
+    fn run(&mut self, mut at: usize, last: bool, out: &mut Vec<u8>) {
+        let mut given = 0;
+        loop {
+            at = self.read(at);
+            let live = at - self.patterns.depth(self.state);
+            match self.best.take() {
+                Some(best) if last || at < self.held.len() || best.start < live => {
+                    self.replace(best, given, out);
+                    given = best.end;
+                    // What began inside the find is gone with it: read on from its end.
+                    at = best.end;
+                    self.state = self.patterns.start;
+                }
+                best => {
+                    let keep_from = if last { self.held.len() } else { live };
+                    out.extend_from_slice(&self.held[given..keep_from]);
+                    self.held.drain(..keep_from);
+                    self.best = best.map(|best| Candidate {
+                        start: best.start - keep_from,
+                        end: best.end - keep_from,
+                        pattern: best.pattern,
+                    });
+                    return;
+                }
+            }
+        }
+    }
+
+    /// Reads until a find is settled or the bytes end; returns how far it came.
+    fn read(&mut self, mut at: usize) -> usize {
+        let patterns = &*self.patterns;
+        while at < self.held.len() {
+            if self.best.is_none() && self.state == patterns.start {
+                at = patterns.skip(&self.held, at);
+                if at == self.held.len() {
+                    break;
+                }
+            }
+            self.state = patterns
+                .nfa
+                .next_state(Anchored::No, self.state, self.held[at]);
+            at += 1;
+            if let Some(pattern) = patterns.found(self.state) {
+                let start = at - patterns.finds[pattern].length;
+                if self.best.is_none_or(|best| start <= best.start) {
+                    self.best = Some(Candidate {
+                        start,
+                        end: at,
+                        pattern,
+                    });
+                }
+            }
+            if self
+                .best
+                .is_some_and(|best| at - patterns.depth(self.state) > best.start)
+            {
+                break;
+            }
+        }
+        at
+    }
+
+    fn replace(&self, find: Candidate, given: usize, out: &mut Vec<u8>) {
+        let Some(found) = self.patterns.finds.get(find.pattern) else {
+            return;
+        };
+        out.extend_from_slice(&self.held[given..find.start]);
+        out.extend_from_slice(&found.replacement);
+        self.tally.names().resealed.insert(found.secret.clone());
+    }
+}
+
+impl Transform for Resealer {
+    fn push(&mut self, input: &[u8], out: &mut Vec<u8>) -> Result<(), StreamError> {
+        let at = self.held.len();
+        self.held.extend_from_slice(input);
+        self.run(at, false, out);
+        Ok(())
+    }
+
+    fn finish(&mut self, out: &mut Vec<u8>) -> Result<(), StreamError> {
+        self.run(self.held.len(), true, out);
+        Ok(())
+    }
+}
+
+/// `bytes` with every value in it turned back, or `None` when there was none.
+pub(crate) fn reseal_all(
+    patterns: &Arc<Patterns>,
+    tally: &Arc<Tally>,
+    bytes: &[u8],
+) -> Option<Vec<u8>> {
+    let mut stream = Resealer::new(patterns.clone(), tally.clone());
+    stream.held.extend_from_slice(bytes);
+    let mut out = Vec::with_capacity(bytes.len());
+    stream.run(0, true, &mut out);
+    (out != bytes).then_some(out)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::proxy::SealedToken;
+    use crate::secret::SecretValue;
+    use base64::Engine;
+    use base64::engine::general_purpose::{STANDARD, URL_SAFE_NO_PAD};
+
+    fn binding(name: &str, value: &str) -> Binding {
+        Binding {
+            name: name.to_owned(),
+            token: SealedToken::generate(),
+            value: SecretValue::from(value.to_owned()),
+            hosts: Vec::new(),
+        }
+    }
+
+    fn run(patterns: &Arc<Patterns>, pieces: &[&[u8]]) -> Vec<u8> {
+        let mut stream = Resealer::new(patterns.clone(), Arc::default());
+        let mut out = Vec::new();
+        for piece in pieces {
+            stream.push(piece, &mut out).unwrap();
+            assert!(stream.held.len() < patterns.longest);
+        }
+        stream.finish(&mut out).unwrap();
+        out
+    }
+
+    /// All spellings of a value with every awkward character, cut everywhere: never a value,
+    /// always the same answer.
+    #[test]
+    fn every_spelling_is_resealed_at_every_cut() {
+        let value = "s3cr/et+\"<v>&é'\\ ~x";
+        let one = binding("ONE", value);
+        let patterns = Patterns::new([&one].into_iter()).unwrap();
+        let json = serde_json::to_string(value).unwrap();
+        let full: String = value
+            .encode_utf16()
+            .map(|unit| format!("\\u{unit:04x}"))
+            .collect();
+        let form: String = "s3cr%2Fet%2B%22%3Cv%3E%26%C3%A9%27%5C+%7Ex".to_owned();
+        let spellings = [
+            value.to_owned(),
+            json.trim_matches('"').to_owned(),
+            json.trim_matches('"').replace('/', "\\/"),
+            "s3cr/et+\\\"\\u003cv\\u003e\\u0026é'\\\\ ~x".to_owned(),
+            "s3cr/et+\\\"<v>&\\u00e9'\\\\ ~x".to_owned(),
+            full,
+            form.clone(),
+            form.to_lowercase(),
+            form.replace('+', "%20").replace("%7E", "~"),
+            "s3cr/et+&quot;&lt;v&gt;&amp;é&#39;\\ ~x".to_owned(),
+            hex::encode(value),
+            hex::encode_upper(value),
+            value.bytes().map(|b| format!("%{b:02X}")).collect(),
+            STANDARD.encode(value),
+            STANDARD.encode(format!("a{value}")),
+            STANDARD.encode(format!("ab{value}cd")),
+            URL_SAFE_NO_PAD.encode(format!("user:{value}")),
+        ];
+        for spelling in spellings {
+            let text = format!("s3cr/{spelling}{spelling}s3cr/et");
+            let bytes = text.as_bytes();
+            let whole = run(&patterns, &[bytes]);
+            let seen = String::from_utf8_lossy(&whole).into_owned();
+            assert!(!seen.contains(&spelling), "{spelling} stayed in {seen}");
+            for cut in 0..=bytes.len() {
+                assert_eq!(
+                    run(&patterns, &[&bytes[..cut], &bytes[cut..]]),
+                    whole,
+                    "{spelling} {cut}"
+                );
+            }
+            let single: Vec<&[u8]> = bytes.chunks(1).collect();
+            assert_eq!(run(&patterns, &single), whole);
+        }
+    }
+
+    /// A value inside another, and values that overlap, leave nothing of either.
+    #[test]
+    fn the_first_and_longest_find_wins() {
+        let inner = binding("INNER", "bcdefghij");
+        let outer = binding("OUTER", "abcdefghijkl");
+        let patterns = Patterns::new([&inner, &outer].into_iter()).unwrap();
+        let text = b"-abcdefghijkl-abcdefghijk-bcdefghij-abcdefghiabcdefghijkl";
+        let (i, o) = (inner.token, outer.token);
+        let expected = format!("-{o}-a{i}k-{i}-abcdefghi{o}");
+        for size in 1..text.len() {
+            let pieces: Vec<&[u8]> = text.chunks(size).collect();
+            assert_eq!(
+                String::from_utf8(run(&patterns, &pieces)).unwrap(),
+                expected
+            );
+        }
+    }
+
+    /// An event stream must not wait for bytes that may never come.
+    #[test]
+    fn only_the_beginning_of_a_value_is_held_back() {
+        let one = binding("ONE", "real-value-0001");
+        let patterns = Patterns::new([&one].into_iter()).unwrap();
+        let mut stream = Resealer::new(patterns, Arc::default());
+        let mut out = Vec::new();
+        stream.push(b"data: hello\n\n", &mut out).unwrap();
+        assert_eq!(out, b"data: hello\n\n");
+        stream.push(b"data: real-va", &mut out).unwrap();
+        assert!(out.ends_with(b"data: "));
+        stream.push(b"lid\n\n", &mut out).unwrap();
+        assert!(out.ends_with(b"data: real-valid\n\n"));
+    }
+
+    #[test]
+    fn values_too_short_to_recognise_are_left_out() {
+        let short = binding("SHORT", "1234567");
+        assert!(Patterns::new([&short].into_iter()).is_none());
+    }
+}

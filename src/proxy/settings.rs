@@ -1,0 +1,78 @@
+//! What the operator decides for every sandbox of a server.
+
+use std::collections::HashMap;
+use std::net::IpAddr;
+use std::sync::{Arc, OnceLock};
+
+use ipnet::IpNet;
+use rustls::crypto::{CryptoProvider, aws_lc_rs};
+use rustls::pki_types::CertificateDer;
+use rustls::{ClientConfig, RootCertStore};
+
+use super::refusal::Refusal;
+
+/// The operator's egress settings; one per server. The default is the strictest address policy
+/// with inert tokens let through.
+#[derive(Default)]
+pub struct EgressSettings {
+    /// Ranges sandboxes may reach although they are not public.
+    pub allow_private: Vec<IpNet>,
+    /// Addresses of names (lower case, no trailing dot), used instead of DNS. The address rules
+    /// hold for them too.
+    pub pinned: HashMap<String, IpAddr>,
+    /// Certificates trusted for upstream hosts beside the system's.
+    pub extra_roots: Vec<CertificateDer<'static>>,
+    /// Look into TLS to hosts without secrets too, instead of tunnelling it.
+    pub inspect_all: bool,
+    /// Refuse a token whose secret is not bound to the host, instead of passing it inert.
+    pub strict_tokens: bool,
+    /// The TLS side towards hosts, made on first use from `extra_roots`; leave at its default.
+    pub tls: UpstreamTls,
+}
+
+/// Trust in upstream hosts, shared by all sandboxes of a server.
+#[derive(Default)]
+pub struct UpstreamTls(OnceLock<Option<Arc<ClientConfig>>>);
+
+impl EgressSettings {
+    /// TLS towards hosts: verified certificates, HTTP/1.1.
+    pub(crate) fn client_tls(&self) -> Result<Arc<ClientConfig>, Refusal> {
+        let config = self.tls.0.get_or_init(|| {
+            let roots = trusted_roots(&self.extra_roots);
+            let mut config = ClientConfig::builder_with_provider(crypto())
+                .with_safe_default_protocol_versions()
+                .inspect_err(|error| tracing::error!(%error, "no TLS versions"))
+                .ok()?
+                .with_root_certificates(roots)
+                .with_no_client_auth();
+            config.alpn_protocols = vec![b"http/1.1".to_vec()];
+            Some(Arc::new(config))
+        });
+        config.clone().ok_or(Refusal::Internal)
+    }
+}
+
+/// The system's roots, or Mozilla's where the system has none, and the operator's.
+fn trusted_roots(extra: &[CertificateDer<'static>]) -> RootCertStore {
+    let mut roots = RootCertStore::empty();
+    let native = rustls_native_certs::load_native_certs();
+    let (added, ignored) = roots.add_parsable_certificates(native.certs);
+    tracing::debug!(added, ignored, "system trust store loaded");
+    if added == 0 {
+        roots.extend(webpki_roots::TLS_SERVER_ROOTS.iter().cloned());
+    }
+    for root in extra {
+        if let Err(error) = roots.add(root.clone()) {
+            tracing::warn!(%error, "an extra root certificate can't be used and is left out");
+        }
+    }
+    roots
+}
+
+/// The one cryptography provider, on both sides.
+pub(crate) fn crypto() -> Arc<CryptoProvider> {
+    static PROVIDER: OnceLock<Arc<CryptoProvider>> = OnceLock::new();
+    PROVIDER
+        .get_or_init(|| Arc::new(aws_lc_rs::default_provider()))
+        .clone()
+}

@@ -1,0 +1,210 @@
+//! Tokens to values, as a stream.
+//!
+//! Invariant: the output does not depend on how the input was cut. At most one byte less than a
+//! token is held back, and only bytes that may be the beginning of one.
+
+use std::sync::Arc;
+
+use memchr::memmem;
+
+use super::body::{StreamError, Transform};
+use super::escape::{Place, express};
+use super::policy::{HostRules, Lookup};
+use super::refusal::Refusal;
+use super::tally::{Tally, UNKNOWN_TOKEN};
+use super::token::{PREFIX, SealedToken, TOKEN_BYTES};
+
+/// Replaces the tokens a host may receive; others pass as they are and are recorded, or are
+/// refused when the rules are strict.
+pub(crate) struct Substituter {
+    rules: Arc<HostRules>,
+    tally: Arc<Tally>,
+    place: Place,
+    held: Vec<u8>,
+}
+
+impl Substituter {
+    pub fn new(rules: Arc<HostRules>, place: Place, tally: Arc<Tally>) -> Self {
+        Self {
+            rules,
+            tally,
+            place,
+            held: Vec::new(),
+        }
+    }
+
+    /// Copies `bytes` to `out` with the tokens in it replaced; returns where the tail begins
+    /// that may be an unfinished token.
+    fn scan(&self, bytes: &[u8], out: &mut Vec<u8>) -> Result<usize, Refusal> {
+        let mut copied = 0;
+        let mut from = 0;
+        while let Some(at) = memmem::find(&bytes[from..], PREFIX).map(|found| from + found) {
+            let Some(token) = SealedToken::at(&bytes[at..]) else {
+                if SealedToken::may_begin_with(&bytes[at..]) {
+                    from = at;
+                    break;
+                }
+                from = at + 1;
+                continue;
+            };
+            let end = at + TOKEN_BYTES;
+            if let Some(value) = self.look_up(token)? {
+                out.extend_from_slice(&bytes[copied..at]);
+                out.extend_from_slice(&value);
+                copied = end;
+            }
+            from = end;
+        }
+        let earliest = from.max(bytes.len().saturating_sub(TOKEN_BYTES - 1));
+        let tail = (earliest..bytes.len())
+            .find(|&start| SealedToken::may_begin_with(&bytes[start..]))
+            .unwrap_or(bytes.len());
+        out.extend_from_slice(&bytes[copied..tail]);
+        Ok(tail)
+    }
+
+    fn look_up(&self, token: SealedToken) -> Result<Option<zeroize::Zeroizing<Vec<u8>>>, Refusal> {
+        let name = match self.rules.look_up(&token) {
+            Lookup::Bound(binding) => {
+                let value = express(binding.value.expose(), self.place).ok_or_else(|| {
+                    Refusal::Inexpressible {
+                        secret: binding.name.clone(),
+                        place: self.place.describe(),
+                    }
+                })?;
+                self.tally.names().substituted.insert(binding.name.clone());
+                return Ok(Some(value));
+            }
+            Lookup::Unbound(binding) => binding.name.as_str(),
+            Lookup::Unknown => UNKNOWN_TOKEN,
+        };
+        if self.rules.strict() {
+            return Err(Refusal::TokenUnbound {
+                secret: name.to_owned(),
+            });
+        }
+        self.tally.names().unbound.insert(name.to_owned());
+        Ok(None)
+    }
+}
+
+impl Transform for Substituter {
+    fn push(&mut self, input: &[u8], out: &mut Vec<u8>) -> Result<(), StreamError> {
+        let joined;
+        let bytes = if self.held.is_empty() {
+            input
+        } else {
+            joined = [&self.held, input].concat();
+            &joined
+        };
+        let tail = self
+            .scan(bytes, out)
+            .inspect_err(|refusal| self.tally.refuse(refusal.clone()))?;
+        self.held = bytes[tail..].to_vec();
+        Ok(())
+    }
+
+    fn finish(&mut self, out: &mut Vec<u8>) -> Result<(), StreamError> {
+        out.append(&mut self.held);
+        Ok(())
+    }
+}
+
+/// `bytes` with its tokens replaced, or `None` when there was nothing to replace.
+pub(crate) fn substitute_all(
+    rules: &Arc<HostRules>,
+    place: Place,
+    tally: &Arc<Tally>,
+    bytes: &[u8],
+) -> Result<Option<zeroize::Zeroizing<Vec<u8>>>, Refusal> {
+    if memmem::find(bytes, PREFIX).is_none() {
+        return Ok(None);
+    }
+    let substituter = Substituter::new(rules.clone(), place, tally.clone());
+    let mut out = zeroize::Zeroizing::new(Vec::with_capacity(bytes.len()));
+    let tail = substituter.scan(bytes, &mut out)?;
+    out.extend_from_slice(&bytes[tail..]);
+    Ok((out.as_slice() != bytes).then_some(out))
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::proxy::policy::testing::{Fixture, fixture};
+
+    /// Runs `pieces` through a substituter as one stream.
+    fn run(fixture: &Fixture, place: Place, pieces: &[&[u8]]) -> Result<Vec<u8>, Refusal> {
+        let tally = Arc::<Tally>::default();
+        let mut stream = Substituter::new(fixture.rules.clone(), place, tally.clone());
+        let mut out = Vec::new();
+        for piece in pieces {
+            if stream.push(piece, &mut out).is_err() {
+                return Err(tally.refusal().unwrap().clone());
+            }
+            assert!(stream.held.len() < TOKEN_BYTES);
+        }
+        stream.finish(&mut out).unwrap();
+        Ok(out)
+    }
+
+    /// Cutting the stream at every pair of places must not change what comes out.
+    #[test]
+    fn a_stream_is_substituted_the_same_however_it_is_cut() {
+        let fixture = fixture("api.example", "real-value-0001");
+        let token = fixture.token.to_string();
+        let cut = &token[..30];
+        let body = format!("{token}{token} osb_osb_sealed_{cut}{token}\u{e9}{cut}-{token}0 {cut}");
+        let expected = body.replace(&token, "real-value-0001");
+        let bytes = body.as_bytes();
+        for first in 0..=bytes.len() {
+            for second in (first..=bytes.len()).step_by(7) {
+                let pieces = [&bytes[..first], &bytes[first..second], &bytes[second..]];
+                let out = run(&fixture, Place::Raw, &pieces).unwrap();
+                assert_eq!(out, expected.as_bytes(), "{first} {second}");
+            }
+        }
+        let single: Vec<&[u8]> = bytes.chunks(1).collect();
+        assert_eq!(
+            run(&fixture, Place::Raw, &single).unwrap(),
+            expected.as_bytes()
+        );
+    }
+
+    /// A value is escaped for its place, and refused where it has no spelling.
+    #[test]
+    fn values_are_escaped_for_their_place() {
+        let fixture = fixture("api.example", "a\"b&c\r\nd");
+        let text = format!("<{}>", fixture.token);
+        for (place, expected) in [
+            (Place::Json, "<a\\\"b&c\\r\\nd>"),
+            (Place::Url, "<a%22b%26c%0D%0Ad>"),
+            (Place::Raw, "<a\"b&c\r\nd>"),
+        ] {
+            let out = run(&fixture, place, &[text.as_bytes()]).unwrap();
+            assert_eq!(String::from_utf8(out).unwrap(), expected);
+        }
+        let refused = run(&fixture, Place::Header, &[text.as_bytes()]).unwrap_err();
+        assert_eq!(refused.rule(), "secret_inexpressible");
+        assert!(!refused.to_string().contains("b&c"));
+    }
+
+    /// Tokens for other hosts, of other sandboxes, or misspelled stay the inert text they are.
+    #[test]
+    fn a_token_without_a_binding_for_the_host_passes_inert() {
+        let fixture = fixture("api.example", "real-value-0001");
+        let tally = Arc::<Tally>::default();
+        let other = SealedToken::generate();
+        let text = format!(
+            "{} {other} {}",
+            fixture.elsewhere,
+            fixture.token.to_string().to_uppercase()
+        );
+        let rules = &fixture.rules;
+        let out = substitute_all(rules, Place::Raw, &tally, text.as_bytes()).unwrap();
+        assert!(out.is_none());
+        let unbound: Vec<_> = tally.names().unbound.iter().cloned().collect();
+        assert_eq!(unbound, [UNKNOWN_TOKEN, "ELSEWHERE"]);
+        let strict = substitute_all(&fixture.strict, Place::Raw, &tally, text.as_bytes());
+        assert_eq!(strict.unwrap_err().rule(), "secret_not_bound_to_host");
+    }
+}

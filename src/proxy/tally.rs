@@ -1,0 +1,46 @@
+//! What happened to the secrets of one request, by name, gathered from headers and streams.
+
+use std::collections::BTreeSet;
+use std::sync::{Mutex, MutexGuard, OnceLock, PoisonError};
+
+use super::refusal::Refusal;
+
+/// Name recorded for a well-formed token this sandbox does not hold (another sandbox's, or one
+/// from before a fork). Not a possible secret name.
+pub(crate) const UNKNOWN_TOKEN: &str = "(unknown)";
+
+/// Names seen so far; shared by the parts of one request that run side by side.
+#[derive(Default)]
+pub(crate) struct Tally {
+    names: Mutex<Names>,
+    refusal: OnceLock<Refusal>,
+}
+
+/// Names of secrets; bounded by the number of bindings of a policy.
+#[derive(Default, Clone)]
+pub(crate) struct Names {
+    /// Substituted into the request.
+    pub substituted: BTreeSet<String>,
+    /// Token passed as the inert text it is.
+    pub unbound: BTreeSet<String>,
+    /// Value found in the response and turned back into its token.
+    pub resealed: BTreeSet<String>,
+}
+
+impl Tally {
+    /// The names, to add to or to read.
+    pub fn names(&self) -> MutexGuard<'_, Names> {
+        // A set of names can't be left half-written by a panic.
+        self.names.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+
+    /// Remembers why a stream was broken off; the first reason stays.
+    pub fn refuse(&self, refusal: Refusal) {
+        let _ = self.refusal.set(refusal);
+    }
+
+    /// Why a stream was broken off, if it was for a rule.
+    pub fn refusal(&self) -> Option<&Refusal> {
+        self.refusal.get()
+    }
+}

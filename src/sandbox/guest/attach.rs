@@ -1,0 +1,147 @@
+//! A session's input and output, live.
+
+use bytes::Bytes;
+use oc_guest::v1::{self, AttachInput, AttachOutput, attach_input, attach_output};
+use tokio::sync::mpsc;
+use tokio_stream::wrappers::ReceiverStream;
+use tonic::Streaming;
+
+use super::{CALL_TIME_MAX, GuestClient, GuestError, within};
+
+/// Input messages on their way to the guest; a full queue makes `send` wait.
+const INPUTS_MAX: usize = 4;
+/// Largest input message, in bytes; longer input is sent in pieces.
+const INPUT_BYTES_MAX: usize = 64 * 1024;
+
+/// One piece of a session's output.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub enum SessionOutput {
+    /// The process wrote to its standard output.
+    Stdout(Bytes),
+    /// The process wrote to its standard error.
+    Stderr(Bytes),
+    /// What came before was written before this client attached. Sent once, before any `Exit`.
+    ReplayEnd,
+    /// Always the last piece.
+    Exit {
+        /// The process's own code, 128 + signal when a signal ended it, -1 after its time limit.
+        code: i32,
+        /// The session's own limit ended it.
+        timed_out: bool,
+        /// The signal that ended it.
+        signal: Option<i32>,
+    },
+}
+
+/// An attached client. Dropping it detaches; the process runs on.
+pub struct Attachment {
+    stdin: StdinSink,
+    outputs: Streaming<AttachOutput>,
+    ended: bool,
+}
+
+/// The way to the process's standard input; clones write to the same one.
+#[derive(Clone)]
+pub struct StdinSink {
+    inputs: mpsc::Sender<AttachInput>,
+}
+
+impl StdinSink {
+    /// Sends bytes, waiting while the process does not read. Bytes for a process that has ended
+    /// are dropped.
+    ///
+    /// # Errors
+    /// [`GuestError::Gone`] after the attachment has ended.
+    pub async fn send(&self, mut data: Bytes) -> Result<(), GuestError> {
+        while !data.is_empty() {
+            let piece = data.split_to(data.len().min(INPUT_BYTES_MAX));
+            self.input(attach_input::Input::Stdin(piece.into())).await?;
+        }
+        Ok(())
+    }
+
+    /// Closes the standard input for every attached client, after what was sent before.
+    ///
+    /// # Errors
+    /// As [`StdinSink::send`].
+    pub async fn close(&self) -> Result<(), GuestError> {
+        self.input(attach_input::Input::CloseStdin(true)).await
+    }
+
+    async fn input(&self, input: attach_input::Input) -> Result<(), GuestError> {
+        let sent = self.inputs.send(AttachInput { input: Some(input) }).await;
+        sent.map_err(|_| GuestError::Gone("the session's connection has ended".into()))
+    }
+}
+
+impl Attachment {
+    /// The session's standard input.
+    pub fn stdin(&self) -> StdinSink {
+        self.stdin.clone()
+    }
+
+    /// The next piece; `None` after the exit. Cancel safe.
+    ///
+    /// # Errors
+    /// [`GuestError::Gone`] when the connection breaks, [`GuestError::Broken`] when this client was
+    /// dropped for taking no output for 30 s while others waited. Nothing follows an error.
+    pub async fn next(&mut self) -> Result<Option<SessionOutput>, GuestError> {
+        while !self.ended {
+            let message = match self.outputs.message().await {
+                Ok(Some(message)) => message,
+                Ok(None) => {
+                    self.ended = true;
+                    return Err(GuestError::Gone("the output ended without an exit".into()));
+                }
+                Err(status) => {
+                    self.ended = true;
+                    return Err(status.into());
+                }
+            };
+            // A message of a kind a newer guest may send is passed over.
+            if let Some(output) = message.output {
+                self.ended = matches!(output, attach_output::Output::Exit(_));
+                return Ok(Some(piece(output)));
+            }
+        }
+        Ok(None)
+    }
+}
+
+fn piece(output: attach_output::Output) -> SessionOutput {
+    match output {
+        attach_output::Output::Stdout(data) => SessionOutput::Stdout(data.into()),
+        attach_output::Output::Stderr(data) => SessionOutput::Stderr(data.into()),
+        attach_output::Output::ReplayEnd(_) => SessionOutput::ReplayEnd,
+        attach_output::Output::Exit(v1::Exit {
+            code,
+            timed_out,
+            signal,
+        }) => SessionOutput::Exit {
+            code,
+            timed_out,
+            signal: (signal != 0).then_some(signal),
+        },
+    }
+}
+
+impl GuestClient {
+    /// Attaches to a session: its scrollback, then its live output, then its exit.
+    ///
+    /// # Errors
+    /// [`GuestError::NotFound`] for an unknown session.
+    pub async fn attach(&self, session_id: &str) -> Result<Attachment, GuestError> {
+        let (inputs, receiver) = mpsc::channel(INPUTS_MAX);
+        let stdin = StdinSink { inputs };
+        stdin
+            .input(attach_input::Input::SessionId(session_id.to_owned()))
+            .await?;
+        let mut client = self.client();
+        let outputs = within(CALL_TIME_MAX, client.attach(ReceiverStream::new(receiver))).await?;
+        Ok(Attachment {
+            stdin,
+            outputs: outputs.into_inner(),
+            ended: false,
+        })
+    }
+}

@@ -1,0 +1,346 @@
+//! The namespace driver: containment by the host's kernel, with no external program.
+//!
+//! Invariants:
+//! - a sandbox is held by a supervisor process of its own, which holds the lock of its folder;
+//!   "runs" means that the supervisor answers on its control socket, whatever files say;
+//! - the supervisor starts with an empty environment and no descriptor of the server's;
+//! - every operation can be repeated: what is already there is recognised, what is already gone
+//!   is fine.
+//!
+//! It is weaker than a virtual machine: a fault in the host's kernel is a way out.
+
+pub(super) mod attachment;
+mod cgroup;
+mod child;
+mod control;
+mod dns;
+pub(super) mod doctor;
+mod launch;
+mod names;
+mod net;
+mod netlink;
+mod nft;
+mod packet;
+mod plan;
+mod remove;
+mod rootfs;
+mod seccomp;
+mod serve;
+pub(super) mod supervisor;
+mod sys;
+mod template;
+
+use std::collections::BTreeSet;
+use std::fs;
+use std::io::{self, Read, Write};
+use std::os::fd::AsFd;
+use std::os::unix::fs::{DirBuilderExt, PermissionsExt};
+use std::path::{Path, PathBuf};
+use std::process::{Command, Stdio};
+use std::time::{Duration, Instant};
+
+use async_trait::async_trait;
+use rustix::fs::FlockOperation;
+use rustix::process::{Pid, PidfdFlags, Signal};
+
+use self::attachment::Supervisor;
+use self::cgroup::Layout;
+use self::control::Want;
+use self::plan::{HOST_ID_COUNT, HOST_ID_FIRST, Home, Plan, State, write_atomically};
+use self::supervisor::Report;
+use self::template::Template;
+use super::{Capabilities, Driver, DriverError, Running, SandboxSpec};
+use crate::ids::SandboxId;
+
+/// The hidden subcommand of `oc` that [`super::supervisor_main`] serves.
+pub const SUPERVISE_SUBCOMMAND: &str = "supervise";
+/// This program, even after its file was replaced by an upgrade.
+const SELF: &str = "/proc/self/exe";
+/// Folder of templates, beside the sandboxes' folders; not a sandbox id.
+const TEMPLATES: &str = ".base";
+/// How long a start may take before it is given up.
+const START_TIMEOUT: Duration = Duration::from_secs(60);
+/// How long a supervisor may take to end.
+const END_TIMEOUT: Duration = Duration::from_secs(10);
+/// Longest report read, in bytes.
+const REPORT_BYTES_MAX: u64 = 64 * 1024;
+
+/// Sandboxes made of namespaces, control groups and a system call filter.
+#[derive(Debug, Clone)]
+pub struct NamespaceDriver {
+    data: PathBuf,
+    template: PathBuf,
+    groups: Layout,
+    privileged: bool,
+    program: PathBuf,
+}
+
+impl NamespaceDriver {
+    /// A driver whose sandboxes live below `data_dir`, made with mode 0700 if missing. Makes or
+    /// finds the base template, which takes some milliseconds; on a machine with delegated
+    /// cgroup2 it moves this process into a group of its own.
+    pub fn new(data_dir: &Path) -> Result<Self, DriverError> {
+        Self::with_program(data_dir, Path::new(SELF))
+    }
+
+    /// As [`new`](Self::new), with `program` (an `oc`) as the supervisors' program.
+    pub fn with_program(data_dir: &Path, program: &Path) -> Result<Self, DriverError> {
+        let failed = |what: &str| {
+            let what = format!("{what} in {}", data_dir.display());
+            |source| DriverError::Io { what, source }
+        };
+        fs::DirBuilder::new()
+            .recursive(true)
+            .mode(0o700)
+            .create(data_dir)
+            .map_err(failed("make the folder of sandboxes"))?;
+        let data = data_dir.canonicalize().map_err(failed("find the folder of sandboxes"))?;
+        fs::set_permissions(&data, fs::Permissions::from_mode(0o700))
+            .map_err(failed("close the folder of sandboxes"))?;
+        let privileged = can_be_privileged();
+        let template = Template::ensure(&data.join(TEMPLATES), privileged)
+            .map_err(failed("make the base template"))?;
+        let template = template.guest.parent().map(Path::to_owned).unwrap_or_default();
+        let driver = Self {
+            data,
+            template,
+            groups: Layout::detect(),
+            privileged,
+            program: program.to_owned(),
+        };
+        driver.forget_old_templates();
+        Ok(driver)
+    }
+
+    /// Removes templates that no sandbox was started from; best effort.
+    fn forget_old_templates(&self) {
+        let mut used = BTreeSet::from([self.template.clone()]);
+        let Ok(homes) = self.homes() else { return };
+        for id in homes {
+            let plan = fs::read(Home::of(&self.data, &id).plan()).unwrap_or_default();
+            match serde_json::from_slice::<Plan>(&plan) {
+                Ok(plan) => drop(used.insert(plan.template)),
+                // Which one it uses is unknown, so all are kept.
+                Err(_) => return,
+            }
+        }
+        let Ok(entries) = fs::read_dir(self.data.join(TEMPLATES)) else { return };
+        for entry in entries.flatten() {
+            // A draft may be another server's, in the making right now.
+            let hidden = entry.file_name().as_encoded_bytes().starts_with(b".");
+            if !hidden && !used.contains(&entry.path()) {
+                let _ = remove::remove_tree(&entry.path());
+            }
+        }
+    }
+
+    fn homes(&self) -> io::Result<Vec<SandboxId>> {
+        let entries = fs::read_dir(&self.data)?;
+        Ok(entries.flatten().filter_map(|e| e.file_name().to_str()?.parse().ok()).collect())
+    }
+
+    /// Starts a supervisor and waits until its sandbox runs. Blocks.
+    fn start(&self, spec: &SandboxSpec) -> Result<Report, DriverError> {
+        let failed = |what| move |source| DriverError::Io { what: format!("{}: {what}", spec.id), source };
+        let home = Home::of(&self.data, &spec.id);
+        fs::DirBuilder::new()
+            .recursive(true)
+            .mode(0o700)
+            .create(home.run())
+            .map_err(failed("make its folder"))?;
+        let plan = Plan {
+            spec: spec.clone(),
+            home: home.0.clone(),
+            template: self.template_of(&home),
+            groups: self.groups.clone(),
+            privileged: self.privileged,
+        };
+        write_atomically(&home.plan(), &plan).map_err(failed("write its plan"))?;
+        let mut child = Command::new(&self.program)
+            .arg(SUPERVISE_SUBCOMMAND)
+            .stdin(Stdio::piped())
+            .stdout(Stdio::piped())
+            .stderr(Stdio::null())
+            // The server's environment may hold keys; a supervisor needs none of it.
+            .env_clear()
+            .spawn()
+            .map_err(failed("start its supervisor"))?;
+        let mut exchange = || -> io::Result<Report> {
+            if let Some(mut stdin) = child.stdin.take() {
+                stdin.write_all(&serde_json::to_vec(&plan)?)?;
+            }
+            let stdout = child.stdout.take().ok_or(io::ErrorKind::BrokenPipe)?;
+            read_report(stdout)
+        };
+        let report = exchange();
+        if report.is_err() {
+            let _ = child.kill();
+        }
+        let _ = child.wait();
+        report.map_err(failed("hear from its supervisor"))
+    }
+
+    /// A disk stays on the template it began with: its own layer was written over that one.
+    fn template_of(&self, home: &Home) -> PathBuf {
+        let plan = fs::read(home.plan()).unwrap_or_default();
+        match serde_json::from_slice::<Plan>(&plan) {
+            Ok(plan) if plan.template.is_dir() => plan.template,
+            _ => self.template.clone(),
+        }
+    }
+
+    async fn supervisor(&self, id: &SandboxId, want: Want) -> Result<Option<Supervisor>, DriverError> {
+        let path = Home::of(&self.data, id).control_socket();
+        Supervisor::ask(&path, want).await.map_err(|source| DriverError::Io {
+            what: format!("{id}: ask its supervisor"),
+            source,
+        })
+    }
+
+    /// All that is left of a sandbox without a living supervisor. Blocks.
+    fn clear(&self, id: &SandboxId) -> Result<(), DriverError> {
+        let failed = |what| move |source| DriverError::Io { what: format!("{id}: {what}"), source };
+        let home = Home::of(&self.data, id);
+        kill_recorded(&home);
+        await_lock(&home).map_err(failed("wait for the end of its supervisor"))?;
+        let group = self.groups.group(id);
+        group.kill();
+        group.remove().map_err(failed("remove its control groups"))?;
+        remove::remove_tree(&home.0).map_err(failed("remove its disk"))
+    }
+}
+
+#[async_trait]
+impl Driver for NamespaceDriver {
+    fn capabilities(&self) -> Capabilities {
+        Capabilities {
+            driver: "namespace".to_owned(),
+            root_inside: self.privileged,
+            cgroups: self.groups.kind().to_owned(),
+            limits: self.groups.limits(),
+        }
+    }
+
+    async fn create(&self, spec: &SandboxSpec) -> Result<Running, DriverError> {
+        spec.validate()?;
+        if let Some(running) = self.attach(&spec.id).await? {
+            return Ok(running);
+        }
+        let failed = |what: String| DriverError::Failed { id: spec.id.clone(), what };
+        let (driver, owned) = (self.clone(), spec.clone());
+        let report = tokio::task::spawn_blocking(move || driver.start(&owned)).await;
+        match report.map_err(|error| failed(error.to_string()))?? {
+            // Another create was faster: its sandbox is the one that was asked for.
+            Report::Started | Report::AlreadyRuns => {}
+            Report::Failed(why) => return Err(failed(why)),
+        }
+        let running = self.attach(&spec.id).await?;
+        running.ok_or_else(|| failed("it ended at once; its log says why".to_owned()))
+    }
+
+    async fn attach(&self, id: &SandboxId) -> Result<Option<Running>, DriverError> {
+        let Some(supervisor) = self.supervisor(id, Want::Attach).await? else { return Ok(None) };
+        Ok(Some(Running {
+            id: id.clone(),
+            guest_socket: Home::of(&self.data, id).guest_socket(),
+            limits: supervisor.info.limits,
+            started_unix_ms: supervisor.info.started_unix_ms,
+            supervisor_pid: supervisor.pid,
+            exit: supervisor.exit.clone(),
+            egress: supervisor.into_egress(),
+        }))
+    }
+
+    async fn destroy(&self, id: &SandboxId) -> Result<(), DriverError> {
+        // A supervisor that does not answer properly is dealt with by `clear`.
+        if let Ok(Some(supervisor)) = self.supervisor(id, Want::Kill).await {
+            let _ = tokio::time::timeout(END_TIMEOUT, supervisor.exit.wait()).await;
+        }
+        let (driver, owned) = (self.clone(), id.clone());
+        let cleared = tokio::task::spawn_blocking(move || driver.clear(&owned)).await;
+        let failed = |what: String| DriverError::Failed { id: id.clone(), what };
+        cleared.map_err(|error| failed(error.to_string()))?
+    }
+
+    async fn list(&self) -> Result<Vec<SandboxId>, DriverError> {
+        let homes = self.homes().map_err(|source| DriverError::Io {
+            what: format!("list {}", self.data.display()),
+            source,
+        })?;
+        let mut all: Vec<_> = homes.into_iter().chain(self.groups.leftovers()).collect();
+        all.sort();
+        all.dedup();
+        Ok(all)
+    }
+}
+
+/// Whether sandboxes can have a range of ids of their own: as root, with the range mapped (in a
+/// container it may not be).
+fn can_be_privileged() -> bool {
+    let maps = fs::read_to_string("/proc/self/uid_map").unwrap_or_default();
+    let mapped = maps.lines().any(|line| {
+        let mut numbers = line.split_ascii_whitespace().map(|n| n.parse().unwrap_or(0u64));
+        let (first, _, count) = (numbers.next(), numbers.next(), numbers.next());
+        let (first, count) = (first.unwrap_or(0), count.unwrap_or(0));
+        let last = u64::from(HOST_ID_FIRST) + u64::from(HOST_ID_COUNT);
+        first <= u64::from(HOST_ID_FIRST) && last <= first + count
+    });
+    rustix::process::geteuid().is_root() && mapped
+}
+
+/// Reads a report to its end, at most [`START_TIMEOUT`] long.
+fn read_report(mut pipe: std::process::ChildStdout) -> io::Result<Report> {
+    let deadline = Instant::now() + START_TIMEOUT;
+    let mut text = Vec::new();
+    loop {
+        let left = deadline.saturating_duration_since(Instant::now());
+        let wait = rustix::event::Timespec::try_from(left).map_err(io::Error::other)?;
+        let mut fds = [rustix::event::PollFd::new(&pipe, rustix::event::PollFlags::IN)];
+        if rustix::event::poll(&mut fds, Some(&wait))? == 0 {
+            return Err(io::ErrorKind::TimedOut.into());
+        }
+        let mut part = [0; 1024];
+        let count = pipe.read(&mut part)?;
+        if count == 0 {
+            return Ok(serde_json::from_slice(&text)?);
+        }
+        text.extend_from_slice(part.get(..count).unwrap_or_default());
+        if text.len() as u64 > REPORT_BYTES_MAX {
+            return Err(io::ErrorKind::InvalidData.into());
+        }
+    }
+}
+
+/// Kills the supervisor a folder names, if that process is still the one that was written down.
+fn kill_recorded(home: &Home) {
+    let Ok(text) = fs::read(home.state()) else { return };
+    let Ok(state) = serde_json::from_slice::<State>(&text) else { return };
+    let Some(pid) = Pid::from_raw(state.supervisor_pid as i32) else { return };
+    // Opened before the check: from then on the number can't be given to another process
+    // without the check or the signal failing.
+    let Ok(pidfd) = rustix::process::pidfd_open(pid, PidfdFlags::empty()) else { return };
+    let same = sys::start_ticks(state.supervisor_pid).ok() == Some(state.supervisor_start)
+        && sys::boot_id().ok() == Some(state.boot_id);
+    if same {
+        let _ = rustix::process::pidfd_send_signal(pidfd.as_fd(), Signal::KILL);
+    }
+}
+
+/// Waits until no supervisor holds the folder's lock.
+fn await_lock(home: &Home) -> io::Result<()> {
+    let lock = match fs::File::open(home.lock()) {
+        Ok(lock) => lock,
+        Err(e) if e.kind() == io::ErrorKind::NotFound => return Ok(()),
+        Err(e) => return Err(e),
+    };
+    let deadline = Instant::now() + END_TIMEOUT;
+    loop {
+        match rustix::fs::flock(&lock, FlockOperation::NonBlockingLockExclusive) {
+            Ok(()) => return Ok(()),
+            Err(rustix::io::Errno::WOULDBLOCK) if Instant::now() < deadline => {
+                std::thread::sleep(Duration::from_millis(2));
+            }
+            Err(error) => return Err(error.into()),
+        }
+    }
+}

@@ -1,0 +1,128 @@
+//! What a supervisor is told at its start, and where everything of one sandbox lies.
+//!
+//! ```text
+//! <data>/sandboxes/                 0700
+//!   .base/<hash>/                   a template, shared and never changed
+//!   <id>/                           0700
+//!     plan.json                     the last start's plan
+//!     disk/{root,usr}/{upper,work}  what the sandbox wrote; kept until destroyed
+//!     run/                          lock, control.sock, guest.sock, state.json, exit.json, log
+//! ```
+
+use std::path::{Path, PathBuf};
+
+use serde::{Deserialize, Serialize};
+
+use super::cgroup::Layout;
+use super::rootfs::Disk;
+use super::template::Template;
+use crate::ids::SandboxId;
+use crate::sandbox::SandboxSpec;
+
+/// First host id of the sandboxes' range, and its length: root inside is this unprivileged user.
+pub const HOST_ID_FIRST: u32 = 200_000;
+/// Ids in the range.
+pub const HOST_ID_COUNT: u32 = 65_536;
+/// Longest plan read, in bytes.
+pub const PLAN_BYTES_MAX: u64 = 64 * 1024;
+
+/// The folder of one sandbox.
+#[derive(Debug, Clone)]
+pub struct Home(pub PathBuf);
+
+impl Home {
+    /// The folder of `id` below `data`.
+    pub fn of(data: &Path, id: &SandboxId) -> Self {
+        Self(data.join(id.as_str()))
+    }
+
+    /// What the sandbox wrote.
+    pub fn disk(&self) -> Disk {
+        Disk(self.0.join("disk"))
+    }
+
+    /// Sockets and state of the running sandbox.
+    pub fn run(&self) -> PathBuf {
+        self.0.join("run")
+    }
+
+    /// Held with `flock` as long as a supervisor lives.
+    pub fn lock(&self) -> PathBuf {
+        self.run().join("lock")
+    }
+
+    /// Where the supervisor listens.
+    pub fn control_socket(&self) -> PathBuf {
+        self.run().join("control.sock")
+    }
+
+    /// Where the guest listens.
+    pub fn guest_socket(&self) -> PathBuf {
+        self.run().join("guest.sock")
+    }
+
+    /// Which processes hold the sandbox.
+    pub fn state(&self) -> PathBuf {
+        self.run().join("state.json")
+    }
+
+    /// How the last run ended.
+    pub fn exit(&self) -> PathBuf {
+        self.run().join("exit.json")
+    }
+
+    /// The supervisor's own words.
+    pub fn log(&self) -> PathBuf {
+        self.run().join("log")
+    }
+
+    /// The last start's plan.
+    pub fn plan(&self) -> PathBuf {
+        self.0.join("plan.json")
+    }
+}
+
+/// All a supervisor needs to know.
+#[derive(Debug, Clone, Serialize, Deserialize)]
+pub struct Plan {
+    /// What the sandbox is to be.
+    pub spec: SandboxSpec,
+    /// Its folder.
+    pub home: PathBuf,
+    /// The template's folder.
+    pub template: PathBuf,
+    /// Where to make its control groups.
+    pub groups: Layout,
+    /// Whether root inside is a user of its own; needs root.
+    pub privileged: bool,
+}
+
+impl Plan {
+    /// The sandbox's folder.
+    pub fn home(&self) -> Home {
+        Home(self.home.clone())
+    }
+
+    /// The template.
+    pub fn template(&self) -> Template {
+        Template::at(&self.template)
+    }
+}
+
+/// Which processes hold a sandbox; enough to tell them from later ones of the same number.
+#[derive(Debug, Clone, Serialize, Deserialize)]
+pub struct State {
+    /// The supervisor.
+    pub supervisor_pid: u32,
+    /// When it started, in ticks since boot.
+    pub supervisor_start: u64,
+    /// Which boot that was.
+    pub boot_id: String,
+}
+
+/// Writes `value` to `path` so that a reader finds the old content or the new, never a part.
+pub fn write_atomically(path: &Path, value: &impl Serialize) -> std::io::Result<()> {
+    let draft = path.with_extension("draft");
+    std::fs::write(&draft, serde_json::to_vec(value)?)?;
+    std::fs::rename(&draft, path)
+}
