@@ -8,7 +8,7 @@ use serde::{Deserialize, Serialize};
 use serde_json::{Map, Value, json};
 
 use super::Context;
-use super::client::decode;
+use super::client::{Api, decode};
 use super::error::CliError;
 use super::output::table;
 
@@ -50,15 +50,16 @@ struct Page {
     next_before: Option<u64>,
 }
 
+/// One recorded event.
 #[derive(Deserialize, Serialize)]
 #[serde(rename_all = "camelCase")]
-struct Event {
-    position: u64,
-    stream: String,
+pub(super) struct Event {
+    pub(super) position: u64,
+    pub(super) stream: String,
     #[serde(rename = "type")]
-    kind: String,
+    pub(super) kind: String,
     recorded_at: String,
-    data: Value,
+    pub(super) data: Value,
     #[serde(flatten)]
     rest: Map<String, Value>,
 }
@@ -66,7 +67,7 @@ struct Event {
 impl Audit {
     pub(super) async fn run(self, context: &Context) -> Result<(), CliError> {
         let Self::Log(log) = self;
-        let (events, next_before) = log.collect(context).await?;
+        let (events, next_before) = log.collect(&context.api).await?;
         let reply = json!({ "events": events, "nextBefore": next_before });
         context.output.reply(&reply, || {
             if events.is_empty() {
@@ -79,7 +80,7 @@ impl Audit {
 }
 
 impl Log {
-    async fn collect(self, context: &Context) -> Result<(Vec<Event>, Option<u64>), CliError> {
+    async fn collect(self, api: &Api) -> Result<(Vec<Event>, Option<u64>), CliError> {
         let wanted = usize::try_from(self.limit).unwrap_or(usize::MAX);
         let mut events: Vec<Event> = Vec::new();
         let mut before = None;
@@ -89,7 +90,7 @@ impl Log {
             query.extend(self.entity.iter().map(|entity| ("entity", entity.clone())));
             query.extend(self.kind.iter().map(|kind| ("type", kind.clone())));
             query.extend(before.map(|before: u64| ("before", before.to_string())));
-            let reply = context.api.query(&["audit", "events"], &query).await?;
+            let reply = api.query(&["audit", "events"], &query).await?;
             let page: Page = decode(reply)?;
             events.extend(page.events);
             // A cursor that does not go down would never end.
@@ -105,6 +106,18 @@ impl Log {
         let surplus = events.len().saturating_sub(wanted);
         Ok((events.split_off(surplus), before))
     }
+}
+
+/// The newest events of all entities, oldest first.
+pub(super) async fn newest(api: &Api, limit: u64) -> Result<Vec<Event>, CliError> {
+    Log {
+        entity: None,
+        kind: None,
+        limit,
+    }
+    .collect(api)
+    .await
+    .map(|(events, _)| events)
 }
 
 fn events_table(events: Vec<Event>) -> String {

@@ -13,6 +13,7 @@ mod doctor;
 mod error;
 mod exec;
 mod output;
+mod private_server;
 mod project;
 mod sandbox;
 mod secret;
@@ -70,11 +71,11 @@ pub enum Command {
     #[command(subcommand)]
     Sandbox(sandbox::Sandbox),
     /// Create a sandbox (same as `oc sandbox create`)
-    Create(sandbox::Create),
+    Create(Box<sandbox::Create>),
     /// List sandboxes (same as `oc sandbox list`)
     Ls,
     /// Run a command in a sandbox
-    Exec(exec::Exec),
+    Exec(Box<exec::Exec>),
     /// Read the audit log
     #[command(subcommand)]
     Audit(audit::Audit),

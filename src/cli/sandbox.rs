@@ -20,7 +20,7 @@ use super::slice::Pairs;
 #[derive(Subcommand)]
 pub enum Sandbox {
     /// Create a sandbox
-    Create(Create),
+    Create(Box<Create>),
     /// List sandboxes
     #[command(visible_alias = "ls")]
     List,

@@ -114,12 +114,13 @@ struct SessionInfo {
     attached_clients: u64,
 }
 
+/// What a command that was run to its end left.
 #[derive(Deserialize)]
 #[serde(rename_all = "camelCase")]
-struct RunResult {
-    exit_code: i32,
-    stdout: String,
-    stderr: String,
+pub(super) struct RunResult {
+    pub(super) exit_code: i32,
+    pub(super) stdout: String,
+    pub(super) stderr: String,
 }
 
 impl Exec {
