@@ -1,1 +1,47 @@
-//! To be filled in.
+//! What happened: the event log, its proof, and the keys its secrets are sealed with.
+//!
+//! Invariants that hold for the whole room:
+//! - the log is a sequence of commits written by one fenced writer; nothing in it is ever changed
+//!   or removed; positions (1, 2, 3 …) and each stream's revisions (0, 1, 2 …) have no gaps;
+//! - an append answers only when its commit *and* the head witness are synced to disk;
+//! - every event has a content hash and every commit a chain hash ([`chain`]), so that a stranger
+//!   with an export can check the whole history;
+//! - a secret value is in the log only as [`Sealed`] text, under a data key that lives outside the
+//!   log ([`Keyring`]); destroying the key destroys the value and leaves the history whole.
+//!
+//! The rooms: [`EventLog`] (`log.rs`) is the handle; `writer.rs` owns the one writer thread;
+//! `plan.rs` decides what a group of commands commits (no I/O of its own); `engines/` keeps the
+//! bytes; `witness.rs` and `fence.rs` guard the folder; `verify.rs` proves it; `keys/` holds the
+//! keyring. There is no actix here.
+
+pub mod chain;
+mod engines;
+mod error;
+mod event;
+mod export;
+mod fence;
+mod keys;
+mod log;
+mod plan;
+mod pragmas;
+mod prepare;
+mod readers;
+mod recent;
+mod stream;
+mod subscription;
+#[cfg(test)]
+mod tests;
+mod verify;
+mod witness;
+mod writer;
+
+pub use error::{AppendError, EngineError, ExportError, OpenError, ReadError, VerifyError};
+pub use event::{
+    Actor, Append, Appended, COMMIT_BYTES_MAX, COMMIT_EVENTS_MAX, EVENT_DATA_BYTES_MAX, Head,
+    NewEvent, READ_EVENTS_MAX, Recorded,
+};
+pub use keys::{KeyError, Keyring, MasterKey, SealContext, Sealed, open_keyring};
+pub use log::{EventLog, LogOptions, LogStats};
+pub use stream::{BadStreamId, Expected, StreamId};
+pub use subscription::Subscription;
+pub use verify::VerifyReport;

@@ -1,0 +1,153 @@
+//! Opening and creating the database; every setting durability rests on is set, then read back.
+
+use std::fs::OpenOptions;
+use std::os::unix::fs::OpenOptionsExt;
+use std::path::Path;
+use std::time::Duration;
+
+use rusqlite::config::DbConfig;
+use rusqlite::{Connection, OpenFlags, TransactionBehavior};
+use ulid::Ulid;
+
+use super::read::View;
+use super::{FILE, Sqlite, failed};
+use crate::events::error::{EngineError, OpenError};
+use crate::events::pragmas::{self, Unset};
+
+/// The format this program writes, in SQLite's `user_version`.
+const FORMAT: i64 = 1;
+/// Marks the file as ours, in SQLite's `application_id` ("OClg").
+const APPLICATION: i64 = 0x4f43_6c67;
+/// How long a connection waits for another one's lock, in milliseconds.
+const BUSY_MS_MAX: u64 = 5_000;
+/// Settings of the writer: name, value to set, value it must then have.
+const PRAGMAS: [(&str, &str, &str); 6] = [
+    ("journal_mode", "WAL", "wal"),
+    ("synchronous", "FULL", "2"),
+    ("wal_autocheckpoint", "0", "0"),
+    ("foreign_keys", "ON", "1"),
+    ("cell_size_check", "ON", "1"),
+    ("mmap_size", "0", "0"),
+];
+
+impl Sqlite {
+    /// Opens the database in `dir`, creating it when there is none. The caller holds the fence.
+    pub fn open(dir: &Path) -> Result<Sqlite, OpenError> {
+        let path = dir.join(FILE);
+        // Made by us first, so that it (and the WAL, which takes its mode) is private from birth.
+        OpenOptions::new()
+            .create(true)
+            .append(true)
+            .mode(0o600)
+            .open(&path)
+            .map_err(|error| OpenError::Io {
+                path: path.clone(),
+                action: "opened",
+                detail: error.to_string(),
+            })?;
+        let told = |error: EngineError| match error {
+            EngineError::Damaged(detail) => OpenError::Damaged {
+                dir: dir.to_owned(),
+                detail,
+            },
+            other => OpenError::Io {
+                path: path.clone(),
+                action: "opened",
+                detail: other.to_string(),
+            },
+        };
+        let mut conn = connect(&path, OpenFlags::SQLITE_OPEN_READ_WRITE).map_err(told)?;
+        let pragma = |conn: &Connection, name: &str| {
+            pragmas::read(conn, name).map_err(|error| told(failed(error)))
+        };
+        let found = pragma(&conn, "user_version")?;
+        match found.parse::<i64>() {
+            Ok(0 | FORMAT) => {}
+            Ok(found) => {
+                return Err(OpenError::Format {
+                    dir: dir.to_owned(),
+                    found,
+                    known: FORMAT,
+                });
+            }
+            Err(_) => return Err(told(EngineError::Damaged(format!("format {found:?}")))),
+        }
+        pragmas::hold(&conn, &PRAGMAS).map_err(|unset| {
+            told(match unset {
+                Unset::Sqlite(error) => failed(error),
+                refused @ Unset::Refused { .. } => EngineError::Io(refused.to_string()),
+            })
+        })?;
+        if found == "0" {
+            create(&mut conn).map_err(told)?;
+        }
+        if pragma(&conn, "application_id")? != APPLICATION.to_string() {
+            return Err(told(EngineError::Damaged(format!(
+                "{FILE} is not an event log"
+            ))));
+        }
+        let log = log_id(&conn).map_err(told)?;
+        Ok(Sqlite {
+            view: View::new(conn, log),
+            path,
+            wal_bytes: 0,
+        })
+    }
+}
+
+/// A connection that can only read.
+pub fn reader(path: &Path, log: Ulid) -> Result<View, EngineError> {
+    let conn = connect(path, OpenFlags::SQLITE_OPEN_READ_ONLY)?;
+    conn.pragma_update(None, "query_only", "ON")
+        .map_err(failed)?;
+    Ok(View::new(conn, log))
+}
+
+fn connect(path: &Path, access: OpenFlags) -> Result<Connection, EngineError> {
+    // No mutex: a connection is never shared between threads, only handed over.
+    let flags = access | OpenFlags::SQLITE_OPEN_NO_MUTEX;
+    let conn = Connection::open_with_flags(path, flags).map_err(failed)?;
+    conn.busy_timeout(Duration::from_millis(BUSY_MS_MAX))
+        .map_err(failed)?;
+    for (config, on) in [
+        (DbConfig::SQLITE_DBCONFIG_DEFENSIVE, true),
+        (DbConfig::SQLITE_DBCONFIG_TRUSTED_SCHEMA, false),
+        // Closing must not touch a log that was refused; `Engine::close` checkpoints on purpose.
+        (DbConfig::SQLITE_DBCONFIG_NO_CKPT_ON_CLOSE, true),
+    ] {
+        conn.set_db_config(config, on).map_err(failed)?;
+    }
+    conn.set_prepared_statement_cache_capacity(32);
+    Ok(conn)
+}
+
+/// Schema, format and identity in one transaction: after a crash there is all of it or nothing.
+fn create(conn: &mut Connection) -> Result<(), EngineError> {
+    let tx = conn
+        .transaction_with_behavior(TransactionBehavior::Immediate)
+        .map_err(failed)?;
+    tx.execute_batch(include_str!("schema.sql"))
+        .map_err(failed)?;
+    tx.execute(
+        "INSERT INTO log (id) VALUES (?1)",
+        [Ulid::generate().to_bytes()],
+    )
+    .map_err(failed)?;
+    tx.pragma_update(None, "application_id", APPLICATION)
+        .map_err(failed)?;
+    tx.pragma_update(None, "user_version", FORMAT)
+        .map_err(failed)?;
+    tx.commit().map_err(failed)
+}
+
+fn log_id(conn: &Connection) -> Result<Ulid, EngineError> {
+    let bytes: [u8; 16] = conn
+        .query_row("SELECT id FROM log", [], |row| row.get(0))
+        .map_err(|error| match error {
+            rusqlite::Error::QueryReturnedNoRows => {
+                EngineError::Damaged("the log has no identity".into())
+            }
+            other => failed(other),
+        })?;
+    Ok(Ulid::from_bytes(bytes))
+}

@@ -1,0 +1,171 @@
+//! The log as JSON Lines, for strangers who verify it with their own tools.
+//!
+//! First line `{"format":"oc.log.v1","log":…}`, then one line a commit, last
+//! `{"end":{"position":…,"commit":…,"chain":…}}`. Hashes are lower-case hex; `data` is the exact
+//! JSON text as a string, because the content hash is over those bytes.
+
+use std::io::Write;
+
+use serde::Serialize;
+
+use super::chain::Hash;
+use super::engines::Reader;
+use super::error::{EngineError, ExportError};
+use super::event::{Head, Recorded};
+use super::log::EventLog;
+
+const PAGE_COMMITS: usize = 64;
+
+#[derive(Serialize)]
+struct HeaderLine {
+    format: &'static str,
+    log: String,
+}
+
+#[derive(Serialize)]
+struct CommitLine<'a> {
+    commit: u64,
+    chain: String,
+    events: Vec<EventLine<'a>>,
+}
+
+#[derive(Serialize)]
+struct EventLine<'a> {
+    id: String,
+    stream: &'a str,
+    revision: u64,
+    position: u64,
+    commit: u64,
+    recorded_at_ms: i64,
+    kind: &'a str,
+    actor: &'a str,
+    org: String,
+    key: String,
+    command: String,
+    correlation: String,
+    causation: String,
+    data: &'a str,
+    content_hash: String,
+}
+
+#[derive(Serialize)]
+struct EndLine {
+    end: End,
+}
+
+#[derive(Serialize)]
+struct End {
+    position: u64,
+    commit: u64,
+    chain: String,
+}
+
+impl EventLog {
+    /// Writes the log up to the present head to `writer` and gives it back, with the head. Each
+    /// event's content hash is checked on the way.
+    pub async fn export_jsonl<W: Write + Send + 'static>(
+        &self,
+        mut writer: W,
+    ) -> Result<(W, Head), ExportError> {
+        let until = self.head();
+        self.readers()
+            .run(move |view| {
+                export(view, until, &mut writer)?;
+                writer.flush()?;
+                Ok((writer, until))
+            })
+            .await
+    }
+}
+
+fn export(view: &dyn Reader, until: Head, out: &mut dyn Write) -> Result<(), ExportError> {
+    line(
+        out,
+        &HeaderLine {
+            format: "oc.log.v1",
+            log: view.log().to_string(),
+        },
+    )?;
+    let mut next = 1;
+    while next <= until.commit {
+        let page = view.commits(next, PAGE_COMMITS)?;
+        if page.is_empty() {
+            return Err(EngineError::Damaged(format!("commit {next} is missing")).into());
+        }
+        for commit in page
+            .iter()
+            .take_while(|commit| commit.number <= until.commit)
+        {
+            let events = events(view, commit.first_position, commit.event_hashes.len())?;
+            let events = events.iter().map(event_line).collect();
+            line(
+                out,
+                &CommitLine {
+                    commit: commit.number,
+                    chain: text(&commit.chain),
+                    events,
+                },
+            )?;
+        }
+        next += u64::try_from(page.len()).unwrap_or(u64::MAX);
+    }
+    let Head {
+        position,
+        commit,
+        chain,
+    } = until;
+    line(
+        out,
+        &EndLine {
+            end: End {
+                position,
+                commit,
+                chain: text(&chain),
+            },
+        },
+    )
+}
+
+/// `count` events from `from` on, in as many pages as it takes.
+fn events(view: &dyn Reader, from: u64, count: usize) -> Result<Vec<Recorded>, EngineError> {
+    let mut events = Vec::with_capacity(count);
+    while events.len() < count {
+        let next = from + u64::try_from(events.len()).unwrap_or(u64::MAX);
+        let page = view.events(next, count - events.len())?;
+        if page.is_empty() {
+            return Err(EngineError::Damaged(format!("event {next} is missing")));
+        }
+        events.extend(page);
+    }
+    Ok(events)
+}
+
+fn event_line(event: &Recorded) -> EventLine<'_> {
+    let optional = |id: Option<ulid::Ulid>| id.map(|id| id.to_string()).unwrap_or_default();
+    EventLine {
+        id: event.id.to_string(),
+        stream: event.stream.as_str(),
+        revision: event.revision,
+        position: event.position,
+        commit: event.commit,
+        recorded_at_ms: event.recorded_at_ms(),
+        kind: &event.kind,
+        actor: &event.actor.kind,
+        org: event.actor.org.map(|id| id.to_string()).unwrap_or_default(),
+        key: event.actor.key.map(|id| id.to_string()).unwrap_or_default(),
+        command: event.command.to_string(),
+        correlation: optional(event.correlation),
+        causation: optional(event.causation),
+        data: event.data.get(),
+        content_hash: text(&event.content_hash),
+    }
+}
+
+fn line(out: &mut dyn Write, value: &impl Serialize) -> Result<(), ExportError> {
+    serde_json::to_writer(&mut *out, value).map_err(std::io::Error::from)?;
+    Ok(out.write_all(b"\n")?)
+}
+
+fn text(hash: &Hash) -> String {
+    hex::encode(hash)
+}

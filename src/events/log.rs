@@ -1,0 +1,374 @@
+//! The handle on the event log: open it, append, read, follow, verify, close.
+//!
+//! Opening is where the log proves itself: the fence first, then the witness against the log, then
+//! the chain (how much of it, see `verify.rs`). A log that is in doubt does not open, and a refused
+//! opening changes nothing but the lock file.
+
+use std::fs::DirBuilder;
+use std::io;
+use std::os::unix::fs::DirBuilderExt;
+use std::path::{Path, PathBuf};
+use std::sync::Arc;
+use std::sync::atomic::Ordering;
+
+use tokio::sync::{mpsc, oneshot};
+use ulid::Ulid;
+
+use super::engines::sqlite::{self, Sqlite};
+use super::engines::{Engine, Reader};
+use super::error::{AppendError, EngineError, OpenError, ReadError, VerifyError};
+use super::event::{Append, Appended, Head, READ_EVENTS_MAX, Recorded};
+use super::fence::Fence;
+use super::prepare::prepare;
+use super::readers::{READERS_MAX, Readers};
+use super::stream::StreamId;
+use super::subscription::Subscription;
+use super::verify::{self, VerifyReport};
+use super::witness::{Found, Seen, Witness};
+use super::writer::{Message, Published, QUEUE_COMMANDS_MAX, Writer};
+
+/// Where the log is.
+#[derive(Debug, Clone)]
+pub struct LogOptions {
+    /// A folder of its own, made when missing (mode 0700).
+    pub dir: PathBuf,
+}
+
+/// Counters since the log was opened.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct LogStats {
+    /// Commits written.
+    pub commits: u64,
+    /// Groups they were written in; each cost one sync of the log and one of the witness.
+    pub groups: u64,
+}
+
+/// The event log. Cheap to clone; the writer ends when the last clone is gone or one is closed.
+#[derive(Clone)]
+pub struct EventLog {
+    inner: Arc<Inner>,
+}
+
+struct Inner {
+    queue: mpsc::Sender<Message>,
+    published: Arc<Published>,
+    readers: Readers,
+    dir: PathBuf,
+    log: Ulid,
+}
+
+impl EventLog {
+    /// Opens the log in `options.dir`, or creates it there. Blocks: call it at start-up.
+    pub fn open(options: LogOptions) -> Result<EventLog, OpenError> {
+        let dir = options.dir;
+        DirBuilder::new()
+            .recursive(true)
+            .mode(0o700)
+            .create(&dir)
+            .map_err(|error| io_error(&dir, "created", &error))?;
+        let fence = Fence::raise(&dir)?;
+        let found = look(&dir)?;
+        refuse_a_lost_log(&dir, &found)?;
+        let engine = Sqlite::open(&dir)?;
+        let witness = prove(&dir, engine.view(), found)?;
+        Self::start(dir, Box::new(engine), witness, fence)
+    }
+
+    /// Takes the log in `dir` as it is, after checking all of it, and makes a new witness. This
+    /// gives up whatever the old witness proved to be missing: the operator's word, never ours.
+    pub fn accept_head(dir: &Path) -> Result<Head, OpenError> {
+        let _fence = Fence::raise(dir)?;
+        let engine = Sqlite::open(dir)?;
+        let damaged = |error: EngineError| doubt(dir, error);
+        let head = engine.view().head().map_err(damaged)?;
+        verify::everything(engine.view(), head, head).map_err(|error| damaged(error.into()))?;
+        let seen = Seen {
+            log: engine.view().log(),
+            head,
+        };
+        Witness::create(dir, &seen)
+            .map_err(|error| io_error(&Witness::path(dir), "written", &error))?;
+        Ok(head)
+    }
+
+    /// Starts the writer on an engine that was proved.
+    pub(super) fn start(
+        dir: PathBuf,
+        engine: Box<dyn Engine>,
+        witness: Witness,
+        fence: Fence,
+    ) -> Result<EventLog, OpenError> {
+        let started = |error: EngineError| doubt(&dir, error);
+        let (log, head) = (engine.view().log(), engine.view().head().map_err(started)?);
+        let last = engine.view().commits(head.commit, 1).map_err(started)?;
+        let last_ms = last.first().map_or(0, |commit| commit.recorded_at_ms);
+        let views: Result<Vec<_>, _> = (0..READERS_MAX).map(|_| engine.reader()).collect();
+        let readers = Readers::new(views.map_err(started)?);
+        let published = Arc::new(Published::new(head));
+        let (queue, waiting) = mpsc::channel(QUEUE_COMMANDS_MAX);
+        let writer = Writer {
+            engine,
+            witness,
+            published: Arc::clone(&published),
+            head,
+            last_ms,
+            dir: dir.clone(),
+            fence,
+        };
+        std::thread::Builder::new()
+            .name("oc-log-writer".into())
+            .spawn(move || writer.run(waiting))
+            .map_err(|error| io_error(&dir, "given a writer thread", &error))?;
+        Ok(EventLog {
+            inner: Arc::new(Inner {
+                queue,
+                published,
+                readers,
+                dir,
+                log,
+            }),
+        })
+    }
+
+    /// Records one command's events, all or none; returns when they are synced to disk.
+    ///
+    /// Waits when the queue is full. If the future is dropped the command may still be recorded:
+    /// sending it again with the same command id tells.
+    pub async fn append(&self, append: Append) -> Result<Appended, AppendError> {
+        let command = prepare(append)?;
+        let (reply, answer) = oneshot::channel();
+        let sent = self.inner.queue.send(Message::Append(command, reply)).await;
+        sent.map_err(|_| self.stopped_error())?;
+        answer.await.map_err(|_| self.stopped_error())?
+    }
+
+    /// Up to `limit` (at most [`READ_EVENTS_MAX`]) events of a stream from a revision on. A page
+    /// may be shorter; it is empty only at the end.
+    pub async fn read_stream(
+        &self,
+        stream: &StreamId,
+        from_revision: u64,
+        limit: usize,
+    ) -> Result<Vec<Recorded>, ReadError> {
+        let stream = stream.clone();
+        self.read(move |view| view.stream(&stream, from_revision, limit.min(READ_EVENTS_MAX)))
+            .await
+    }
+
+    /// The last event of a stream and its revision; `None` when the stream has no event.
+    pub async fn stream_head(
+        &self,
+        stream: &StreamId,
+    ) -> Result<Option<(u64, Recorded)>, ReadError> {
+        let stream = stream.clone();
+        self.read(move |view| {
+            let Some(revision) = view.stream_revision(&stream)? else {
+                return Ok(None);
+            };
+            Ok(view
+                .stream(&stream, revision, 1)?
+                .pop()
+                .map(|event| (event.revision, event)))
+        })
+        .await
+    }
+
+    /// Up to `limit` (at most [`READ_EVENTS_MAX`]) events of the whole log from a position on
+    /// (that one included). A page may be shorter; it is empty only at the end.
+    pub async fn read_all(
+        &self,
+        from_position: u64,
+        limit: usize,
+    ) -> Result<Vec<Recorded>, ReadError> {
+        self.read(move |view| view.events(from_position, limit.min(READ_EVENTS_MAX)))
+            .await
+    }
+
+    /// The same backwards: the events before a position (`None`: from the end), newest first.
+    pub async fn read_all_backwards(
+        &self,
+        before_position: Option<u64>,
+        limit: usize,
+    ) -> Result<Vec<Recorded>, ReadError> {
+        let before = before_position.unwrap_or(u64::MAX);
+        self.read(move |view| view.events_before(before, limit.min(READ_EVENTS_MAX)))
+            .await
+    }
+
+    /// Where the log ends. Everything up to here is on disk.
+    pub fn head(&self) -> Head {
+        self.inner.published.state.borrow().head
+    }
+
+    /// Follows the log from a position on (that one included; 0 and 1 mean the beginning).
+    pub fn subscribe(&self, from_position: u64) -> Subscription {
+        let published = Arc::clone(&self.inner.published);
+        Subscription::new(self.inner.readers.clone(), published, from_position)
+    }
+
+    /// Reads and checks everything up to the present head, and the witness. Takes time and disk
+    /// in proportion to the log; appends go on meanwhile.
+    pub async fn verify(&self) -> Result<VerifyReport, VerifyError> {
+        let dir = self.inner.dir.clone();
+        let published = Arc::clone(&self.inner.published);
+        self.inner
+            .readers
+            .run(move |view| {
+                // The witness first: the log may only ever be ahead of it.
+                let found = Witness::look(&dir);
+                let until = published.state.borrow().head;
+                let lost = |what: String| VerifyError::Broken {
+                    place: "the witness".into(),
+                    what,
+                };
+                match found {
+                    Ok(Found::Seen(seen)) if seen.log == view.log() => {
+                        verify::everything(view, until, seen.head)
+                    }
+                    Ok(Found::Seen(_)) => Err(lost("it is of another log".into())),
+                    Ok(_) => Err(lost("it is missing or unreadable".into())),
+                    Err(error) => Err(lost(error.to_string())),
+                }
+            })
+            .await
+    }
+
+    /// Completes when the log has stopped for good, with the reason. A server ends then.
+    pub async fn wait_stopped(&self) -> Arc<str> {
+        let mut state = self.inner.published.state.subscribe();
+        let stopped = state.wait_for(|state| state.stopped.is_some()).await;
+        let reason = stopped.ok().and_then(|state| state.stopped.clone());
+        reason.unwrap_or_else(|| "its writer ended".into())
+    }
+
+    /// Ends the writer in order: what was appended before is committed, the folder is free for
+    /// another server when this returns. Other clones get [`AppendError::Stopped`] from then on.
+    pub async fn close(self) {
+        let (done, closed) = oneshot::channel();
+        if self.inner.queue.send(Message::Close(done)).await.is_ok() {
+            // An error means that the writer has ended already, which is what was asked for.
+            let _ = closed.await;
+        }
+    }
+
+    /// The log's identity, made at its creation.
+    pub fn id(&self) -> Ulid {
+        self.inner.log
+    }
+
+    /// Counters since the log was opened.
+    pub fn stats(&self) -> LogStats {
+        LogStats {
+            commits: self.inner.published.commits.load(Ordering::Relaxed),
+            groups: self.inner.published.groups.load(Ordering::Relaxed),
+        }
+    }
+
+    pub(super) fn readers(&self) -> &Readers {
+        &self.inner.readers
+    }
+
+    async fn read<T: Send + 'static>(
+        &self,
+        work: impl FnOnce(&dyn Reader) -> Result<T, EngineError> + Send + 'static,
+    ) -> Result<T, ReadError> {
+        self.inner
+            .readers
+            .run(work)
+            .await
+            .map_err(ReadError::Engine)
+    }
+
+    fn stopped_error(&self) -> AppendError {
+        let stopped = self.inner.published.state.borrow().stopped.clone();
+        let reason = stopped.map_or_else(|| "its writer ended".into(), |why| why.to_string());
+        AppendError::Stopped { reason }
+    }
+}
+
+fn look(dir: &Path) -> Result<Found, OpenError> {
+    Witness::look(dir).map_err(|error| io_error(&Witness::path(dir), "read", &error))
+}
+
+/// A witness beside no log at all. Checked before SQLite touches the folder, because it would
+/// throw away the WAL of an empty database file.
+fn refuse_a_lost_log(dir: &Path, found: &Found) -> Result<(), OpenError> {
+    let path = dir.join(sqlite::FILE);
+    let bytes = match std::fs::metadata(&path) {
+        Ok(meta) => meta.len(),
+        Err(error) if error.kind() == io::ErrorKind::NotFound => 0,
+        Err(error) => return Err(io_error(&path, "read", &error)),
+    };
+    match found {
+        Found::Seen(seen) if bytes == 0 => Err(behind(dir, 0, 0, &seen.head)),
+        _ => Ok(()),
+    }
+}
+
+/// Checks the log against its witness and itself; makes or catches up the witness.
+fn prove(dir: &Path, view: &dyn Reader, found: Found) -> Result<Witness, OpenError> {
+    let path = Witness::path(dir);
+    let head = view.head().map_err(|error| doubt(dir, error))?;
+    let lost = |state| OpenError::WitnessLost {
+        path: path.clone(),
+        state,
+    };
+    let seen = match found {
+        Found::Seen(seen) if seen.log == view.log() => seen,
+        Found::Seen(_) => return Err(lost("of another log")),
+        Found::Unreadable => return Err(lost("unreadable")),
+        Found::Missing if head.commit > 0 => return Err(lost("missing")),
+        Found::Missing => Seen {
+            log: view.log(),
+            head,
+        },
+    };
+    if head.commit < seen.head.commit || head.position < seen.head.position {
+        return Err(behind(dir, head.position, head.commit, &seen.head));
+    }
+    verify::at_open(view, head, seen.head).map_err(|error| doubt(dir, error.into()))?;
+    let witness = if found == Found::Missing {
+        Witness::create(dir, &seen)
+    } else {
+        Witness::open(dir).and_then(|mut witness| {
+            if seen.head != head {
+                witness.record(&Seen { head, ..seen })?;
+            }
+            Ok(witness)
+        })
+    };
+    witness.map_err(|error| io_error(&path, "written", &error))
+}
+
+fn behind(dir: &Path, log_position: u64, log_commit: u64, seen: &Head) -> OpenError {
+    OpenError::BehindWitness {
+        dir: dir.to_owned(),
+        log_position,
+        log_commit,
+        witness_position: seen.position,
+        witness_commit: seen.commit,
+    }
+}
+
+/// An engine's error while opening. What is not a matter of access is taken as damage.
+fn doubt(dir: &Path, error: EngineError) -> OpenError {
+    match error {
+        EngineError::Damaged(detail) => OpenError::Damaged {
+            dir: dir.to_owned(),
+            detail,
+        },
+        other => OpenError::Io {
+            path: dir.join(sqlite::FILE),
+            action: "read",
+            detail: other.to_string(),
+        },
+    }
+}
+
+fn io_error(path: &Path, action: &'static str, error: &io::Error) -> OpenError {
+    OpenError::Io {
+        path: path.to_owned(),
+        action,
+        detail: error.to_string(),
+    }
+}

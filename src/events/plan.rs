@@ -1,0 +1,212 @@
+//! Deciding what a group of commands commits, one command after the other, before a byte is
+//! written.
+//!
+//! Each command is judged against the log *and* against the commands planned before it in the same
+//! group, so a group means the same as its commands one by one. A refused command leaves no trace
+//! in the plan. The plan reads the engine's indexes and does no other I/O.
+
+use std::collections::{HashMap, HashSet};
+use std::sync::Arc;
+
+use time::OffsetDateTime;
+use ulid::Ulid;
+
+use super::chain;
+use super::engines::{Commit, Reader};
+use super::error::{AppendError, EngineError};
+use super::event::{Appended, COMMIT_EVENTS_MAX, Head, Recorded};
+use super::prepare::Prepared;
+use super::stream::StreamId;
+
+/// What the plan holds for one command.
+#[derive(Debug)]
+pub enum Answer {
+    /// It is in the plan as the commit with this index (also a repeat within the group).
+    Planned { index: usize, replayed: bool },
+    /// It was recorded earlier; nothing is to be written.
+    Recorded(Appended),
+}
+
+/// Why a command is not in the plan.
+#[derive(Debug)]
+pub enum Unplanned {
+    /// The command is at fault; the others go on.
+    Refused(AppendError),
+    /// The log could not be read; the whole group fails.
+    Failed(EngineError),
+}
+
+impl From<EngineError> for Unplanned {
+    fn from(error: EngineError) -> Self {
+        Unplanned::Failed(error)
+    }
+}
+
+impl From<AppendError> for Unplanned {
+    fn from(error: AppendError) -> Self {
+        Unplanned::Refused(error)
+    }
+}
+
+/// The plan of one group.
+pub struct Plan<'a> {
+    reader: &'a dyn Reader,
+    now: OffsetDateTime,
+    head: Head,
+    commits: Vec<Commit>,
+    /// Last revision of each stream the plan touches.
+    streams: HashMap<StreamId, u64>,
+    commands: HashMap<Ulid, usize>,
+    event_ids: HashSet<Ulid>,
+}
+
+impl<'a> Plan<'a> {
+    /// An empty plan behind `head`; all of its commits get the time `now`.
+    pub fn new(reader: &'a dyn Reader, head: Head, now: OffsetDateTime) -> Self {
+        Self {
+            reader,
+            now,
+            head,
+            commits: Vec::new(),
+            streams: HashMap::new(),
+            commands: HashMap::new(),
+            event_ids: HashSet::new(),
+        }
+    }
+
+    /// Where the log ends once the plan is written, and what is to be written.
+    pub fn finish(self) -> (Head, Vec<Commit>) {
+        (self.head, self.commits)
+    }
+
+    /// Takes one command in, or says why not.
+    pub fn add(&mut self, command: Prepared) -> Result<Answer, Unplanned> {
+        if let Some(answer) = self.seen_before(&command)? {
+            return Ok(answer);
+        }
+        self.check(&command)?;
+        let index = self.commits.len();
+        self.commands.insert(command.command, index);
+        let commit = self.record(command)?;
+        self.commits.push(commit);
+        Ok(Answer::Planned {
+            index,
+            replayed: false,
+        })
+    }
+
+    /// The recorded answer to a command id that was used before.
+    fn seen_before(&self, command: &Prepared) -> Result<Option<Answer>, Unplanned> {
+        let reused = |commit| AppendError::CommandReused {
+            command: command.command,
+            commit,
+        };
+        if let Some(&index) = self.commands.get(&command.command) {
+            return match self.commits.get(index) {
+                Some(commit) if commit.request_hash == command.request_hash => {
+                    Ok(Some(Answer::Planned {
+                        index,
+                        replayed: true,
+                    }))
+                }
+                other => Err(reused(other.map_or(0, |commit| commit.number)).into()),
+            };
+        }
+        let Some(commit) = self.reader.commit_of(command.command)? else {
+            return Ok(None);
+        };
+        if commit.request_hash != command.request_hash {
+            return Err(reused(commit.number).into());
+        }
+        let mut events = Vec::with_capacity(commit.event_hashes.len());
+        let mut next = commit.first_position;
+        while next <= commit.last_position && events.len() <= COMMIT_EVENTS_MAX {
+            let left = usize::try_from(commit.last_position - next).unwrap_or(0) + 1;
+            let page = self.reader.events(next, left.min(COMMIT_EVENTS_MAX))?;
+            let Some(last) = page.last() else {
+                return Err(EngineError::Damaged(format!("event {next} is missing")).into());
+            };
+            next = last.position + 1;
+            events.extend(page.into_iter().map(Arc::new));
+        }
+        Ok(Some(Answer::Recorded(Appended {
+            first_position: commit.first_position,
+            last_position: commit.last_position,
+            commit: commit.number,
+            events,
+            replayed: true,
+        })))
+    }
+
+    /// Everything that may refuse a command, before anything of it is taken in.
+    fn check(&self, command: &Prepared) -> Result<(), Unplanned> {
+        for (stream, expected) in &command.expected {
+            let actual = self.revision(stream)?;
+            if !expected.holds(actual) {
+                let (stream, expected) = (stream.clone(), *expected);
+                return Err(AppendError::Conflict {
+                    stream,
+                    expected,
+                    actual,
+                }
+                .into());
+            }
+        }
+        for event in &command.events {
+            if self.event_ids.contains(&event.id) || self.reader.has_event(event.id)? {
+                return Err(AppendError::DuplicateEvent { id: event.id }.into());
+            }
+        }
+        Ok(())
+    }
+
+    fn revision(&self, stream: &StreamId) -> Result<Option<u64>, EngineError> {
+        match self.streams.get(stream) {
+            Some(revision) => Ok(Some(*revision)),
+            None => self.reader.stream_revision(stream),
+        }
+    }
+
+    /// Numbers and hashes a command that was checked. Fails only when the log can't be read.
+    fn record(&mut self, command: Prepared) -> Result<Commit, EngineError> {
+        let number = self.head.commit + 1;
+        let mut position = self.head.position;
+        let mut events = Vec::with_capacity(command.events.len());
+        for event in command.events {
+            let revision = self.revision(&event.stream)?.map_or(0, |last| last + 1);
+            position += 1;
+            self.streams.insert(event.stream.clone(), revision);
+            self.event_ids.insert(event.id);
+            let mut recorded = Recorded {
+                id: event.id,
+                stream: event.stream,
+                revision,
+                position,
+                commit: number,
+                kind: event.kind,
+                recorded_at: self.now,
+                actor: command.actor.clone(),
+                command: command.command,
+                correlation: command.correlation,
+                causation: command.causation,
+                data: event.data,
+                content_hash: [0; 32],
+            };
+            recorded.content_hash = chain::content_hash(&recorded);
+            events.push(Arc::new(recorded));
+        }
+        let hashes = events.iter().map(|event| &event.content_hash);
+        let chain = chain::chain_hash(number, &self.head.chain, hashes);
+        self.head = Head {
+            position,
+            commit: number,
+            chain,
+        };
+        Ok(Commit {
+            number,
+            request_hash: command.request_hash,
+            chain,
+            events,
+        })
+    }
+}

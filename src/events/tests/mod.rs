@@ -1,0 +1,9 @@
+//! The log as a whole, through its public face: one file a promise.
+
+mod append;
+mod crash;
+mod damage;
+mod export;
+mod keys;
+mod subscribe;
+mod support;

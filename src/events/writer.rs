@@ -1,0 +1,280 @@
+//! The one writer: a thread that takes everything waiting, commits it as a group, then answers.
+//!
+//! ```text
+//! recv → plan → one transaction + sync → witness + sync → publish → answer → upkeep
+//! ```
+//!
+//! Invariants: an answer is sent only after both syncs; subscribers never see an event that is not
+//! on disk; the head grows and never forks. After any failure but a full disk the writer never
+//! writes again, since nobody can know what a failed sync has kept (the page cache may hold pages
+//! that the disk lost): it refuses everything until the process is restarted and the log checked.
+
+use std::path::PathBuf;
+use std::sync::atomic::{AtomicU64, Ordering};
+use std::sync::{Arc, Mutex, PoisonError};
+
+use time::OffsetDateTime;
+use tokio::sync::{mpsc, oneshot, watch};
+
+use super::engines::{Commit, Engine};
+use super::error::{AppendError, EngineError};
+use super::event::{Appended, Head, from_unix_ms, unix_ms};
+use super::fence::Fence;
+use super::plan::{Answer, Plan, Unplanned};
+use super::prepare::Prepared;
+use super::recent::Recent;
+use super::witness::{Seen, Witness};
+
+/// Commands that wait for the writer; a caller beyond that waits to enqueue.
+pub const QUEUE_COMMANDS_MAX: usize = 1_024;
+/// Most commands committed with one sync.
+const GROUP_COMMANDS_MAX: usize = 512;
+/// Event data after which a group is closed, in bytes (8 MiB).
+const GROUP_BYTES_MAX: usize = 8 * 1024 * 1024;
+
+type Reply = oneshot::Sender<Result<Appended, AppendError>>;
+
+/// What the writer takes.
+pub enum Message {
+    Append(Prepared, Reply),
+    /// Ends the writer after what was sent before; answered when the folder is free again.
+    Close(oneshot::Sender<()>),
+}
+
+/// Where the log is, as everyone may know it.
+#[derive(Debug, Clone)]
+pub struct State {
+    pub head: Head,
+    /// Set once, for good, with the reason.
+    pub stopped: Option<Arc<str>>,
+}
+
+/// What the writer shows to the rest.
+pub struct Published {
+    pub state: watch::Sender<State>,
+    pub recent: Mutex<Recent>,
+    pub commits: AtomicU64,
+    pub groups: AtomicU64,
+}
+
+impl Published {
+    pub fn new(head: Head) -> Self {
+        Self {
+            state: watch::Sender::new(State {
+                head,
+                stopped: None,
+            }),
+            recent: Mutex::default(),
+            commits: AtomicU64::new(0),
+            groups: AtomicU64::new(0),
+        }
+    }
+
+    fn stop(&self, reason: &str) {
+        self.state.send_if_modified(|state| {
+            let first = state.stopped.is_none();
+            state.stopped.get_or_insert_with(|| reason.into());
+            first
+        });
+    }
+}
+
+/// The writer's belongings. The fence is the last field: it falls after the files are closed.
+pub struct Writer {
+    pub engine: Box<dyn Engine>,
+    pub witness: Witness,
+    pub published: Arc<Published>,
+    pub head: Head,
+    /// Time of the last commit, in milliseconds since 1970.
+    pub last_ms: i64,
+    pub dir: PathBuf,
+    #[expect(dead_code, reason = "held for its drop")]
+    pub fence: Fence,
+}
+
+impl Writer {
+    /// Works until the log is closed or every handle is gone.
+    pub fn run(mut self, mut queue: mpsc::Receiver<Message>) {
+        let mut closed = None;
+        while closed.is_none() {
+            let Some(first) = queue.blocking_recv() else {
+                break;
+            };
+            let mut group = Vec::new();
+            let (mut bytes, mut message) = (0, Some(first));
+            while let Some(taken) = message.take() {
+                match taken {
+                    Message::Append(command, reply) => {
+                        bytes += command.bytes;
+                        group.push((command, reply));
+                    }
+                    Message::Close(done) => {
+                        closed = Some(done);
+                        break;
+                    }
+                }
+                if group.len() < GROUP_COMMANDS_MAX && bytes < GROUP_BYTES_MAX {
+                    message = queue.try_recv().ok();
+                }
+            }
+            self.commit(group);
+        }
+        if self.stopped().is_none()
+            && let Err(error) = self.engine.close()
+        {
+            tracing::warn!(%error, "the event log was closed without its last upkeep");
+        }
+        self.published.stop("it was closed");
+        queue.close();
+        while let Ok(message) = queue.try_recv() {
+            if let Message::Append(_, reply) = message {
+                let _ = reply.send(Err(self.refusal()));
+            }
+        }
+        drop(self);
+        if let Some(done) = closed {
+            let _ = done.send(());
+        }
+    }
+
+    fn stopped(&self) -> Option<Arc<str>> {
+        self.published.state.borrow().stopped.clone()
+    }
+
+    fn refusal(&self) -> AppendError {
+        let reason = self
+            .stopped()
+            .map_or_else(|| "it was closed".into(), |why| why.to_string());
+        AppendError::Stopped { reason }
+    }
+
+    /// One group: all of its commits are on disk when the first answer goes out. A failure is told
+    /// to everyone in the group who was judged by what the group would have written.
+    fn commit(&mut self, group: Vec<(Prepared, Reply)>) {
+        if group.is_empty() {
+            return;
+        }
+        let mut replies = Vec::with_capacity(group.len());
+        let mut outcomes = Vec::with_capacity(group.len());
+        let mut commands = Vec::with_capacity(group.len());
+        for (command, reply) in group {
+            commands.push(command);
+            replies.push(reply);
+        }
+        let written = match self.stopped() {
+            Some(_) => Err(self.refusal()),
+            None => self.write(commands, &mut outcomes),
+        };
+        let mut outcomes = outcomes.into_iter();
+        for reply in replies {
+            let answer = match (&written, outcomes.next()) {
+                (_, Some(Ok(Answer::Recorded(appended)))) => Ok(appended),
+                (Err(error), _) => Err(error.clone()),
+                (Ok(_), Some(Err(refused))) => Err(refused),
+                (Ok(commits), Some(Ok(Answer::Planned { index, replayed }))) => commits
+                    .get(index)
+                    .and_then(|c| appended(c, replayed))
+                    .ok_or_else(|| AppendError::Stopped {
+                        reason: "a plan lost one of its commits".into(),
+                    }),
+                (Ok(_), None) => Err(self.refusal()),
+            };
+            // A caller that went away does not change what was recorded.
+            let _ = reply.send(answer);
+        }
+        if self.stopped().is_none()
+            && let Err(error) = self.engine.tidy()
+        {
+            self.stop(&error);
+        }
+    }
+
+    /// Plans the commands, writes what they come to, and publishes it.
+    fn write(
+        &mut self,
+        commands: Vec<Prepared>,
+        outcomes: &mut Vec<Result<Answer, AppendError>>,
+    ) -> Result<Vec<Commit>, AppendError> {
+        let now_ms = unix_ms(OffsetDateTime::now_utc()).max(self.last_ms);
+        let now = from_unix_ms(now_ms).unwrap_or(OffsetDateTime::UNIX_EPOCH);
+        let mut plan = Plan::new(self.engine.view(), self.head, now);
+        for command in commands {
+            match plan.add(command) {
+                Ok(answer) => outcomes.push(Ok(answer)),
+                Err(Unplanned::Refused(refused)) => outcomes.push(Err(refused)),
+                Err(Unplanned::Failed(error)) => return Err(self.stop(&error)),
+            }
+        }
+        let (head, commits) = plan.finish();
+        if commits.is_empty() {
+            return Ok(commits);
+        }
+        match self.engine.append(&self.head, &commits) {
+            Ok(()) => {}
+            Err(EngineError::Full) => {
+                return Err(AppendError::Full {
+                    dir: self.dir.clone(),
+                });
+            }
+            Err(error) => return Err(self.stop(&error)),
+        }
+        let seen = Seen {
+            log: self.engine.view().log(),
+            head,
+        };
+        if let Err(error) = self.witness.record(&seen) {
+            let what = format!(
+                "{} can't be written: {error}",
+                self.witness.file_path().display()
+            );
+            return Err(self.stop(&EngineError::Io(what)));
+        }
+        self.head = head;
+        self.last_ms = now_ms;
+        self.publish(&commits);
+        Ok(commits)
+    }
+
+    fn publish(&self, commits: &[Commit]) {
+        let count = u64::try_from(commits.len()).unwrap_or(u64::MAX);
+        self.published.commits.fetch_add(count, Ordering::Relaxed);
+        self.published.groups.fetch_add(1, Ordering::Relaxed);
+        {
+            let mut recent = self
+                .published
+                .recent
+                .lock()
+                .unwrap_or_else(PoisonError::into_inner);
+            for event in commits.iter().flat_map(|commit| &commit.events) {
+                recent.push(Arc::clone(event));
+            }
+        }
+        self.published
+            .state
+            .send_modify(|state| state.head = self.head);
+    }
+
+    /// Stops for good and says so.
+    fn stop(&self, error: &EngineError) -> AppendError {
+        tracing::error!(%error, dir = %self.dir.display(), "the event log stops for good");
+        self.published.stop(&error.to_string());
+        self.refusal()
+    }
+}
+
+impl Drop for Writer {
+    fn drop(&mut self) {
+        // Also when the thread unwinds: nobody may wait for a writer that is gone.
+        self.published.stop("its writer ended");
+    }
+}
+
+fn appended(commit: &Commit, replayed: bool) -> Option<Appended> {
+    Some(Appended {
+        first_position: commit.events.first()?.position,
+        last_position: commit.events.last()?.position,
+        commit: commit.number,
+        events: commit.events.clone(),
+        replayed,
+    })
+}
