@@ -47,16 +47,28 @@ async fn what_was_acknowledged_survives_a_kill() {
         }
         acknowledged += acks.len();
     }
-    assert!(acknowledged > KILLS, "the children got hardly anything done: {acknowledged}");
+    assert!(
+        acknowledged > KILLS,
+        "the children got hardly anything done: {acknowledged}"
+    );
 }
 
 async fn compare(dir: &Path, acks: &[Ack]) {
     let log = open(dir);
     let report = log.verify().await.expect("the chain verifies");
     for ack in acks {
-        assert!(ack.position <= report.head.position, "event {} is lost", ack.position);
+        assert!(
+            ack.position <= report.head.position,
+            "event {} is lost",
+            ack.position
+        );
         let event = log.read_all(ack.position, 1).await.expect("read").remove(0);
-        assert_eq!(hex::encode(event.content_hash), ack.hash, "event {}", ack.position);
+        assert_eq!(
+            hex::encode(event.content_hash),
+            ack.hash,
+            "event {}",
+            ack.position
+        );
     }
     log.close().await;
 }
@@ -64,7 +76,12 @@ async fn compare(dir: &Path, acks: &[Ack]) {
 /// Starts a child on `dir`, kills it `delay` after it is ready, returns what it acknowledged.
 fn run_and_kill(dir: &Path, delay: Duration) -> Vec<Ack> {
     let child = Command::new(std::env::current_exe().expect("the test program"))
-        .args(["--exact", "events::tests::crash::child", "--ignored", "--nocapture"])
+        .args([
+            "--exact",
+            "events::tests::crash::child",
+            "--ignored",
+            "--nocapture",
+        ])
         .env(FOLDER, dir)
         .stdout(Stdio::piped())
         .stderr(Stdio::null())
@@ -86,7 +103,10 @@ fn run_and_kill(dir: &Path, delay: Duration) -> Vec<Ack> {
     });
     std::thread::sleep(delay);
     child.kill();
-    let rest = reader.join().expect("the reader ended").expect("its output is text");
+    let rest = reader
+        .join()
+        .expect("the reader ended")
+        .expect("its output is text");
     let whole_lines = rest.rsplit_once('\n').map_or("", |(lines, _cut)| lines);
     whole_lines
         .lines()
@@ -118,11 +138,16 @@ impl Drop for Killed {
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 #[ignore = "started by what_was_acknowledged_survives_a_kill"]
 async fn child() {
-    let Some(dir) = std::env::var_os(FOLDER) else { return };
+    let Some(dir) = std::env::var_os(FOLDER) else {
+        return;
+    };
     let log = open(Path::new(&dir));
     let say = |line: String| {
         // One write a line, so that lines of different tasks don't mix.
-        std::io::stdout().lock().write_all(line.as_bytes()).expect("the parent listens");
+        std::io::stdout()
+            .lock()
+            .write_all(line.as_bytes())
+            .expect("the parent listens");
     };
     say("\nready\n".to_owned());
     let tasks: Vec<_> = (0..WRITERS)
@@ -138,7 +163,6 @@ async fn child() {
             })
         })
         .collect();
-    for task in tasks {
-        task.await.expect("a writer never ends");
-    }
+    let ended = futures_util::future::select_all(tasks).await;
+    panic!("a writer ended: {:?}", ended.0);
 }
