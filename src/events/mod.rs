@@ -19,7 +19,6 @@ mod engines;
 mod error;
 mod event;
 mod export;
-pub mod families;
 mod fence;
 mod keys;
 mod log;
