@@ -21,6 +21,7 @@ use crate::reaper::Reaper;
 use crate::service::Service;
 use crate::session::table::Table;
 use crate::spawn::Rights;
+use crate::sudo;
 
 /// The listening socket the launcher leaves open.
 const LISTENER_FD: i32 = 3;
@@ -70,7 +71,8 @@ pub fn run() -> Result<(), StartError> {
         let listener = UnixListener::from_std(listener).map_err(doing("listen on descriptor 3"))?;
         let reaper = Reaper::start().map_err(doing("wait for processes"))?;
         let rights = Rights::find();
-        let table = Arc::new(Table::new(rights, reaper.clone()));
+        sudo::start(rights, &reaper);
+        let table = Arc::new(Table::new(rights, reaper));
         let service = Service::new(table, Files::new(rights));
         accept(listener, service).await;
         Ok(())

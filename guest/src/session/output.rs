@@ -98,20 +98,19 @@ impl Output {
         self.state.lock().unwrap_or_else(PoisonError::into_inner)
     }
 
-    /// Waits until the process may be read from; answers how many bytes to take (at least 1).
-    /// Drops the readers that stand in the way when they stall.
-    pub async fn room(&self) -> usize {
-        loop {
-            let room = self.state().room();
-            if room > 0 {
-                return room;
-            }
-            if tokio::time::timeout(READER_STALL_MAX, self.taken.notified())
-                .await
-                .is_err()
-            {
-                self.drop_slowest();
-            }
+    /// How many bytes may be taken from the process now; 0 while a reader has to catch up.
+    pub fn room(&self) -> usize {
+        self.state().room()
+    }
+
+    /// Waits until a reader took something, after [`Output::room`] answered 0. Readers that stand
+    /// in the way and stall are dropped.
+    pub async fn room_made(&self) {
+        if tokio::time::timeout(READER_STALL_MAX, self.taken.notified())
+            .await
+            .is_err()
+        {
+            self.drop_slowest();
         }
     }
 
