@@ -1,6 +1,7 @@
 //! The client against the real guest program, run as an ordinary process of this machine.
 
 mod files;
+mod hostile;
 mod init;
 mod sessions;
 

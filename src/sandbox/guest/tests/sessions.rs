@@ -289,3 +289,67 @@ async fn runs_leave_nothing_behind() {
     let children = format!("/proc/{0}/task/{0}/children", guest.child.id());
     assert_eq!(std::fs::read_to_string(children).unwrap(), "");
 }
+
+/// Goal: where the guest can't change users, everything runs as the guest itself.
+#[tokio::test]
+async fn rootless_guests_run_everything_as_themselves() {
+    if !rustix::process::geteuid().is_root() {
+        println!("skipped: only root can become the users this needs");
+        return;
+    }
+    for (command, uid) in [
+        ("setpriv --reuid 1000 --regid 1000 --clear-groups", "1000\n"),
+        ("setpriv --reuid 1234 --regid 1234 --clear-groups", "1234\n"),
+        // One user, seen as root inside.
+        (
+            "setpriv --reuid 1234 --regid 1234 --clear-groups unshare --user --map-root-user",
+            "0\n",
+        ),
+    ] {
+        let mut words = command.split(' ');
+        let mut command = Command::new(words.next().unwrap());
+        command.args(words).arg(env!("OC_GUEST_BINARY"));
+        let guest = Fixture::start_as("", command).await;
+        for (id, as_root) in [(1, false), (2, true)] {
+            let session = StartSession {
+                as_root,
+                ..shell(id, "id -u")
+            };
+            let output = guest.client.run(session, 100).await.unwrap();
+            assert_eq!(text(&output.stdout), uid);
+        }
+        let path = guest.path("made/file");
+        let content = stream::iter([Ok::<_, std::io::Error>(Bytes::from_static(b"x"))]);
+        guest.client.write_file(&path, content).await.unwrap();
+        assert!(PathBuf::from(path).exists());
+    }
+}
+
+/// Goal: a bound on running sessions, and ended ones make room.
+#[tokio::test]
+async fn sessions_are_bounded() {
+    let Some(guest) = Fixture::start_as_init().await else {
+        return;
+    };
+    for id in 0..256 {
+        guest
+            .client
+            .start(shell(id, if id == 7 { "true" } else { "exec cat" }))
+            .await
+            .unwrap();
+    }
+    let mut seventh = guest.client.attach("00000007").await.unwrap();
+    to_exit(&mut seventh).await;
+    guest.client.start(shell(256, "exec cat")).await.unwrap();
+    let error = guest.client.start(shell(257, "true")).await.unwrap_err();
+    assert!(matches!(error, GuestError::Full(_)), "{error}");
+    let again = guest.client.start(shell(1, "true")).await.unwrap_err();
+    assert!(matches!(again, GuestError::Precondition(_)), "{again}");
+    let sessions = guest.client.sessions().await.unwrap();
+    assert_eq!(sessions.len(), 256);
+    assert!(
+        sessions
+            .iter()
+            .all(|session| session.session_id != "00000007")
+    );
+}
