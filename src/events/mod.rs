@@ -15,6 +15,7 @@
 //! keyring. There is no actix here.
 
 pub mod chain;
+pub mod families;
 mod engines;
 mod error;
 mod event;

@@ -35,6 +35,19 @@ impl StreamId {
         }
     }
 
+    /// The stream of one entity: its family and its id, `project-<uuid>`.
+    ///
+    /// The id must print as 1 to 180 of the allowed characters, as every id type of this program
+    /// does, and the family is a constant of ours.
+    pub fn of(family: &'static str, id: impl fmt::Display) -> Self {
+        Self::new(format!("{family}-{id}")).expect("ids print as few, allowed characters")
+    }
+
+    /// Family and id, as [`StreamId::of`] put them together.
+    pub fn parts(&self) -> Option<(&str, &str)> {
+        self.0.split_once('-')
+    }
+
     /// The name as text.
     pub fn as_str(&self) -> &str {
         &self.0
