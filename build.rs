@@ -15,7 +15,14 @@ fn main() {
     let target_dir = out.join("guest");
     let cargo = env::var_os("CARGO").expect("cargo sets CARGO for build scripts");
     let status = Command::new(cargo)
-        .args(["build", "--locked", "--package", "oc-guest", "--bin", "oc-guest"])
+        .args([
+            "build",
+            "--locked",
+            "--package",
+            "oc-guest",
+            "--bin",
+            "oc-guest",
+        ])
         .args(["--profile", "guest", "--target", &target, "--target-dir"])
         .arg(&target_dir)
         // Static, so that it runs in any root file system; `--target` keeps the flag away from
@@ -26,7 +33,10 @@ fn main() {
         .env_remove("RUSTFLAGS")
         .status()
         .expect("cargo can be started from a build script");
-    assert!(status.success(), "the guest program did not build (see above)");
+    assert!(
+        status.success(),
+        "the guest program did not build (see above)"
+    );
     let binary = target_dir.join(&target).join("guest").join("oc-guest");
     println!("cargo:rustc-env=OC_GUEST_BINARY={}", binary.display());
 }

@@ -79,7 +79,10 @@ pub struct SandboxId(String);
 impl SandboxId {
     /// A new id.
     pub fn generate() -> Self {
-        Self(format!("sb-{}", Ulid::generate().to_string().to_lowercase()))
+        Self(format!(
+            "sb-{}",
+            Ulid::generate().to_string().to_lowercase()
+        ))
     }
 
     /// The id as text.
@@ -100,9 +103,15 @@ impl FromStr for SandboxId {
         let bad = BadId { kind: "sandbox" };
         let rest = text.strip_prefix("sb-").ok_or_else(|| bad.clone())?;
         let well_formed = rest.len() == 26
-            && rest.bytes().all(|b| b.is_ascii_digit() || b.is_ascii_lowercase())
+            && rest
+                .bytes()
+                .all(|b| b.is_ascii_digit() || b.is_ascii_lowercase())
             && Ulid::from_string(&rest.to_uppercase()).is_ok();
-        if well_formed { Ok(Self(text.to_owned())) } else { Err(bad) }
+        if well_formed {
+            Ok(Self(text.to_owned()))
+        } else {
+            Err(bad)
+        }
     }
 }
 
@@ -129,7 +138,14 @@ mod tests {
         assert_eq!(sandbox.as_str().parse::<SandboxId>(), Ok(sandbox.clone()));
         let project = ProjectId::generate();
         assert_eq!(project.to_string().parse::<ProjectId>(), Ok(project));
-        for bad in ["", "sb-", "sb-ABC", "../etc", "sb-0123456789012345678901234u", "x"] {
+        for bad in [
+            "",
+            "sb-",
+            "sb-ABC",
+            "../etc",
+            "sb-0123456789012345678901234u",
+            "x",
+        ] {
             assert!(bad.parse::<SandboxId>().is_err(), "{bad}");
             assert!(bad.parse::<ProjectId>().is_err(), "{bad}");
         }

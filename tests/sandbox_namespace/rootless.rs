@@ -1,0 +1,1 @@
+//! The driver as an ordinary user.
