@@ -157,7 +157,7 @@ const TRY: &str = r#"
 import ctypes, sys, os
 libc = ctypes.CDLL(None, use_errno=True)
 for call in sys.argv[1:]:
-    number, *rest = [int(x, 0) for x in call.split(',')]
+    number, *rest = [int(x, 0) for x in call.split(",")]
     ctypes.set_errno(0)
     result = libc.syscall(number, *[ctypes.c_long(x) for x in rest])
     print(ctypes.get_errno() if result == -1 else 0)

@@ -120,7 +120,9 @@ fn traces(names: &BTreeSet<String>) -> Vec<String> {
     );
     for process in std::fs::read_dir("/proc").unwrap().flatten() {
         let cgroup = std::fs::read_to_string(process.path().join("cgroup")).unwrap_or_default();
-        if mentions(&cgroup) {
+        let status = std::fs::read_to_string(process.path().join("status")).unwrap_or_default();
+        // A dead process is gone when its foster parent, the machine's init, has looked.
+        if mentions(&cgroup) && !status.contains("State:\tZ") {
             found.push(process.path().display().to_string());
         }
     }

@@ -104,7 +104,7 @@ impl NamespaceDriver {
         let template = Template::ensure(&data.join(TEMPLATES), privileged)
             .map_err(failed("make the base template"))?;
         let template = template
-            .guest
+            .program
             .parent()
             .map(Path::to_owned)
             .unwrap_or_default();
@@ -262,13 +262,22 @@ impl Driver for NamespaceDriver {
         };
         let (driver, owned) = (self.clone(), spec.clone());
         let report = tokio::task::spawn_blocking(move || driver.start(&owned)).await;
-        match report.map_err(|error| failed(error.to_string()))?? {
-            // Another create was faster: its sandbox is the one that was asked for.
-            Report::Started | Report::AlreadyRuns => {}
+        let patience = match report.map_err(|error| failed(error.to_string()))?? {
+            Report::Started => Duration::ZERO,
+            // Another create was faster: its sandbox, soon, is the one that was asked for.
+            Report::AlreadyRuns => END_TIMEOUT,
             Report::Failed(why) => return Err(failed(why)),
+        };
+        let deadline = Instant::now() + patience;
+        loop {
+            if let Some(running) = self.attach(&spec.id).await? {
+                return Ok(running);
+            }
+            if Instant::now() >= deadline {
+                return Err(failed("it ended at once; its log says why".to_owned()));
+            }
+            tokio::time::sleep(Duration::from_millis(5)).await;
         }
-        let running = self.attach(&spec.id).await?;
-        running.ok_or_else(|| failed("it ended at once; its log says why".to_owned()))
     }
 
     async fn attach(&self, id: &SandboxId) -> Result<Option<Running>, DriverError> {
