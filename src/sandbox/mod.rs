@@ -21,7 +21,7 @@ use serde::{Deserialize, Serialize};
 use crate::ids::SandboxId;
 
 pub use namespace::attachment::{EgressAttachment, EgressConnection, ExitWatch};
-pub use namespace::doctor::{Check, doctor};
+pub use namespace::doctor::{Check, doctor, doctor_by};
 pub use namespace::supervisor::supervisor_main;
 pub use namespace::{NamespaceDriver, SUPERVISE_SUBCOMMAND};
 
