@@ -9,7 +9,8 @@
 //!   server is attached, every connection is reset;
 //! - a limit that this machine can't enforce is reported as such, never assumed.
 
-mod guest;
+/// The host side of the protocol with the program inside each sandbox.
+pub mod guest;
 mod namespace;
 
 use std::net::Ipv4Addr;
@@ -21,11 +22,10 @@ use serde::{Deserialize, Serialize};
 use crate::ids::SandboxId;
 
 pub use guest::{
-    Attachment, DirEntry, GuestClient, GuestError, SessionInfo, SessionOutput, StartSession,
-    StdinSink,
+    Attachment, GuestClient, GuestError, SessionInfo, SessionOutput, StartSession, StdinSink,
 };
 pub use namespace::attachment::{EgressAttachment, EgressConnection, ExitWatch};
-pub use namespace::doctor::{Check, doctor};
+pub use namespace::doctor::{Check, doctor, doctor_by};
 pub use namespace::supervisor::supervisor_main;
 pub use namespace::{NamespaceDriver, SUPERVISE_SUBCOMMAND};
 

@@ -8,7 +8,8 @@
 //! | none | none here; see the resource limits in [`super::child`] | no |
 //!
 //! Invariants: every group lies under this process' own group, so that limits set on us hold for
-//! our sandboxes; a group is named after its sandbox; one that can't be made or set is reported as
+//! our sandboxes; a group is named after its server
+//! and its sandbox; one that can't be made or set is reported as
 //! "not enforced", never assumed.
 
 use std::fs;
@@ -34,6 +35,8 @@ const REMOVE_WAIT: Duration = Duration::from_secs(2);
 /// Where groups of sandboxes are made; found once per server.
 #[derive(Debug, Clone, Default, PartialEq, Eq, Serialize, Deserialize)]
 pub struct Layout {
+    /// Tells this server's groups from those of others that share its own group.
+    tag: String,
     memory: Option<PathBuf>,
     pids: Option<PathBuf>,
     cpu: Option<PathBuf>,
@@ -45,10 +48,13 @@ pub struct Layout {
 
 impl Layout {
     /// Looks at this process' own groups and keeps those in which it may make others.
-    pub fn detect() -> Self {
+    pub fn detect(tag: &str) -> Self {
         let mounts = fs::read_to_string("/proc/self/mountinfo").unwrap_or_default();
         let own = fs::read_to_string("/proc/self/cgroup").unwrap_or_default();
-        let mut layout = Self::parse(&mounts, &own);
+        let mut layout = Self {
+            tag: tag.to_owned(),
+            ..Self::parse(&mounts, &own)
+        };
         let all = [
             &mut layout.memory,
             &mut layout.pids,
@@ -78,6 +84,7 @@ impl Layout {
         };
         let unified = own.lines().find_map(|line| line.strip_prefix("0::"));
         Self {
+            tag: String::new(),
             memory: v1("memory"),
             pids: v1("pids"),
             cpu: v1("cpu"),
@@ -156,12 +163,13 @@ impl Layout {
     pub fn group(&self, id: &SandboxId) -> Group {
         Group {
             layout: self.clone(),
-            name: format!("oc-{id}"),
+            name: format!("oc-{}-{id}", self.tag),
         }
     }
 
-    /// Names of sandboxes that still have a group somewhere.
+    /// This server's sandboxes that still have a group somewhere.
     pub fn leftovers(&self) -> Vec<SandboxId> {
+        let prefix = format!("oc-{}-", self.tag);
         let mut found: Vec<SandboxId> = self
             .bases()
             .filter_map(|base| fs::read_dir(base).ok())
@@ -171,7 +179,7 @@ impl Layout {
                 entry
                     .file_name()
                     .to_str()?
-                    .strip_prefix("oc-")?
+                    .strip_prefix(&prefix)?
                     .parse()
                     .ok()
             })
@@ -434,7 +442,7 @@ mod tests {
     /// Goal: real groups are made, hold their limits, take a process and leave nothing.
     #[test]
     fn a_real_group_is_made_and_removed() {
-        let layout = Layout::detect();
+        let layout = Layout::detect("test");
         if layout.kind() == "none" {
             println!("skipped: no cgroup of this process is writable");
             return;

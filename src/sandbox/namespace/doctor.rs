@@ -128,7 +128,7 @@ fn probe() -> Vec<Check> {
 }
 
 fn limits() -> Result<String, String> {
-    let layout = Layout::detect();
+    let layout = Layout::detect("probe");
     let words = format!("control groups: {}; {:?}", layout.kind(), layout.limits());
     if layout.kind() == "none" {
         Err(words)

@@ -42,6 +42,7 @@ use std::time::{Duration, Instant};
 use async_trait::async_trait;
 use rustix::fs::FlockOperation;
 use rustix::process::{Pid, PidfdFlags, Signal};
+use sha2::{Digest, Sha256};
 
 use self::attachment::Supervisor;
 use self::cgroup::Layout;
@@ -103,14 +104,14 @@ impl NamespaceDriver {
         let template = Template::ensure(&data.join(TEMPLATES), privileged)
             .map_err(failed("make the base template"))?;
         let template = template
-            .guest
+            .program
             .parent()
             .map(Path::to_owned)
             .unwrap_or_default();
         let driver = Self {
+            groups: Layout::detect(&data_tag(&data)),
             data,
             template,
-            groups: Layout::detect(),
             privileged,
             program: program.to_owned(),
         };
@@ -261,13 +262,22 @@ impl Driver for NamespaceDriver {
         };
         let (driver, owned) = (self.clone(), spec.clone());
         let report = tokio::task::spawn_blocking(move || driver.start(&owned)).await;
-        match report.map_err(|error| failed(error.to_string()))?? {
-            // Another create was faster: its sandbox is the one that was asked for.
-            Report::Started | Report::AlreadyRuns => {}
+        let patience = match report.map_err(|error| failed(error.to_string()))?? {
+            Report::Started => Duration::ZERO,
+            // Another create was faster: its sandbox, soon, is the one that was asked for.
+            Report::AlreadyRuns => END_TIMEOUT,
             Report::Failed(why) => return Err(failed(why)),
+        };
+        let deadline = Instant::now() + patience;
+        loop {
+            if let Some(running) = self.attach(&spec.id).await? {
+                return Ok(running);
+            }
+            if Instant::now() >= deadline {
+                return Err(failed("it ended at once; its log says why".to_owned()));
+            }
+            tokio::time::sleep(Duration::from_millis(5)).await;
         }
-        let running = self.attach(&spec.id).await?;
-        running.ok_or_else(|| failed("it ended at once; its log says why".to_owned()))
     }
 
     async fn attach(&self, id: &SandboxId) -> Result<Option<Running>, DriverError> {
@@ -309,6 +319,12 @@ impl Driver for NamespaceDriver {
         all.dedup();
         Ok(all)
     }
+}
+
+/// Tells this folder's control groups from those of other servers on the machine.
+fn data_tag(data: &Path) -> String {
+    let hash = hex::encode(Sha256::digest(data.as_os_str().as_encoded_bytes()));
+    hash.chars().take(8).collect()
 }
 
 /// Whether sandboxes can have a range of ids of their own: as root, with the range mapped (in a

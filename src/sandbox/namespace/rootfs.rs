@@ -26,7 +26,7 @@ use rustix::mount::{
 };
 
 use super::sys::{Step, StepError, fd_path, mount_setattr};
-use super::template::{GUEST_INSIDE, SYSTEM_BUNDLE, Template};
+use super::template::{GUEST_FILE, GUEST_INSIDE, SYSTEM_BUNDLE, Template};
 
 /// Inside, programs find the bundle of all roots also here.
 const EXTRA_BUNDLE: &str = "local/share/ca-certificates/opensandbox-proxy.crt";
@@ -146,7 +146,7 @@ pub struct Mounts {
     pub root: OwnedFd,
     /// `/usr`
     pub usr: OwnedFd,
-    /// The guest program, one file.
+    /// A folder that holds the guest program, read-only.
     pub guest: OwnedFd,
 }
 
@@ -172,9 +172,7 @@ impl Mounts {
         let root = overlay(&[&synthetic], disk, "root", user).step("mount the root overlay")?;
         let usr =
             overlay(&[&additions, &host], disk, "usr", user).step("mount the /usr overlay")?;
-        let guest = clone_mount(&template.guest).step("take the guest program")?;
-        let fixed = libc::MOUNT_ATTR_RDONLY | libc::MOUNT_ATTR_NOSUID | libc::MOUNT_ATTR_NODEV;
-        mount_setattr(guest.as_fd(), false, fixed, None).step("protect the guest program")?;
+        let guest = guest_layer(template).step("mount the guest program")?;
         Ok(Self { root, usr, guest })
     }
 }
@@ -231,6 +229,25 @@ fn overlay(lowers: &[&OwnedFd], disk: &Disk, layer: &str, user: bool) -> io::Res
         &fs,
         FsMountFlags::FSMOUNT_CLOEXEC,
         safe,
+    )?)
+}
+
+/// An overlay, although nothing is laid over anything: the mount table inside then names no
+/// folder of the host, as that of a plain bind would.
+fn guest_layer(template: &Template) -> io::Result<OwnedFd> {
+    use rustix::mount::{fsconfig_create, fsconfig_set_string};
+    let fs = rustix::mount::fsopen("overlay", FsOpenFlags::FSOPEN_CLOEXEC)?;
+    let layers = [open_dir(&template.program)?, open_dir(&template.empty)?];
+    fsconfig_set_string(&fs, "source", "oc")?;
+    fsconfig_set_string(&fs, "lowerdir", layers.each_ref().map(fd_path).join(":"))?;
+    fsconfig_create(&fs)?;
+    let fixed = MountAttrFlags::MOUNT_ATTR_NOSUID
+        | MountAttrFlags::MOUNT_ATTR_NODEV
+        | MountAttrFlags::MOUNT_ATTR_RDONLY;
+    Ok(rustix::mount::fsmount(
+        &fs,
+        FsMountFlags::FSMOUNT_CLOEXEC,
+        fixed,
     )?)
 }
 
@@ -317,7 +334,13 @@ fn run(mounts: &Mounts, dress: Dress) -> io::Result<()> {
     fs::set_permissions("run/lock", fs::Permissions::from_mode(0o1777))?;
     let guest = GUEST_INSIDE.trim_start_matches('/');
     fs::write(guest, "")?;
-    attach(&mounts.guest, Path::new(guest))
+    // Attached first, since older kernels take a single file only out of an attached mount.
+    let layer = Path::new("run/oc-layer");
+    fs::create_dir(layer)?;
+    attach(&mounts.guest, layer)?;
+    attach(&clone_mount(&layer.join(GUEST_FILE))?, Path::new(guest))?;
+    rustix::mount::unmount(layer, UnmountFlags::DETACH)?;
+    fs::remove_dir(layer)
 }
 
 fn sys(cpu_count: u32) -> io::Result<()> {

@@ -75,8 +75,10 @@ pub struct Template {
     pub usr: PathBuf,
     /// The public roots, in PEM.
     pub bundle: PathBuf,
-    /// The guest program.
-    pub guest: PathBuf,
+    /// A folder with the guest program alone, named [`GUEST_FILE`].
+    pub program: PathBuf,
+    /// An empty folder.
+    pub empty: PathBuf,
 }
 
 /// The static program that becomes PID 1 of each sandbox.
@@ -121,7 +123,8 @@ impl Template {
             root: dir.join("root"),
             usr: dir.join("usr"),
             bundle: dir.join("root").join(SYSTEM_BUNDLE),
-            guest: dir.join("oc-guest"),
+            program: dir.join("program"),
+            empty: dir.join("empty"),
         }
     }
 }
@@ -306,12 +309,17 @@ impl Plan {
                 Node::Link(target) => symlink(target, &path)?,
             }
         }
-        let guest = draft.join("oc-guest");
+        let made = Template::at(draft);
+        fs::create_dir(&made.empty)?;
+        fs::create_dir(&made.program)?;
+        let guest = made.program.join(GUEST_FILE);
         fs::write(&guest, GUEST)?;
         fs::set_permissions(&guest, fs::Permissions::from_mode(0o755))
     }
 }
 
+/// Name of the guest program in its folder.
+pub const GUEST_FILE: &str = "oc-guest";
 /// Where the guest program is found inside.
 pub const GUEST_INSIDE: &str = "/run/oc/guest";
 
@@ -346,7 +354,7 @@ mod tests {
             1,
             "no draft is left"
         );
-        assert!(fs::metadata(&first.guest).unwrap().len() > 0);
+        assert!(fs::metadata(first.program.join(GUEST_FILE)).unwrap().len() > 0);
         assert!(
             fs::read_to_string(&first.bundle)
                 .unwrap()
