@@ -15,11 +15,11 @@
 //! keyring. There is no actix here.
 
 pub mod chain;
-pub mod families;
 mod engines;
 mod error;
 mod event;
 mod export;
+pub mod families;
 mod fence;
 mod keys;
 mod log;
