@@ -24,7 +24,7 @@ use super::tally::Tally;
 pub(crate) struct Patterns {
     nfa: NFA,
     start: StateID,
-    /// How many of the bytes read so far are the beginning of a spelling; absent means none.
+    /// At most how many of the bytes read so far may still become a spelling; absent means none.
     depth: HashMap<StateID, usize>,
     finds: Vec<Find>,
     longest: usize,
@@ -50,11 +50,19 @@ impl Patterns {
         let nfa = NFA::new(all.keys().map(Spelling::bytes)).ok()?;
         let start = nfa.start_state(Anchored::No).ok()?;
         let mut depth = HashMap::new();
-        for pattern in all.keys() {
-            let mut state = start;
-            for (read, &byte) in pattern.bytes().iter().enumerate() {
-                state = nfa.next_state(Anchored::No, state, byte);
-                depth.insert(state, read + 1);
+        // A spelling that no other one continues is settled at its last byte: there the bytes
+        // that may still grow are fewer than it. Interiors come second and win.
+        for interior in [false, true] {
+            for pattern in all.keys().map(Spelling::bytes) {
+                let mut state = start;
+                for (read, &byte) in (1..).zip(pattern) {
+                    state = nfa.next_state(Anchored::No, state, byte);
+                    if interior && read < pattern.len() {
+                        depth.insert(state, read);
+                    } else if !interior && read == pattern.len() {
+                        depth.insert(state, read - 1);
+                    }
+                }
             }
         }
         let longest = all.keys().map(|pattern| pattern.bytes().len()).max()?;
