@@ -226,3 +226,28 @@ async fn a_closed_connection_to_the_host_is_replaced() {
     assert_eq!(host.count(), 3);
     world.finish();
 }
+
+/// A rule broken in the middle of a stream ends it: the host never sees a complete request.
+#[tokio::test]
+async fn a_stream_is_broken_off_where_a_rule_is_broken() {
+    let mut world = World::new(&Setup {
+        strict: true,
+        ..Setup::default()
+    });
+    let host = world.host(Arc::new(|_| ok(b"done"))).await;
+    let mut stream = world.secure("api.test", host.port).await;
+    let other = world.other_token.to_string();
+    let request = format!(
+        "POST / HTTP/1.1\r\nhost: api.test\r\ntransfer-encoding: chunked\r\n\r\n\
+         3\r\nabc\r\n{:x}\r\n{other}\r\n0\r\n\r\n",
+        other.len()
+    );
+    let reply = ask(&mut stream, request).await;
+    assert_eq!(
+        (reply.status(), reply.rule().as_str()),
+        (403, "secret_not_bound_to_host")
+    );
+    assert_eq!(host.count(), 0);
+    assert_eq!(world.decision().await.reason, "secret_not_bound_to_host");
+    world.finish();
+}

@@ -3,9 +3,10 @@
 use std::sync::Arc;
 
 use tokio::io::{AsyncReadExt, AsyncWriteExt};
+use tokio::time::timeout;
 
 use crate::wire::{ask, get, post};
-use crate::world::{Setup, VALUE, World, echo, ok, soon};
+use crate::world::{PATIENCE, Setup, VALUE, World, echo, ok, soon};
 
 /// The smuggling corpus: whatever is hidden in these bytes, the host sees at most one request,
 /// never the hidden one, and the connection ends unless the request was well-formed.
@@ -60,7 +61,13 @@ async fn smuggled_requests_do_not_reach_the_host() {
         stream.flush().await.unwrap();
         let mut replies = Vec::new();
         // The connection must end by itself: our side stays open.
-        let _ = soon(stream.read_to_end(&mut replies)).await;
+        let ended = timeout(PATIENCE, stream.read_to_end(&mut replies)).await;
+        assert!(
+            ended.is_ok(),
+            "{framing:?} keeps the connection: {:?} {:?}",
+            String::from_utf8_lossy(&replies),
+            host.heads()
+        );
         let heads = host.heads();
         assert!(heads.len() <= 1, "{framing:?}: {heads:?}");
         assert!(
@@ -200,5 +207,88 @@ async fn no_request_passes_unrecorded() {
         (503, "audit_backlog")
     );
     assert_eq!(host.count(), 1);
+    world.finish();
+}
+
+/// Answers made to be read in two ways: each request gets its own answer or none, in one
+/// framing, without a value in the reason phrase or beneath a transfer coding.
+#[tokio::test]
+async fn hostile_answers_do_not_poison_the_connection() {
+    let world = World::new(&Setup::default());
+    let host = world
+        .host(Arc::new(|message| {
+            match message.head.split(' ').nth(1).unwrap() {
+                "/two" => [ok(b"first"), ok(b"poison")].concat(),
+                "/both" => {
+                    b"HTTP/1.1 200 OK\r\ncontent-length: 3\r\ntransfer-encoding: chunked\r\n\r\n\
+                         5\r\nhello\r\n0\r\n\r\n"
+                        .to_vec()
+                }
+                "/coded" => {
+                    b"HTTP/1.1 200 OK\r\ntransfer-encoding: gzip, chunked\r\n\r\n0\r\n\r\n".to_vec()
+                }
+                "/reason" => {
+                    format!("HTTP/1.1 200 {VALUE}\r\ncontent-length: 0\r\n\r\n").into_bytes()
+                }
+                path => ok(path.as_bytes()),
+            }
+        }))
+        .await;
+    let mut stream = world.secure("api.test", host.port).await;
+    assert_eq!(
+        ask(&mut stream, get("api.test", "/two", "")).await.text(),
+        "first"
+    );
+    assert_eq!(
+        ask(&mut stream, get("api.test", "/next", "")).await.text(),
+        "/next"
+    );
+    let reply = ask(&mut stream, get("api.test", "/reason", "")).await;
+    assert!(
+        reply.head.starts_with("HTTP/1.1 200 OK\r\n"),
+        "{}",
+        reply.head
+    );
+    for (path, expected) in [("/both", "hello"), ("/coded", "response_encoding")] {
+        let reply = world
+            .ask("api.test", host.port, get("api.test", path, ""))
+            .await;
+        assert!(reply.text().contains(expected), "{path}: {reply:?}");
+        assert_eq!(
+            reply.head.matches("content-length").count()
+                + reply.head.matches("transfer-encoding").count(),
+            1
+        );
+    }
+    world.finish();
+}
+
+/// A bare line feed ends a line here (RFC 9112, section 2.2, permits it); what goes out has one
+/// canonical spelling, and what follows is a request of its own, judged like any other.
+#[tokio::test]
+async fn bare_line_feeds_go_out_as_canonical_lines() {
+    let world = World::new(&Setup::default());
+    let host = world.host(Arc::new(|_| ok(b"done"))).await;
+    let mut stream = world.secure("api.test", host.port).await;
+    let request = "POST /a HTTP/1.1\nhost: api.test\ncontent-length: 0\n\n\
+                   GET /b HTTP/1.1\nhost: other.test\n\n";
+    crate::wire::send(&mut stream, request).await;
+    let mut ahead = Vec::new();
+    let first = soon(crate::wire::read_message(&mut stream, &mut ahead, false))
+        .await
+        .unwrap();
+    let second = soon(crate::wire::read_message(&mut stream, &mut ahead, false))
+        .await
+        .unwrap();
+    assert_eq!(
+        (first.status(), second.rule().as_str()),
+        (200, "host_mismatch")
+    );
+    let heads = host.heads();
+    assert_eq!(heads.len(), 1);
+    assert_eq!(
+        heads[0].matches('\n').count(),
+        heads[0].matches("\r\n").count()
+    );
     world.finish();
 }

@@ -27,7 +27,7 @@ pub const VALUE: &str = "CANARY-v4lue/with+odd=chars&0001";
 /// The value bound to `other.test`.
 pub const OTHER_VALUE: &str = "CANARY-0ther-value-0002";
 /// No single step of a test takes longer.
-const PATIENCE: Duration = Duration::from_secs(10);
+pub const PATIENCE: Duration = Duration::from_secs(10);
 
 /// Everything the process logs, searched by every test.
 static LOG: Mutex<Vec<u8>> = Mutex::new(Vec::new());
