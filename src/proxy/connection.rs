@@ -139,10 +139,14 @@ impl SandboxProxy {
             None => Ok(Host::Address(target.ip)),
         };
         let Ok(_slot) = self.slots.clone().try_acquire_owned() else {
-            let host = host.unwrap_or(Host::Address(target.ip));
-            return self
-                .refuse(&Refusal::ConnectionLimit, &host, target.port)
-                .await;
+            // A flood must not queue up for the trail: beyond its room it is only logged.
+            tracing::warn!("connection limit of a sandbox reached");
+            if self.decisions.capacity() > 0 {
+                let host = host.unwrap_or(Host::Address(target.ip));
+                let mut record = self.record(&host, target.port, Protocol::Tunnel);
+                record.refused(&Refusal::ConnectionLimit);
+            }
+            return;
         };
         let host = match host {
             Ok(host) => host,
@@ -427,7 +431,7 @@ fn opaque_to(policy: &Policy, host: &Host) -> bool {
 }
 
 async fn serve_requests(proxy: Arc<SandboxProxy>, io: impl Duplex + 'static, origin: &Origin) {
-    let exchange = Exchange::new(proxy);
+    let exchange = Exchange::new(proxy.clone());
     let exchange = &exchange;
     let service = service_fn(move |request: Request<Incoming>| async move {
         Ok::<_, Infallible>(exchange.answer(request, origin).await)
@@ -437,5 +441,10 @@ async fn serve_requests(proxy: Arc<SandboxProxy>, io: impl Duplex + 'static, ori
         .await
     {
         tracing::debug!(host = %origin.host, %error, "connection with the sandbox ended");
+        if error.is_parse() {
+            proxy
+                .refuse(&Refusal::Framing("malformed"), &origin.host, origin.port)
+                .await;
+        }
     }
 }

@@ -21,7 +21,9 @@ use super::body::{Coding, CountedBody, OutBody, StreamError, TransformedBody};
 use super::connection::{HEAD_BYTES_MAX, HEAD_FIELDS_MAX, SandboxProxy};
 use super::decision::{Outcome, Protocol, Record};
 use super::dial;
-use super::head::{Origin, check_request, place_of_body, rewrite_request, rewrite_response};
+use super::head::{
+    Origin, check_request, check_response_framing, place_of_body, rewrite_request, rewrite_response,
+};
 use super::name::Host;
 use super::policy::HostRules;
 use super::refusal::{Refusal, full};
@@ -120,7 +122,8 @@ impl Exchange {
                 let stream = dial::connect_tls(settings, name, origin.port).await?;
                 client(stream).await?
             }
-            (Host::Address(_), true) => return Err(Refusal::Unreachable),
+            // No name, no certificate to verify.
+            (Host::Address(_), true) => return Err(Refusal::AddressLiteral),
             (host, false) => client(dial::connect(settings, host, origin.port).await?).await?,
         };
         Ok(Upstream {
@@ -237,6 +240,7 @@ fn incoming(
         return Err(Refusal::UpstreamSwitched);
     }
     let mut headers = parts.headers;
+    check_response_framing(&headers)?;
     let patterns = rules.patterns();
     rewrite_response(&mut headers, patterns, &record.tally)?;
     let body = if has_body(method, parts.status, &body) {
