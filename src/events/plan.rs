@@ -253,7 +253,7 @@ mod tests {
     }
 
     /// Runs `commands` in groups of `size` on a new log; returns what each was told and the log.
-    fn run(commands: &[Append], size: usize) -> (Vec<String>, Vec<(String, u64, u64, u64)>) {
+    fn run(commands: &[Append], size: usize) -> (Vec<String>, Vec<String>) {
         let dir = tempfile::tempdir().expect("a folder");
         let mut engine = Sqlite::open(dir.path(), true)
             .expect("opened")
@@ -285,7 +285,12 @@ mod tests {
         let events = engine.view().events(1, 1_000).expect("read");
         let log = events
             .into_iter()
-            .map(|e| (e.stream.to_string(), e.revision, e.commit, e.position))
+            .map(|e| {
+                format!(
+                    "{} {} in {} at {}",
+                    e.stream, e.revision, e.commit, e.position
+                )
+            })
             .collect();
         (told, log)
     }
