@@ -32,6 +32,7 @@ use tokio_rustls::TlsAcceptor;
 
 use super::ca::SandboxCa;
 use super::decision::{Decision, Protocol, Record};
+use super::dial::Dialer;
 use super::exchange::Exchange;
 use super::head::Origin;
 use super::io::{Duplex, Meter, Metered, Rewind, Stream};
@@ -40,7 +41,7 @@ use super::opening::{self, Hello, Opening};
 use super::policy::Policy;
 use super::refusal::Refusal;
 use super::settings::EgressSettings;
-use super::{dial, explicit, tunnel};
+use super::{explicit, tunnel};
 
 /// Connections of one sandbox at once.
 const CONNECTIONS_MAX: usize = 256;
@@ -85,7 +86,7 @@ pub struct Target {
 
 /// The way out of one sandbox.
 pub struct SandboxProxy {
-    settings: Arc<EgressSettings>,
+    dialer: Dialer,
     ca: SandboxCa,
     policy: watch::Sender<Option<Arc<Policy>>>,
     closings: watch::Sender<u64>,
@@ -103,7 +104,7 @@ impl SandboxProxy {
         decisions: Sender<Decision>,
     ) -> Arc<Self> {
         Arc::new(Self {
-            settings,
+            dialer: Dialer::new(settings),
             ca,
             policy: watch::Sender::new(policy.map(Arc::new)),
             closings: watch::Sender::new(0),
@@ -169,7 +170,11 @@ impl SandboxProxy {
     }
 
     pub(crate) fn settings(&self) -> &EgressSettings {
-        &self.settings
+        self.dialer.settings()
+    }
+
+    pub(crate) fn dialer(&self) -> &Dialer {
+        &self.dialer
     }
 
     pub(crate) fn watch_policy(&self) -> watch::Receiver<Option<Arc<Policy>>> {
@@ -181,7 +186,7 @@ impl SandboxProxy {
         let policy = self.policy.borrow().clone().ok_or(Refusal::Closed)?;
         let rule = policy.judge(host)?;
         match host {
-            Host::Address(ip) if !self.settings.allow_private.iter().any(|n| n.contains(ip)) => {
+            Host::Address(ip) if !self.settings().allow_private.iter().any(|n| n.contains(ip)) => {
                 Err(Refusal::AddressLiteral)
             }
             _ => Ok((policy, rule)),
@@ -281,12 +286,12 @@ impl Way {
         let Ok((policy, _)) = self.proxy.judge(&self.host) else {
             return false;
         };
-        !self.proxy.settings.inspect_all && opaque_to(&policy, &self.host)
+        !self.proxy.settings().inspect_all && opaque_to(&policy, &self.host)
     }
 
     /// A connection that waits for the host to speak first, or has not made up its mind.
     async fn silent(self, mut io: Rewind) {
-        let far = match dial::connect(self.proxy.settings(), &self.host, self.port).await {
+        let far = match self.proxy.dialer.connect(&self.host, self.port).await {
             Ok(far) => far,
             Err(refusal) => return self.refuse(&refusal).await,
         };
@@ -309,7 +314,7 @@ impl Way {
         };
         let far = match dialled {
             Some(far) => Ok(far),
-            None => dial::connect(self.proxy.settings(), &self.host, self.port).await,
+            None => self.proxy.dialer.connect(&self.host, self.port).await,
         };
         match far {
             Ok(far) => {
@@ -327,11 +332,11 @@ impl Way {
         let Ok((policy, rule)) = self.proxy.judge(&self.host) else {
             return self.requests(io, true).await;
         };
-        let inspect = self.proxy.settings.inspect_all || hello.encrypted_hello;
+        let inspect = self.proxy.settings().inspect_all || hello.encrypted_hello;
         if inspect || !unread_to(&policy, &self.host) {
             return self.requests(io, true).await;
         }
-        match dial::connect(self.proxy.settings(), &self.host, self.port).await {
+        match self.proxy.dialer.connect(&self.host, self.port).await {
             Ok(far) => {
                 self.tunnel(io, far, rule, |host, policy| unread_to(policy, host))
                     .await
