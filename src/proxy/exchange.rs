@@ -18,8 +18,9 @@ use tokio::time::timeout;
 use tokio_util::task::AbortOnDropHandle;
 
 use super::body::{Coding, CountedBody, OutBody, StreamError, TransformedBody};
-use super::connection::{HEAD_BYTES_MAX, HEAD_FIELDS_MAX, SandboxProxy};
+use super::connection::{HEAD_BYTES_MAX, HEAD_FIELDS_MAX};
 use super::decision::{Outcome, Protocol, Record};
+use super::gate::SandboxProxy;
 use super::head::{
     Origin, check_request, check_response_framing, place_of_body, rewrite_request, rewrite_response,
 };
@@ -93,6 +94,7 @@ impl Exchange {
         check_request(&parts, origin)?;
         let strict = self.proxy.settings().strict_tokens;
         let rules = policy.rules_for(&origin.host, origin.tls, strict);
+        rules.prepare().await;
 
         let mut slot = self.upstream.lock().await;
         let upstream = match slot.take() {
