@@ -171,7 +171,7 @@ fn base64_form(
         after.push(b'.');
     }
     after.extend_from_slice(token);
-    if total % 3 != 0 {
+    if !total.is_multiple_of(3) {
         after.push(b'.');
     }
     while after.len() % 3 != total % 3 {

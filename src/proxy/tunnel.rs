@@ -5,8 +5,8 @@
 
 use tokio::net::TcpStream;
 
-use super::connection::SandboxProxy;
 use super::decision::{Outcome, Record};
+use super::gate::SandboxProxy;
 use super::io::Rewind;
 use super::policy::Policy;
 

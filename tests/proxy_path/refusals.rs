@@ -1,6 +1,7 @@
 //! Requests that are not what they seem.
 
 use std::sync::Arc;
+use std::time::Duration;
 
 use tokio::io::{AsyncReadExt, AsyncWriteExt};
 use tokio::time::timeout;
@@ -192,13 +193,21 @@ async fn heads_are_bounded() {
     world.finish();
 }
 
-/// A full audit trail refuses instead of losing a record.
+/// A trail that is full delays a request until there is room; one that is gone refuses it.
 #[tokio::test]
 async fn no_request_passes_unrecorded() {
-    let mut world = World::new(&Setup::default());
+    let mut world = World::new(&Setup {
+        trail: 1,
+        ..Setup::default()
+    });
     let host = world.host(echo()).await;
     let mut stream = world.secure("api.test", host.port).await;
-    ask(&mut stream, get("api.test", "/", "")).await;
+    ask(&mut stream, get("api.test", "/1", "")).await;
+    crate::wire::send(&mut stream, get("api.test", "/2", "")).await;
+    tokio::time::sleep(Duration::from_millis(200)).await;
+    assert_eq!(host.count(), 1);
+    world.decision().await;
+    assert_eq!(crate::wire::receive(&mut stream).await.status(), 200);
     world.decision().await;
     world.decisions.close();
     let reply = ask(&mut stream, post("api.test", "text/plain", "x")).await;
@@ -206,7 +215,33 @@ async fn no_request_passes_unrecorded() {
         (reply.status(), reply.rule().as_str()),
         (503, "audit_backlog")
     );
-    assert_eq!(host.count(), 1);
+    assert_eq!(host.count(), 2);
+    world.finish();
+}
+
+/// One sandbox's connections are bounded; those beyond are dropped, and room comes back.
+#[tokio::test]
+async fn connections_of_a_sandbox_are_bounded() {
+    let mut world = World::new(&Setup::default());
+    let host = world.host(echo()).await;
+    let mut held = Vec::new();
+    for _ in 0..256 {
+        held.push(world.connect("api.test", host.port).await);
+    }
+    tokio::time::sleep(Duration::from_millis(100)).await;
+    let mut dropped = world.connect("api.test", host.port).await;
+    let mut rest = Vec::new();
+    let _ = soon(dropped.read_to_end(&mut rest)).await;
+    assert_eq!(world.decision().await.reason, "connection_limit");
+    held.clear();
+    tokio::time::sleep(Duration::from_millis(100)).await;
+    assert_eq!(
+        world
+            .ask("api.test", host.port, get("api.test", "/", ""))
+            .await
+            .status(),
+        200
+    );
     world.finish();
 }
 

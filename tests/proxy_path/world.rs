@@ -198,6 +198,8 @@ pub struct Setup {
     pub value: &'static str,
     /// Hosts the first secret is for.
     pub hosts: Vec<&'static str>,
+    /// Room in the audit trail.
+    pub trail: usize,
 }
 
 impl Default for Setup {
@@ -210,6 +212,7 @@ impl Default for Setup {
             inspect_all: false,
             value: VALUE,
             hosts: vec!["api.test"],
+            trail: 256,
         }
     }
 }
@@ -268,7 +271,7 @@ impl World {
         };
         let tokens = [SealedToken::generate(), SealedToken::generate()];
         let policy = setup.policy.then(|| setup.policy(&tokens));
-        let (trail, decisions) = mpsc::channel(256);
+        let (trail, decisions) = mpsc::channel(setup.trail);
         let ca = SandboxCa::generate("sb-test").unwrap();
         let proxy = SandboxProxy::new(Arc::new(settings), ca, policy, trail);
         let [token, other_token] = tokens;
