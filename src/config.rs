@@ -51,7 +51,9 @@ pub struct ServeArgs {
 
 fn parse_host(text: &str) -> Result<(String, IpAddr), String> {
     let (name, ip) = text.split_once('=').ok_or("expected NAME=IP")?;
-    let ip = ip.parse().map_err(|_| format!("`{ip}` is not an IP address"))?;
+    let ip = ip
+        .parse()
+        .map_err(|_| format!("`{ip}` is not an IP address"))?;
     Ok((name.to_ascii_lowercase(), ip))
 }
 
@@ -186,7 +188,12 @@ impl Config {
         };
         let mut egress = Egress {
             allow_private: file.egress.allow_private,
-            hosts: file.egress.hosts.into_iter().map(|(n, ip)| (n.to_ascii_lowercase(), ip)).collect(),
+            hosts: file
+                .egress
+                .hosts
+                .into_iter()
+                .map(|(n, ip)| (n.to_ascii_lowercase(), ip))
+                .collect(),
             extra_roots: file.egress.extra_roots,
             inspect_all: file.egress.inspect_all,
             strict_tokens: file.egress.strict_tokens,
@@ -195,7 +202,9 @@ impl Config {
         egress.hosts.extend(args.egress_host);
         egress.extra_roots.extend(args.egress_root);
         let listen = args.listen.or(file.listen).unwrap_or_else(|| {
-            DEFAULT_LISTEN.parse().expect("the default address is a constant that parses")
+            DEFAULT_LISTEN
+                .parse()
+                .expect("the default address is a constant that parses")
         });
         if args.no_auth && !listen.ip().is_loopback() {
             return Err(ConfigError::OpenWithoutAuth(listen));
@@ -220,8 +229,10 @@ impl Config {
 }
 
 fn read_file(path: &Path) -> Result<File, ConfigError> {
-    let text = std::fs::read_to_string(path)
-        .map_err(|source| ConfigError::Read { path: path.to_owned(), source })?;
+    let text = std::fs::read_to_string(path).map_err(|source| ConfigError::Read {
+        path: path.to_owned(),
+        source,
+    })?;
     toml::from_str(&text).map_err(|error| ConfigError::Parse {
         path: path.to_owned(),
         message: error.to_string(),
@@ -274,9 +285,15 @@ mod tests {
             no_auth: true,
             ..ServeArgs::default()
         };
-        assert!(matches!(Config::load(open), Err(ConfigError::OpenWithoutAuth(_))));
+        assert!(matches!(
+            Config::load(open),
+            Err(ConfigError::OpenWithoutAuth(_))
+        ));
         std::fs::write(dir.path().join("oc.toml"), "lisen = \"127.0.0.1:1\"\n").unwrap();
-        let args = ServeArgs { data_dir: Some(dir.path().to_owned()), ..ServeArgs::default() };
+        let args = ServeArgs {
+            data_dir: Some(dir.path().to_owned()),
+            ..ServeArgs::default()
+        };
         let error = Config::load(args).unwrap_err().to_string();
         assert!(error.contains("lisen"), "{error}");
     }

@@ -8,26 +8,28 @@ pub mod ids;
 /// The one type a real secret value may live in.
 pub mod secret;
 
-/// What happened: the event log, its proof, and the keys its secrets are sealed with.
-pub mod events;
-/// The box: how a sandbox is isolated, and how the host talks to what runs inside.
-pub mod sandbox;
-/// The seal: the byte path that swaps sealed tokens for real values, and back.
-pub mod proxy;
 /// Who decides: aggregates, the generic entity actor, read models, the reconciler.
 pub mod actors;
-/// The door: the HTTP API. It translates and decides nothing.
-pub mod http;
 /// The commands of `oc`.
 pub mod cli;
 /// One configuration from defaults, file, environment and flags.
 pub mod config;
+/// What happened: the event log, its proof, and the keys its secrets are sealed with.
+pub mod events;
+/// The door: the HTTP API. It translates and decides nothing.
+pub mod http;
+/// The seal: the byte path that swaps sealed tokens for real values, and back.
+pub mod proxy;
+/// The box: how a sandbox is isolated, and how the host talks to what runs inside.
+pub mod sandbox;
 
 /// Starts writing logs to stderr: `RUST_LOG` filters, `info` by default.
 pub fn start_logging(json: bool) {
     use tracing_subscriber::EnvFilter;
     let filter = EnvFilter::try_from_default_env().unwrap_or_else(|_| EnvFilter::new("info"));
-    let logs = tracing_subscriber::fmt().with_env_filter(filter).with_writer(std::io::stderr);
+    let logs = tracing_subscriber::fmt()
+        .with_env_filter(filter)
+        .with_writer(std::io::stderr);
     match json {
         true => logs.json().init(),
         false => logs.init(),

@@ -61,7 +61,9 @@ fn serve(args: ServeArgs) -> ExitCode {
     opencomputer::forbid_core_dumps();
     let served = actix::System::new().block_on(http::serve(config, |first| {
         println!("API key (shown once): {}", first.key);
-        let home = std::env::var_os("HOME").map(std::path::PathBuf::from).unwrap_or_default();
+        let home = std::env::var_os("HOME")
+            .map(std::path::PathBuf::from)
+            .unwrap_or_default();
         match cli::write_local(&home, first.url, first.key) {
             Ok(()) => println!("`oc` finds it in {}", home.join(".oc/local.json").display()),
             Err(error) => eprintln!("it could not be kept for `oc` on this machine: {error}"),

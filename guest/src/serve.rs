@@ -21,6 +21,7 @@ use crate::reaper::Reaper;
 use crate::service::Service;
 use crate::session::table::Table;
 use crate::spawn::Rights;
+use crate::sudo;
 
 /// The listening socket the launcher leaves open.
 const LISTENER_FD: i32 = 3;
@@ -34,6 +35,8 @@ const CALL_WINDOW_BYTES: u32 = 256 * 1024;
 const CONNECTION_WINDOW_BYTES: u32 = 64 * 1024 * 1024;
 /// Threads for file operations. Each may be stuck in one slow system call.
 const FILE_THREADS_MAX: usize = 16;
+/// Stack of such a thread, in bytes: 4 MiB.
+const FILE_THREAD_STACK_BYTES: usize = 4 * 1024 * 1024;
 
 /// Why the guest could not start.
 #[derive(Debug)]
@@ -63,14 +66,16 @@ pub fn run() -> Result<(), StartError> {
     let runtime = tokio::runtime::Builder::new_current_thread()
         .enable_all()
         .max_blocking_threads(FILE_THREADS_MAX)
-        .thread_stack_size(512 * 1024)
+        // Removing a tree recurses; untouched stack costs nothing.
+        .thread_stack_size(FILE_THREAD_STACK_BYTES)
         .build()
         .map_err(doing("start the runtime"))?;
     runtime.block_on(async {
         let listener = UnixListener::from_std(listener).map_err(doing("listen on descriptor 3"))?;
         let reaper = Reaper::start().map_err(doing("wait for processes"))?;
         let rights = Rights::find();
-        let table = Arc::new(Table::new(rights, reaper.clone()));
+        sudo::start(rights, &reaper);
+        let table = Arc::new(Table::new(rights, reaper));
         let service = Service::new(table, Files::new(rights));
         accept(listener, service).await;
         Ok(())
@@ -81,10 +86,14 @@ pub fn run() -> Result<(), StartError> {
 fn protect() -> io::Result<()> {
     rustix::process::set_dumpable_behavior(rustix::process::DumpableBehavior::NotDumpable)?;
     rustix::process::umask(rustix::fs::Mode::from_raw_mode(0o022));
-    // SAFETY: sets a flag on our own descriptors.
+    // SAFETY: both calls set a flag on our own descriptors and nothing else.
     let marked = unsafe {
         let flags = libc::CLOSE_RANGE_CLOEXEC as libc::c_int;
-        libc::close_range(LISTENER_FD as libc::c_uint, libc::c_uint::MAX, flags)
+        match libc::close_range(LISTENER_FD as libc::c_uint, libc::c_uint::MAX, flags) {
+            // Kernels before 5.11: the one descriptor the launcher is known to leave.
+            -1 => libc::fcntl(LISTENER_FD, libc::F_SETFD, libc::FD_CLOEXEC),
+            done => done,
+        }
     };
     if marked < 0 {
         Err(io::Error::last_os_error())

@@ -59,13 +59,19 @@ pub struct Decision<E> {
 impl<E> Decision<E> {
     /// Nothing changes.
     pub fn nothing() -> Self {
-        Self { events: Vec::new(), names: Vec::new() }
+        Self {
+            events: Vec::new(),
+            names: Vec::new(),
+        }
     }
 }
 
 impl<E> From<E> for Decision<E> {
     fn from(event: E) -> Self {
-        Self { events: vec![event], names: Vec::new() }
+        Self {
+            events: vec![event],
+            names: Vec::new(),
+        }
     }
 }
 

@@ -45,7 +45,10 @@ pub struct Catalog {
 
 impl Default for Catalog {
     fn default() -> Self {
-        Self { model: RwLock::default(), position: watch::Sender::new(0) }
+        Self {
+            model: RwLock::default(),
+            position: watch::Sender::new(0),
+        }
     }
 }
 
@@ -113,15 +116,23 @@ impl Catalog {
     /// An organization's name.
     pub fn org_name(&self, org: &OrgId) -> Option<String> {
         self.read(|model| {
-            model.orgs.get(org).and_then(|org| org.details.as_ref()).map(|org| org.name.clone())
+            model
+                .orgs
+                .get(org)
+                .and_then(|org| org.details.as_ref())
+                .map(|org| org.name.clone())
         })
     }
 
     /// Projects of an organization, by name.
     pub fn projects(&self, org: &OrgId) -> Vec<Project> {
         self.read(|model| {
-            let mut rows: Vec<_> =
-                model.projects.values().filter(|row| row.visible_to(org).is_ok()).cloned().collect();
+            let mut rows: Vec<_> = model
+                .projects
+                .values()
+                .filter(|row| row.visible_to(org).is_ok())
+                .cloned()
+                .collect();
             rows.sort_by(|a, b| project_name(a).cmp(&project_name(b)));
             rows
         })
@@ -130,11 +141,17 @@ impl Catalog {
     /// The project with this name, or else this id.
     pub fn find_project(&self, org: &OrgId, name_or_id: &str) -> Option<ProjectCreated> {
         self.read(|model| {
-            let mut visible = model.projects.values().filter_map(|row| row.visible_to(org).ok());
+            let mut visible = model
+                .projects
+                .values()
+                .filter_map(|row| row.visible_to(org).ok());
             let by_name = visible.find(|project| project.name == name_or_id);
             let by_id = || {
                 let id = name_or_id.parse().ok()?;
-                model.projects.get(&id).and_then(|row| row.visible_to(org).ok())
+                model
+                    .projects
+                    .get(&id)
+                    .and_then(|row| row.visible_to(org).ok())
             };
             by_name.or_else(by_id).cloned()
         })
@@ -143,8 +160,12 @@ impl Catalog {
     /// Stores of an organization, by name.
     pub fn stores(&self, org: &OrgId) -> Vec<SecretStore> {
         self.read(|model| {
-            let mut rows: Vec<_> =
-                model.stores.values().filter(|row| row.visible_to(org).is_ok()).cloned().collect();
+            let mut rows: Vec<_> = model
+                .stores
+                .values()
+                .filter(|row| row.visible_to(org).is_ok())
+                .cloned()
+                .collect();
             rows.sort_by(|a, b| store_name(a).cmp(&store_name(b)));
             rows
         })
@@ -153,7 +174,10 @@ impl Catalog {
     /// The store with this name.
     pub fn find_store(&self, org: &OrgId, name: &str) -> Option<StoreCreated> {
         self.read(|model| {
-            let mut visible = model.stores.values().filter_map(|row| row.visible_to(org).ok());
+            let mut visible = model
+                .stores
+                .values()
+                .filter_map(|row| row.visible_to(org).ok());
             visible.find(|store| store.name == name).cloned()
         })
     }
@@ -162,7 +186,9 @@ impl Catalog {
     pub fn sandboxes(&self, org: &OrgId) -> Vec<Sandbox> {
         self.read(|model| {
             let rows = model.sandboxes.values().rev();
-            rows.filter(|row| row.visible_to(org).is_ok()).cloned().collect()
+            rows.filter(|row| row.visible_to(org).is_ok())
+                .cloned()
+                .collect()
         })
     }
 
@@ -170,7 +196,9 @@ impl Catalog {
     pub fn phases(&self) -> Vec<(SandboxId, OrgId, Phase)> {
         self.read(|model| {
             let known = model.sandboxes.iter().filter_map(|(id, row)| {
-                row.details.as_ref().map(|details| (id.clone(), details.org_id, row.phase.clone()))
+                row.details
+                    .as_ref()
+                    .map(|details| (id.clone(), details.org_id, row.phase.clone()))
             });
             known.collect()
         })
@@ -207,26 +235,35 @@ fn store_name(row: &SecretStore) -> Option<&str> {
 
 impl Model {
     fn apply(&mut self, recorded: &Recorded) -> Result<(), DecodeError> {
-        let Some((family, id)) = recorded.stream.parts() else { return Ok(()) };
+        let Some((family, id)) = recorded.stream.parts() else {
+            return Ok(());
+        };
         match family {
             "org" => self.apply_org(id, recorded),
             "project" => {
                 let event = ProjectEvent::decode(&recorded.kind, &recorded.data)?;
-                let secret =
-                    matches!(event, ProjectEvent::SecretSet(_) | ProjectEvent::SecretDeleted(_));
+                let secret = matches!(
+                    event,
+                    ProjectEvent::SecretSet(_) | ProjectEvent::SecretDeleted(_)
+                );
                 apply_row(&mut self.projects, id, &event, secret, recorded);
                 Ok(())
             }
             "store" => {
                 let event = StoreEvent::decode(&recorded.kind, &recorded.data)?;
-                let secret = matches!(event, StoreEvent::SecretSet(_) | StoreEvent::SecretDeleted(_));
+                let secret = matches!(
+                    event,
+                    StoreEvent::SecretSet(_) | StoreEvent::SecretDeleted(_)
+                );
                 apply_row(&mut self.stores, id, &event, secret, recorded);
                 Ok(())
             }
             "sandbox" => {
                 let event = SandboxEvent::decode(&recorded.kind, &recorded.data)?;
-                let secret =
-                    matches!(event, SandboxEvent::Sealed(_) | SandboxEvent::SecretRotated(_));
+                let secret = matches!(
+                    event,
+                    SandboxEvent::Sealed(_) | SandboxEvent::SecretRotated(_)
+                );
                 apply_row(&mut self.sandboxes, id, &event, secret, recorded);
                 Ok(())
             }

@@ -89,7 +89,9 @@ impl Platform {
             intent: Ulid::generate(),
         };
         let stream = Sandbox::stream(&id);
-        let done = self.execute(&self.sandboxes, &stream, command, &caller.who()).await?;
+        let done = self
+            .execute(&self.sandboxes, &stream, command, &caller.who())
+            .await?;
         self.start_sandbox(&id, &done.state, &caller.who()).await
     }
 
@@ -106,7 +108,10 @@ impl Platform {
         let quota = self.limits.concurrent_sandboxes_max;
         let active = self.catalog.live_count(&caller.org);
         if active >= quota {
-            return Err(Failure::Quota { active, limit: quota });
+            return Err(Failure::Quota {
+                active,
+                limit: quota,
+            });
         }
         let mut layers = Vec::new();
         let mut secrets = BTreeMap::new();
@@ -119,23 +124,43 @@ impl Platform {
                 .ok_or_else(|| unknown("project", name))?;
             let stream = Project::stream(&found.project_id);
             let state = self.projects.inspect(&stream).await?;
-            let found = state.visible_to(&caller.org).map_err(|_| unknown("project", name))?;
+            let found = state
+                .visible_to(&caller.org)
+                .map_err(|_| unknown("project", name))?;
             let layer_id = found.project_id.to_string();
-            add(&mut secrets, &layer_id, &stream, "project.secret_set.v1", &state.secrets);
+            add(
+                &mut secrets,
+                &layer_id,
+                &stream,
+                "project.secret_set.v1",
+                &state.secrets,
+            );
             layers.push(layer(LayerKind::Project, layer_id, &found.name));
             unite(&mut allowlist, &found.egress_allowlist);
             project = Some(found.clone());
         }
-        if let Some(name) = request.secret_store.as_deref().filter(|name| !name.is_empty()) {
+        if let Some(name) = request
+            .secret_store
+            .as_deref()
+            .filter(|name| !name.is_empty())
+        {
             let found = self
                 .catalog
                 .find_store(&caller.org, name)
                 .ok_or_else(|| unknown("secret store", name))?;
             let stream = SecretStore::stream(&found.store_id);
             let state = self.stores.inspect(&stream).await?;
-            let found = state.visible_to(&caller.org).map_err(|_| unknown("secret store", name))?;
+            let found = state
+                .visible_to(&caller.org)
+                .map_err(|_| unknown("secret store", name))?;
             let layer_id = found.store_id.to_string();
-            add(&mut secrets, &layer_id, &stream, "store.secret_set.v1", &state.secrets);
+            add(
+                &mut secrets,
+                &layer_id,
+                &stream,
+                "store.secret_set.v1",
+                &state.secrets,
+            );
             layers.push(layer(LayerKind::Store, layer_id, &found.name));
             unite(&mut allowlist, &found.egress_allowlist);
         }
@@ -183,7 +208,11 @@ fn unknown(what: &str, name: &str) -> Reject {
 }
 
 fn layer(kind: LayerKind, id: String, name: &str) -> Layer {
-    Layer { kind, id, name: name.to_owned() }
+    Layer {
+        kind,
+        id,
+        name: name.to_owned(),
+    }
 }
 
 /// Lays a layer's secrets over those below it; a later layer wins with its hosts.
@@ -226,16 +255,25 @@ fn check_request(request: &CreateSandbox) -> Result<(), Reject> {
             "diskMB must be between {DISK_MB_MIN} and {DISK_MB_MAX}"
         )));
     }
-    if request.port.is_some_and(|port| !(1..=65_535).contains(&port)) {
+    if request
+        .port
+        .is_some_and(|port| !(1..=65_535).contains(&port))
+    {
         return Err(Reject::invalid("port must be between 1 and 65535"));
     }
     check_name(request.alias.as_deref().unwrap_or_default())
         .map_err(|_| Reject::invalid("alias must be at most 128 printable characters"))?;
     check_hosts("egressAllowlist", &request.egress_allowlist)?;
     check_envs(&request.envs)?;
-    let metadata: usize = request.metadata.iter().map(|(k, v)| k.len() + v.len()).sum();
+    let metadata: usize = request
+        .metadata
+        .iter()
+        .map(|(k, v)| k.len() + v.len())
+        .sum();
     if metadata > METADATA_BYTES_MAX {
-        return Err(Reject::invalid(format!("metadata must not exceed {METADATA_BYTES_MAX} bytes")));
+        return Err(Reject::invalid(format!(
+            "metadata must not exceed {METADATA_BYTES_MAX} bytes"
+        )));
     }
     Ok(())
 }
@@ -246,12 +284,17 @@ pub(super) fn check_envs(envs: &BTreeMap<String, String>) -> Result<(), Reject> 
         name.is_empty() || name.len() > SECRET_NAME_BYTES_MAX || name.contains(['=', '\0'])
     };
     if envs.keys().any(bad_name) {
-        return Err(Reject::invalid("envs: names must not be empty or hold `=` or NUL"));
+        return Err(Reject::invalid(
+            "envs: names must not be empty or hold `=` or NUL",
+        ));
     }
     if envs.values().any(|value| value.contains('\0')) {
         return Err(Reject::invalid("envs: values must not hold NUL"));
     }
-    let bytes: usize = envs.iter().map(|(name, value)| name.len() + value.len()).sum();
+    let bytes: usize = envs
+        .iter()
+        .map(|(name, value)| name.len() + value.len())
+        .sum();
     if envs.len() > ENVS_MAX || bytes > ENVS_BYTES_MAX {
         return Err(Reject::invalid(format!(
             "envs must not exceed {ENVS_MAX} variables or {ENVS_BYTES_MAX} bytes"
@@ -276,7 +319,11 @@ fn settle(
         (false, _) => asked,
     };
     if !BASE_TEMPLATES.contains(&template) {
-        let shown: String = template.chars().filter(|c| !c.is_control()).take(128).collect();
+        let shown: String = template
+            .chars()
+            .filter(|c| !c.is_control())
+            .take(128)
+            .collect();
         return Err(Reject::NotFound(format!("template not found: {shown}")));
     }
     let size = |asked: Option<i64>| asked.filter(|n| *n > 0).and_then(|n| u32::try_from(n).ok());
@@ -291,11 +338,18 @@ fn settle(
         sandbox_id: id.clone(),
         org_id: caller.org,
         template: "base".to_owned(),
-        cpu_count: size(request.cpu_count).or(project.map(|p| p.cpu_count)).unwrap_or(1),
-        memory_mb: size(request.memory_mb).or(project.map(|p| p.memory_mb)).unwrap_or(1024),
+        cpu_count: size(request.cpu_count)
+            .or(project.map(|p| p.cpu_count))
+            .unwrap_or(1),
+        memory_mb: size(request.memory_mb)
+            .or(project.map(|p| p.memory_mb))
+            .unwrap_or(1024),
         disk_mb: size(request.disk_mb).unwrap_or(20_480),
         timeout_sec,
-        port: request.port.and_then(|port| u16::try_from(port).ok()).unwrap_or(80),
+        port: request
+            .port
+            .and_then(|port| u16::try_from(port).ok())
+            .unwrap_or(80),
         network_enabled: request.network_enabled.unwrap_or(true),
         alias: request.alias.clone().filter(|alias| !alias.is_empty()),
         metadata: request.metadata.clone(),

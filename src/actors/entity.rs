@@ -108,7 +108,10 @@ impl<A: Aggregate> Loaded<A> {
         let state = Arc::make_mut(&mut self.state);
         for recorded in events {
             let recorded = recorded.as_ref();
-            state.apply(&A::Event::decode(&recorded.kind, &recorded.data)?, recorded.revision);
+            state.apply(
+                &A::Event::decode(&recorded.kind, &recorded.data)?,
+                recorded.revision,
+            );
             self.revision = Some(recorded.revision);
         }
         Ok(())
@@ -126,7 +129,12 @@ pub struct Entity<A: Aggregate> {
 impl<A: Aggregate + Unpin> Entity<A> {
     /// An entity that reads its stream when it is first asked.
     pub fn new(log: EventLog, stream: StreamId) -> Self {
-        Self { log, stream, loaded: None, used: std::time::Instant::now() }
+        Self {
+            log,
+            stream,
+            loaded: None,
+            used: std::time::Instant::now(),
+        }
     }
 
     /// Keeps what a command left behind; after a failure the stream is read anew.
@@ -152,9 +160,14 @@ impl<A: Aggregate + Unpin> Handler<Execute<A>> for Entity<A> {
     type Result = AtomicResponse<Self, Result<Done<A>, Failure>>;
 
     fn handle(&mut self, message: Execute<A>, _ctx: &mut Self::Context) -> Self::Result {
-        let work = execute(self.log.clone(), self.stream.clone(), self.loaded.take(), message);
-        AtomicResponse::new(Box::pin(work.into_actor(self).map(|result, actor, _ctx| {
-            match result {
+        let work = execute(
+            self.log.clone(),
+            self.stream.clone(),
+            self.loaded.take(),
+            message,
+        );
+        AtomicResponse::new(Box::pin(work.into_actor(self).map(
+            |result, actor, _ctx| match result {
                 Ok((loaded, position)) => {
                     let state = loaded.state.clone();
                     actor.keep(Some(loaded));
@@ -164,8 +177,8 @@ impl<A: Aggregate + Unpin> Handler<Execute<A>> for Entity<A> {
                     actor.keep(loaded);
                     Err(failure)
                 }
-            }
-        })))
+            },
+        )))
     }
 }
 
@@ -180,18 +193,23 @@ impl<A: Aggregate + Unpin> Handler<Inspect<A>> for Entity<A> {
                 None => load(&log, &stream).await,
             }
         };
-        AtomicResponse::new(Box::pin(work.into_actor(self).map(|result, actor, _ctx| {
-            let loaded = result?;
-            let state = loaded.state.clone();
-            actor.keep(Some(loaded));
-            Ok(state)
-        })))
+        AtomicResponse::new(Box::pin(work.into_actor(self).map(
+            |result, actor, _ctx| {
+                let loaded = result?;
+                let state = loaded.state.clone();
+                actor.keep(Some(loaded));
+                Ok(state)
+            },
+        )))
     }
 }
 
 /// Reads a stream from its beginning.
 async fn load<A: Aggregate>(log: &EventLog, stream: &StreamId) -> Result<Loaded<A>, Failure> {
-    let mut loaded = Loaded { state: Arc::new(A::default()), revision: None };
+    let mut loaded = Loaded {
+        state: Arc::new(A::default()),
+        revision: None,
+    };
     loop {
         let from = loaded.revision.map_or(0, |revision| revision + 1);
         let page = log.read_stream(stream, from, PAGE_EVENTS).await?;
@@ -215,7 +233,9 @@ async fn execute<A: Aggregate>(
     for _ in 0..ATTEMPTS_MAX {
         let mut current = match loaded.take() {
             Some(current) => current,
-            None => load(&log, &stream).await.map_err(|failure| (None, failure))?,
+            None => load(&log, &stream)
+                .await
+                .map_err(|failure| (None, failure))?,
         };
         let decision = match current.state.decide(&message.command) {
             Ok(decision) => decision,
@@ -224,16 +244,27 @@ async fn execute<A: Aggregate>(
         if decision.events.is_empty() {
             return Ok((current, None));
         }
-        let append = match prepare(&log, &stream, &current, &decision.events, &decision.names, &message)
-            .await
+        let append = match prepare(
+            &log,
+            &stream,
+            &current,
+            &decision.events,
+            &decision.names,
+            &message,
+        )
+        .await
         {
             Ok(append) => append,
             Err(failure) => return Err((Some(current), failure)),
         };
         match log.append(append).await {
             Ok(appended) => {
-                let own: Vec<_> =
-                    appended.events.iter().filter(|event| event.stream == stream).cloned().collect();
+                let own: Vec<_> = appended
+                    .events
+                    .iter()
+                    .filter(|event| event.stream == stream)
+                    .cloned()
+                    .collect();
                 current.apply(&own).map_err(|failure| (None, failure))?;
                 return Ok((current, Some(appended.last_position)));
             }
@@ -254,7 +285,9 @@ async fn prepare<A: Aggregate>(
     names: &[NameChange],
     message: &Execute<A>,
 ) -> Result<Append, Failure> {
-    let at = current.revision.map_or(Expected::NoStream, Expected::Revision);
+    let at = current
+        .revision
+        .map_or(Expected::NoStream, Expected::Revision);
     let mut expected = vec![(stream.clone(), at)];
     let mut new = Vec::with_capacity(events.len() + names.len());
     for event in events {
@@ -294,7 +327,9 @@ async fn change_name(
         NameChange::Claim { name, .. } | NameChange::Release { name } => name.clone(),
     };
     let head = log.stream_head(&name).await?;
-    let at = head.as_ref().map_or(Expected::NoStream, |(revision, _)| Expected::Revision(*revision));
+    let at = head.as_ref().map_or(Expected::NoStream, |(revision, _)| {
+        Expected::Revision(*revision)
+    });
     let holder = match &head {
         None => None,
         Some((_, last)) => match NameEvent::decode(&last.kind, &last.data)? {

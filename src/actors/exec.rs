@@ -69,7 +69,9 @@ impl Captured {
             SessionOutput::Stdout(bytes) => (&mut self.stdout, bytes),
             SessionOutput::Stderr(bytes) => (&mut self.stderr, bytes),
             SessionOutput::ReplayEnd => return,
-            SessionOutput::Exit { code, timed_out, .. } => {
+            SessionOutput::Exit {
+                code, timed_out, ..
+            } => {
                 if timed_out {
                     self.stderr.extend_from_slice(b"\nProcess timed out");
                 }
@@ -104,13 +106,18 @@ pub struct Handle {
 impl Handle {
     /// What is known now.
     pub fn captured(&self) -> Captured {
-        self.captured.lock().unwrap_or_else(PoisonError::into_inner).clone()
+        self.captured
+            .lock()
+            .unwrap_or_else(PoisonError::into_inner)
+            .clone()
     }
 
     /// Waits until the command ended, at most `longest`; tells whether it did.
     pub async fn finished_within(&self, longest: Duration) -> bool {
         let mut finished = self.finished.subscribe();
-        tokio::time::timeout(longest, finished.wait_for(Option::is_some)).await.is_ok()
+        tokio::time::timeout(longest, finished.wait_for(Option::is_some))
+            .await
+            .is_ok()
     }
 
     fn update(&self, change: impl FnOnce(&mut Captured)) {
@@ -126,12 +133,19 @@ impl Handles {
     /// The handle of that id in that sandbox.
     pub fn find(&self, sandbox: &SandboxId, id: &str) -> Option<Arc<Handle>> {
         let handles = self.0.lock().unwrap_or_else(PoisonError::into_inner);
-        handles.get(id).filter(|handle| handle.sandbox == *sandbox).cloned()
+        handles
+            .get(id)
+            .filter(|handle| handle.sandbox == *sandbox)
+            .cloned()
     }
 
     fn insert(&self, handle: Arc<Handle>) -> Result<(), Failure> {
         let mut handles = self.0.lock().unwrap_or_else(PoisonError::into_inner);
-        handles.retain(|_, old| old.finished.borrow().is_none_or(|at| at.elapsed() < HANDLE_KEPT));
+        handles.retain(|_, old| {
+            old.finished
+                .borrow()
+                .is_none_or(|at| at.elapsed() < HANDLE_KEPT)
+        });
         if handles.len() >= HANDLES_MAX {
             return Err(Failure::Unavailable);
         }
@@ -163,8 +177,11 @@ impl Platform {
             finished: watch::Sender::new(None),
         });
         self.handles.insert(handle.clone())?;
-        let (live, captured, limit) =
-            (live.clone(), handle.clone(), self.limits.exec_output_bytes_max);
+        let (live, captured, limit) = (
+            live.clone(),
+            handle.clone(),
+            self.limits.exec_output_bytes_max,
+        );
         tokio::spawn(async move {
             if let Err(error) = capture(&live, session, &captured, limit).await {
                 captured.update(|output| fail(output, error));
@@ -191,7 +208,9 @@ async fn capture(
             return Ok(());
         }
     }
-    Err(GuestError::Gone("the sandbox went away while the command ran".to_owned()))
+    Err(GuestError::Gone(
+        "the sandbox went away while the command ran".to_owned(),
+    ))
 }
 
 fn fail(output: &mut Captured, error: GuestError) {
@@ -211,7 +230,11 @@ pub fn session(live: &LiveSandbox, request: ProcessRequest) -> Result<StartSessi
         let text = format!("the command must not exceed {COMMAND_BYTES_MAX} bytes");
         return Err(Reject::invalid(text).into());
     }
-    let texts = request.args.iter().chain([&request.cmd]).chain(&request.cwd);
+    let texts = request
+        .args
+        .iter()
+        .chain([&request.cmd])
+        .chain(&request.cwd);
     if texts.into_iter().any(|text| text.contains('\0')) {
         return Err(Reject::invalid("cmd, args and cwd must not hold NUL").into());
     }
@@ -230,7 +253,10 @@ pub fn session(live: &LiveSandbox, request: ProcessRequest) -> Result<StartSessi
         cmd: request.cmd,
         args,
         env: live.environment(&request.envs),
-        cwd: request.cwd.filter(|cwd| !cwd.is_empty()).unwrap_or_else(|| "/home/sandbox".into()),
+        cwd: request
+            .cwd
+            .filter(|cwd| !cwd.is_empty())
+            .unwrap_or_else(|| "/home/sandbox".into()),
         timeout: seconds("timeout", request.timeout)?,
         kill_after_detach: seconds("maxRunAfterDisconnect", request.max_run_after_disconnect)?,
         ..StartSession::default()
@@ -244,9 +270,9 @@ fn seconds(field: &str, given: Option<i64>) -> Result<Option<Duration>, Reject> 
         Some(n) if (1..=TIMEOUT_SEC_MAX).contains(&n) => {
             Ok(Some(Duration::from_secs(n.unsigned_abs())))
         }
-        Some(_) => {
-            Err(Reject::invalid(format!("{field} must be between 0 and {TIMEOUT_SEC_MAX}")))
-        }
+        Some(_) => Err(Reject::invalid(format!(
+            "{field} must be between 0 and {TIMEOUT_SEC_MAX}"
+        ))),
     }
 }
 
@@ -257,7 +283,8 @@ fn new_session_id() -> String {
 
 /// A command line that is one word with no meaning to a shell: it is executed directly.
 fn is_plain_word(cmd: &str) -> bool {
-    cmd.bytes().all(|b| b.is_ascii_alphanumeric() || b"._/+-".contains(&b))
+    cmd.bytes()
+        .all(|b| b.is_ascii_alphanumeric() || b"._/+-".contains(&b))
 }
 
 /// Replaces `$NAME` and `${NAME}` for known names; every other text stays.
@@ -315,6 +342,9 @@ mod tests {
     fn output_over_the_limit_is_cut_and_said_to_be() {
         let mut captured = Captured::default();
         captured.push(SessionOutput::Stdout(vec![b'a'; 10].into()), 4);
-        assert_eq!((captured.stdout.as_slice(), captured.truncated), (&b"aaaa"[..], true));
+        assert_eq!(
+            (captured.stdout.as_slice(), captured.truncated),
+            (&b"aaaa"[..], true)
+        );
     }
 }

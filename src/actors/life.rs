@@ -48,11 +48,17 @@ impl Platform {
     pub(super) fn begin_work(&self, id: &SandboxId) -> InWork {
         let mut table = self.in_work.lock().unwrap_or_else(PoisonError::into_inner);
         *table.entry(id.clone()).or_insert(0) += 1;
-        InWork { id: id.clone(), table: self.in_work.clone() }
+        InWork {
+            id: id.clone(),
+            table: self.in_work.clone(),
+        }
     }
 
     pub(super) fn is_in_work(&self, id: &SandboxId) -> bool {
-        self.in_work.lock().unwrap_or_else(PoisonError::into_inner).contains_key(id)
+        self.in_work
+            .lock()
+            .unwrap_or_else(PoisonError::into_inner)
+            .contains_key(id)
     }
 
     /// Carries out the open intent to run, and records its outcome.
@@ -109,8 +115,11 @@ impl Platform {
             network: details.network_enabled,
             ca_pem: sealed.ca_certificate.clone(),
         };
-        let running =
-            self.driver.create(&spec).await.map_err(|error| Failure::Internal(error.to_string()))?;
+        let running = self
+            .driver
+            .create(&spec)
+            .await
+            .map_err(|error| Failure::Internal(error.to_string()))?;
         self.wire_up(id, state, running).await
     }
 
@@ -129,12 +138,20 @@ impl Platform {
         let envs = self.unseal(&stream, SEALED_KIND, "envs", &sealed.envs)?;
         let envs: BTreeMap<String, String> = serde_json::from_slice(envs.expose())?;
         let policy = self.policy(id, details, sealed)?;
-        let guest = GuestClient::connect(&running.guest_socket).await.map_err(|e| internal(&e))?;
-        guest.hello(GUEST_READY_MAX).await.map_err(|e| internal(&e))?;
+        let guest = GuestClient::connect(&running.guest_socket)
+            .await
+            .map_err(|e| internal(&e))?;
+        guest
+            .hello(GUEST_READY_MAX)
+            .await
+            .map_err(|e| internal(&e))?;
         let limits = serde_json::to_value(&running.limits)?;
         let governed =
             !envs.is_empty() || !sealed.secrets.is_empty() || !details.egress_allowlist.is_empty();
-        let tokens = sealed.secrets.iter().map(|entry| (entry.name.clone(), entry.token.clone()));
+        let tokens = sealed
+            .secrets
+            .iter()
+            .map(|entry| (entry.name.clone(), entry.token.clone()));
         let mut injected: BTreeMap<String, String> = tokens.collect();
         injected.extend(envs);
         let exited = running.exit_watch();
@@ -187,14 +204,20 @@ impl Platform {
             });
         }
         let allowlist = parse_all(&details.egress_allowlist)?;
-        Ok(Policy::new(allowlist, bindings, details.network_enabled, true))
+        Ok(Policy::new(
+            allowlist,
+            bindings,
+            details.network_enabled,
+            true,
+        ))
     }
 
     /// Has the running proxy use what the log says now.
     pub(super) fn renew_policy(&self, id: &SandboxId, state: &Sandbox) -> Result<(), Failure> {
         if let Some(live) = self.find_live(id) {
             let (details, sealed) = parts_of(state)?;
-            live.proxy.do_send(SetPolicy(self.policy(id, details, sealed)?));
+            live.proxy
+                .do_send(SetPolicy(self.policy(id, details, sealed)?));
         }
         Ok(())
     }
@@ -202,11 +225,17 @@ impl Platform {
     /// The guest is gone and nobody asked for it.
     async fn ended_by_itself(&self, id: &SandboxId, live: &Arc<LiveSandbox>) {
         // Only for the sandbox that was watched: it may have been stopped or started anew.
-        if !self.find_live(id).is_some_and(|now| Arc::ptr_eq(&now, live)) {
+        if !self
+            .find_live(id)
+            .is_some_and(|now| Arc::ptr_eq(&now, live))
+        {
             return;
         }
         self.drop_live(id).await;
-        let who = Who { org: Some(live.details.org_id), ..Who::system() };
+        let who = Who {
+            org: Some(live.details.org_id),
+            ..Who::system()
+        };
         let command = SandboxCommand::Fail {
             reason: "the sandbox's first process ended".to_owned(),
             at: OffsetDateTime::now_utc(),
@@ -218,7 +247,11 @@ impl Platform {
     }
 
     async fn drop_live(&self, id: &SandboxId) {
-        let removed = self.live.lock().unwrap_or_else(PoisonError::into_inner).remove(id);
+        let removed = self
+            .live
+            .lock()
+            .unwrap_or_else(PoisonError::into_inner)
+            .remove(id);
         if let Some(live) = removed {
             // Closed before anything else happens to the sandbox; a dead actor is closed already.
             let _ = live.proxy.send(Close).await;
@@ -228,7 +261,10 @@ impl Platform {
     /// Leaves nothing of the sandbox in the world.
     pub(super) async fn take_down(&self, id: &SandboxId) -> Result<(), Failure> {
         self.drop_live(id).await;
-        self.driver.destroy(id).await.map_err(|error| Failure::Internal(error.to_string()))
+        self.driver
+            .destroy(id)
+            .await
+            .map_err(|error| Failure::Internal(error.to_string()))
     }
 
     /// Stops a sandbox for good. Returns once nothing of it is left; stopping it twice is fine.
@@ -246,11 +282,19 @@ impl Platform {
             at: OffsetDateTime::now_utc(),
         };
         let stream = Sandbox::stream(id);
-        let done = self.execute(&self.sandboxes, &stream, command, &caller.who()).await?;
+        let done = self
+            .execute(&self.sandboxes, &stream, command, &caller.who())
+            .await?;
         self.finish_stop(id, &done.state, &caller.who()).await?;
         if delete_store {
-            let layers = done.state.details.iter().flat_map(|details| &details.layers);
-            let store = layers.filter(|layer| layer.kind == LayerKind::Store).next_back();
+            let layers = done
+                .state
+                .details
+                .iter()
+                .flat_map(|details| &details.layers);
+            let store = layers
+                .filter(|layer| layer.kind == LayerKind::Store)
+                .next_back();
             if let Some(store_id) = store.and_then(|layer| layer.id.parse().ok())
                 && let Err(error) = self.delete_store(caller, &store_id).await
             {
@@ -267,10 +311,15 @@ impl Platform {
         state: &Sandbox,
         who: &Who,
     ) -> Result<(), Failure> {
-        let Phase::Stopping(intent) = state.phase else { return Ok(()) };
+        let Phase::Stopping(intent) = state.phase else {
+            return Ok(());
+        };
         let stream = Sandbox::stream(id);
         self.take_down(id).await?;
-        let command = SandboxCommand::Stopped { intent, at: OffsetDateTime::now_utc() };
+        let command = SandboxCommand::Stopped {
+            intent,
+            at: OffsetDateTime::now_utc(),
+        };
         self.execute(&self.sandboxes, &stream, command, who).await?;
         // Last: after it nothing can open the sandbox's values any more.
         self.shred(&stream)
@@ -295,9 +344,15 @@ impl Platform {
         seconds: i64,
     ) -> Result<(), Failure> {
         let at = OffsetDateTime::now_utc();
-        let command = SandboxCommand::SetTimeout { org: caller.org, seconds, at };
+        let command = SandboxCommand::SetTimeout {
+            org: caller.org,
+            seconds,
+            at,
+        };
         let stream = Sandbox::stream(id);
-        self.execute(&self.sandboxes, &stream, command, &caller.who()).await.map(drop)
+        self.execute(&self.sandboxes, &stream, command, &caller.who())
+            .await
+            .map(drop)
     }
 
     /// The running sandbox behind a data-plane call; waits for one that is starting.
@@ -329,13 +384,16 @@ impl Platform {
 fn parts_of(state: &Sandbox) -> Result<(&SandboxCreated, &SandboxSealed), Failure> {
     match (&state.details, &state.sealed) {
         (Some(details), Some(sealed)) => Ok((details, sealed)),
-        _ => Err(Failure::Internal("the sandbox has no sealed set".to_owned())),
+        _ => Err(Failure::Internal(
+            "the sandbox has no sealed set".to_owned(),
+        )),
     }
 }
 
 /// Reads back what was checked before it was recorded; a misfit fails closed.
 fn parse<T: std::str::FromStr<Err: std::fmt::Display>>(text: &str) -> Result<T, Failure> {
-    text.parse().map_err(|error: T::Err| Failure::Internal(error.to_string()))
+    text.parse()
+        .map_err(|error: T::Err| Failure::Internal(error.to_string()))
 }
 
 fn parse_all<T: std::str::FromStr<Err: std::fmt::Display>>(

@@ -59,5 +59,7 @@ pub fn base_environment(governed: bool) -> BTreeMap<String, String> {
     for name in ["NODE_EXTRA_CA_CERTS", "REQUESTS_CA_BUNDLE", "SSL_CERT_FILE"] {
         base.push((name, CA_BUNDLE));
     }
-    base.into_iter().map(|(name, value)| (name.to_owned(), value.to_owned())).collect()
+    base.into_iter()
+        .map(|(name, value)| (name.to_owned(), value.to_owned()))
+        .collect()
 }

@@ -80,7 +80,9 @@ impl Platform {
         let arbiters = Arbiters::start(2);
         let catalog = Arc::new(Catalog::default());
         let (following, log) = (catalog.clone(), parts.log.clone());
-        arbiters.next().spawn(async move { following.follow(log).await });
+        arbiters
+            .next()
+            .spawn(async move { following.follow(log).await });
         Arc::new(Self {
             orgs: Registry::new(parts.log.clone(), arbiters.clone()),
             projects: Registry::new(parts.log.clone(), arbiters.clone()),
@@ -138,7 +140,11 @@ impl Platform {
     }
 
     pub(super) fn find_live(&self, id: &SandboxId) -> Option<Arc<LiveSandbox>> {
-        self.live.lock().unwrap_or_else(PoisonError::into_inner).get(id).cloned()
+        self.live
+            .lock()
+            .unwrap_or_else(PoisonError::into_inner)
+            .get(id)
+            .cloned()
     }
 
     // ---- organizations and keys ------------------------------------------------------------
@@ -146,9 +152,22 @@ impl Platform {
     /// Makes an organization with one key, of which the caller keeps the text.
     pub async fn create_org(&self, name: &str, key_text: &str) -> Result<(OrgId, KeyId), Failure> {
         let (org_id, at) = (OrgId::generate(), OffsetDateTime::now_utc());
-        let who = Who { org: Some(org_id), ..Who::system() };
-        let created = OrgCreated { org_id, name: name.to_owned(), at };
-        self.execute(&self.orgs, &Org::stream(&org_id), OrgCommand::Create(created), &who).await?;
+        let who = Who {
+            org: Some(org_id),
+            ..Who::system()
+        };
+        let created = OrgCreated {
+            org_id,
+            name: name.to_owned(),
+            at,
+        };
+        self.execute(
+            &self.orgs,
+            &Org::stream(&org_id),
+            OrgCommand::Create(created),
+            &who,
+        )
+        .await?;
         let key_id = self.add_key(&org_id, "first", key_text).await?;
         Ok((org_id, key_id))
     }
@@ -163,8 +182,17 @@ impl Platform {
             sha256: key_hash(key),
             at: OffsetDateTime::now_utc(),
         };
-        let who = Who { org: Some(*org), ..Who::system() };
-        self.execute(&self.orgs, &Org::stream(org), OrgCommand::CreateKey(created), &who).await?;
+        let who = Who {
+            org: Some(*org),
+            ..Who::system()
+        };
+        self.execute(
+            &self.orgs,
+            &Org::stream(org),
+            OrgCommand::CreateKey(created),
+            &who,
+        )
+        .await?;
         Ok(key_id)
     }
 
@@ -228,7 +256,10 @@ impl Platform {
         caller: &Caller,
     ) -> Result<Arc<Project>, Failure> {
         let stream = Project::stream(id);
-        Ok(self.execute(&self.projects, &stream, command, &caller.who()).await?.state)
+        Ok(self
+            .execute(&self.projects, &stream, command, &caller.who())
+            .await?
+            .state)
     }
 
     // ---- secret stores ---------------------------------------------------------------------
@@ -241,7 +272,13 @@ impl Platform {
         egress_allowlist: Option<Vec<String>>,
     ) -> Result<Arc<SecretStore>, Failure> {
         let (id, at) = (StoreId::generate(), OffsetDateTime::now_utc());
-        let command = StoreCommand::Create { id, org: caller.org, name, egress_allowlist, at };
+        let command = StoreCommand::Create {
+            id,
+            org: caller.org,
+            name,
+            egress_allowlist,
+            at,
+        };
         self.store(&id, command, caller).await
     }
 
@@ -254,7 +291,12 @@ impl Platform {
         egress_allowlist: Option<Vec<String>>,
     ) -> Result<Arc<SecretStore>, Failure> {
         let at = OffsetDateTime::now_utc();
-        let command = StoreCommand::Update { org: caller.org, name, egress_allowlist, at };
+        let command = StoreCommand::Update {
+            org: caller.org,
+            name,
+            egress_allowlist,
+            at,
+        };
         self.store(id, command, caller).await
     }
 
@@ -283,7 +325,10 @@ impl Platform {
         caller: &Caller,
     ) -> Result<Arc<SecretStore>, Failure> {
         let stream = SecretStore::stream(id);
-        Ok(self.execute(&self.stores, &stream, command, &caller.who()).await?.state)
+        Ok(self
+            .execute(&self.stores, &stream, command, &caller.who())
+            .await?
+            .state)
     }
 
     // ---- secrets ---------------------------------------------------------------------------
@@ -301,7 +346,8 @@ impl Platform {
         let command = ProjectCommand::Secret(caller.org, SecretCommand::Set(set));
         let state = self.project(id, command, caller).await?;
         if let Some(secret) = state.secrets.get(&name) {
-            self.rotate(&id.to_string(), &name, secret, &Project::stream(id)).await;
+            self.rotate(&id.to_string(), &name, secret, &Project::stream(id))
+                .await;
         }
         Ok(())
     }
@@ -313,8 +359,13 @@ impl Platform {
         id: &ProjectId,
         name: String,
     ) -> Result<(), Failure> {
-        let delete = SecretCommand::Delete { name, at: OffsetDateTime::now_utc() };
-        self.project(id, ProjectCommand::Secret(caller.org, delete), caller).await.map(drop)
+        let delete = SecretCommand::Delete {
+            name,
+            at: OffsetDateTime::now_utc(),
+        };
+        self.project(id, ProjectCommand::Secret(caller.org, delete), caller)
+            .await
+            .map(drop)
     }
 
     /// Sets a store's entry and refreshes the sandboxes that use it.
@@ -330,7 +381,8 @@ impl Platform {
         let command = StoreCommand::Secret(caller.org, SecretCommand::Set(set));
         let state = self.store(id, command, caller).await?;
         if let Some(secret) = state.secrets.get(&name) {
-            self.rotate(&id.to_string(), &name, secret, &SecretStore::stream(id)).await;
+            self.rotate(&id.to_string(), &name, secret, &SecretStore::stream(id))
+                .await;
         }
         Ok(())
     }
@@ -342,8 +394,13 @@ impl Platform {
         id: &StoreId,
         name: String,
     ) -> Result<(), Failure> {
-        let delete = SecretCommand::Delete { name, at: OffsetDateTime::now_utc() };
-        self.store(id, StoreCommand::Secret(caller.org, delete), caller).await.map(drop)
+        let delete = SecretCommand::Delete {
+            name,
+            at: OffsetDateTime::now_utc(),
+        };
+        self.store(id, StoreCommand::Secret(caller.org, delete), caller)
+            .await
+            .map(drop)
     }
 
     /// Checks a secret and seals its value for `stream`. Everything is checked before the value is
@@ -362,7 +419,9 @@ impl Platform {
         }
         if length > SECRET_VALUE_BYTES_MAX {
             let max = SECRET_VALUE_BYTES_MAX;
-            return Err(Reject::invalid(format!("secret value must not exceed {max} bytes")).into());
+            return Err(
+                Reject::invalid(format!("secret value must not exceed {max} bytes")).into(),
+            );
         }
         Ok(SetSecret {
             id: SecretId::generate(),
@@ -398,7 +457,10 @@ impl Platform {
     }
 
     pub(super) fn shred(&self, stream: &StreamId) -> Result<(), Failure> {
-        self.keyring.shred(stream).map(drop).map_err(|error| Failure::Internal(error.to_string()))
+        self.keyring
+            .shred(stream)
+            .map(drop)
+            .map_err(|error| Failure::Internal(error.to_string()))
     }
 }
 

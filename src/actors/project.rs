@@ -115,8 +115,13 @@ impl Project {
         };
         let names = match &changed.name {
             Some(new) => vec![
-                NameChange::Claim { name: name_stream(org, new), taken: TAKEN },
-                NameChange::Release { name: name_stream(org, &now.name) },
+                NameChange::Claim {
+                    name: name_stream(org, new),
+                    taken: TAKEN,
+                },
+                NameChange::Release {
+                    name: name_stream(org, &now.name),
+                },
             ],
             None => Vec::new(),
         };
@@ -129,7 +134,10 @@ impl Project {
         if untouched {
             return Ok(Decision::nothing());
         }
-        Ok(Decision { events: vec![ProjectEvent::Updated(changed)], names })
+        Ok(Decision {
+            events: vec![ProjectEvent::Updated(changed)],
+            names,
+        })
     }
 }
 
@@ -139,7 +147,13 @@ impl Aggregate for Project {
 
     fn decide(&self, command: &ProjectCommand) -> Result<Decision<ProjectEvent>, Reject> {
         match command {
-            ProjectCommand::Create { id, org, settings, memory_mb_max, at } => {
+            ProjectCommand::Create {
+                id,
+                org,
+                settings,
+                memory_mb_max,
+                at,
+            } => {
                 let name = given(&settings.name).ok_or(Reject::invalid("name is required"))?;
                 check(settings, *memory_mb_max)?;
                 let created = ProjectCreated {
@@ -155,12 +169,18 @@ impl Aggregate for Project {
                 };
                 Ok(Decision {
                     events: vec![ProjectEvent::Created(created)],
-                    names: vec![NameChange::Claim { name: name_stream(org, &name), taken: TAKEN }],
+                    names: vec![NameChange::Claim {
+                        name: name_stream(org, &name),
+                        taken: TAKEN,
+                    }],
                 })
             }
-            ProjectCommand::Update { org, settings, memory_mb_max, at } => {
-                self.update(org, settings, *memory_mb_max, *at)
-            }
+            ProjectCommand::Update {
+                org,
+                settings,
+                memory_mb_max,
+                at,
+            } => self.update(org, settings, *memory_mb_max, *at),
             ProjectCommand::Secret(org, command) => {
                 self.visible_to(org)?;
                 Ok(match command {
@@ -223,7 +243,9 @@ pub(super) fn given(text: &Option<String>) -> Option<String> {
 
 /// A number that says something; `check` has bounded it.
 fn positive(number: Option<i64>) -> Option<u32> {
-    number.filter(|number| *number > 0).and_then(|number| u32::try_from(number).ok())
+    number
+        .filter(|number| *number > 0)
+        .and_then(|number| u32::try_from(number).ok())
 }
 
 fn check(settings: &ProjectSettings, memory_mb_max: i64) -> Result<(), Reject> {
@@ -240,10 +262,18 @@ fn check(settings: &ProjectSettings, memory_mb_max: i64) -> Result<(), Reject> {
         }
     }
     check_size(settings.cpu_count, settings.memory_mb, memory_mb_max)?;
-    if settings.timeout_sec.is_some_and(|seconds| seconds > TIMEOUT_SEC_MAX) {
-        return Err(Reject::invalid(format!("timeoutSec must not exceed {TIMEOUT_SEC_MAX}")));
+    if settings
+        .timeout_sec
+        .is_some_and(|seconds| seconds > TIMEOUT_SEC_MAX)
+    {
+        return Err(Reject::invalid(format!(
+            "timeoutSec must not exceed {TIMEOUT_SEC_MAX}"
+        )));
     }
-    check_hosts("egressAllowlist", settings.egress_allowlist.as_deref().unwrap_or_default())
+    check_hosts(
+        "egressAllowlist",
+        settings.egress_allowlist.as_deref().unwrap_or_default(),
+    )
 }
 
 /// Bounds of the sizes a sandbox can have; absent or not positive passes as "default".
@@ -253,15 +283,17 @@ pub(super) fn check_size(
     memory_mb_max: i64,
 ) -> Result<(), Reject> {
     if cpu_count.is_some_and(|count| count > CPU_COUNT_MAX) {
-        return Err(Reject::invalid(format!("cpuCount must not exceed {CPU_COUNT_MAX}")));
+        return Err(Reject::invalid(format!(
+            "cpuCount must not exceed {CPU_COUNT_MAX}"
+        )));
     }
     match memory_mb {
-        Some(mb) if mb > memory_mb_max => {
-            Err(Reject::invalid(format!("memoryMB must not exceed {memory_mb_max}")))
-        }
-        Some(mb) if mb > 0 && mb < MEMORY_MB_MIN => {
-            Err(Reject::invalid(format!("memoryMB must be at least {MEMORY_MB_MIN}")))
-        }
+        Some(mb) if mb > memory_mb_max => Err(Reject::invalid(format!(
+            "memoryMB must not exceed {memory_mb_max}"
+        ))),
+        Some(mb) if mb > 0 && mb < MEMORY_MB_MIN => Err(Reject::invalid(format!(
+            "memoryMB must be at least {MEMORY_MB_MIN}"
+        ))),
         _ => Ok(()),
     }
 }
@@ -269,7 +301,9 @@ pub(super) fn check_size(
 /// A name people can read: bounded, no control characters.
 pub(super) fn check_name(name: &str) -> Result<(), Reject> {
     if name.len() > NAME_BYTES_MAX {
-        return Err(Reject::invalid(format!("name must be at most {NAME_BYTES_MAX} bytes")));
+        return Err(Reject::invalid(format!(
+            "name must be at most {NAME_BYTES_MAX} bytes"
+        )));
     }
     if name.chars().any(char::is_control) {
         return Err(Reject::invalid("name must not hold control characters"));

@@ -65,11 +65,23 @@ pub struct Close;
 impl ProxyActor {
     /// Starts the actor on `arbiter`.
     pub fn start(parts: ProxyParts, arbiter: &ArbiterHandle) -> Addr<Self> {
-        let ProxyParts { sandbox, org, settings, ca, policy, attachment, log } = parts;
+        let ProxyParts {
+            sandbox,
+            org,
+            settings,
+            ca,
+            policy,
+            attachment,
+            log,
+        } = parts;
         let (decisions, recorded) = mpsc::channel(DECISIONS_MAX);
         let proxy = SandboxProxy::new(settings, ca, Some(policy), decisions);
         // The recorder outlives the actor: it ends when the last connection has reported.
-        let recorder = Recorder { sandbox: sandbox.clone(), org, log };
+        let recorder = Recorder {
+            sandbox: sandbox.clone(),
+            org,
+            log,
+        };
         arbiter.spawn(recorder.run(recorded));
         Self::start_in_arbiter(arbiter, move |_| Self {
             sandbox,
@@ -83,7 +95,9 @@ impl Actor for ProxyActor {
     type Context = Context<Self>;
 
     fn started(&mut self, ctx: &mut Self::Context) {
-        let Some(mut attachment) = self.attachment.take() else { return };
+        let Some(mut attachment) = self.attachment.take() else {
+            return;
+        };
         let proxy = self.proxy.clone();
         let accept = async move {
             while let Some(connection) = attachment.accept().await {
@@ -150,7 +164,9 @@ impl Recorder {
     }
 
     async fn record(&self, batch: &[Decision]) {
-        let Some(append) = self.append(batch) else { return };
+        let Some(append) = self.append(batch) else {
+            return;
+        };
         for attempt in 1..=RECORD_ATTEMPTS_MAX {
             // The command keeps its id over the attempts, so that it is recorded once.
             match self.log.append(append.clone()).await {
@@ -168,8 +184,10 @@ impl Recorder {
     }
 
     fn append(&self, batch: &[Decision]) -> Option<Append> {
-        let decisions: Vec<_> =
-            batch.iter().filter_map(|decision| serde_json::to_value(decision).ok()).collect();
+        let decisions: Vec<_> = batch
+            .iter()
+            .filter_map(|decision| serde_json::to_value(decision).ok())
+            .collect();
         let event = EgressEvent::Decided(EgressDecided {
             sandbox_id: self.sandbox.clone(),
             org_id: self.org,
@@ -186,7 +204,10 @@ impl Recorder {
                 kind: event.kind().to_owned(),
                 data,
             }],
-            actor: Who { org: Some(self.org), ..Who::system() },
+            actor: Who {
+                org: Some(self.org),
+                ..Who::system()
+            },
             correlation: None,
             causation: None,
         })

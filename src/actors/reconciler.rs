@@ -45,7 +45,9 @@ impl Reconciler {
     /// Starts the rounds; the first one is over before this returns.
     pub async fn start(platform: &Arc<Platform>) {
         platform.reconcile().await;
-        let actor = Self { platform: Arc::downgrade(platform) };
+        let actor = Self {
+            platform: Arc::downgrade(platform),
+        };
         Actor::start(actor);
     }
 }
@@ -61,7 +63,9 @@ impl Actor for Reconciler {
 impl Reconciler {
     /// One round; the next begins a while after it ended, so that rounds can't pile up.
     fn round(&mut self, ctx: &mut Context<Self>) {
-        let Some(platform) = self.platform.upgrade() else { return ctx.stop() };
+        let Some(platform) = self.platform.upgrade() else {
+            return ctx.stop();
+        };
         let work = async move { platform.reconcile().await };
         ctx.spawn(work.into_actor(self).map(|(), _, ctx| {
             ctx.run_later(ROUND, Self::round);
@@ -109,11 +113,20 @@ impl Platform {
         org: OrgId,
         phase: &Phase,
     ) -> Result<(), Failure> {
-        if !matches!(phase, Phase::Starting(_) | Phase::Running | Phase::Stopping(_)) {
+        if !matches!(
+            phase,
+            Phase::Starting(_) | Phase::Running | Phase::Stopping(_)
+        ) {
             return Ok(());
         }
         let _in_work = self.begin_work(id);
-        let (stream, who) = (Sandbox::stream(id), Who { org: Some(org), ..Who::system() });
+        let (stream, who) = (
+            Sandbox::stream(id),
+            Who {
+                org: Some(org),
+                ..Who::system()
+            },
+        );
         // The read model may be a moment behind: the entity decides.
         let state = self.sandboxes.inspect(&stream).await?;
         match state.phase {
@@ -124,7 +137,8 @@ impl Platform {
                     reason: "the server stopped while the sandbox was starting".to_owned(),
                     at: OffsetDateTime::now_utc(),
                 };
-                self.execute(&self.sandboxes, &stream, command, &who).await?;
+                self.execute(&self.sandboxes, &stream, command, &who)
+                    .await?;
                 self.shred(&stream)
             }
             Phase::Starting(_) => self.start_sandbox(id, &state, &who).await.map(drop),
@@ -150,7 +164,10 @@ impl Platform {
             Some(running) => self.wire_up(id, state, running).await.map(drop),
             None => {
                 let at = OffsetDateTime::now_utc();
-                let command = SandboxCommand::Restart { intent: Ulid::generate(), at };
+                let command = SandboxCommand::Restart {
+                    intent: Ulid::generate(),
+                    at,
+                };
                 let stream = Sandbox::stream(id);
                 let done = self.execute(&self.sandboxes, &stream, command, who).await?;
                 self.start_sandbox(id, &done.state, who).await.map(drop)
@@ -171,9 +188,12 @@ impl Platform {
                 None => continue,
             };
             for entry in state.sealed.iter().flat_map(|sealed| &sealed.secrets) {
-                let current = secrets.get(&entry.name).filter(|_| entry.layer_id == layer.id);
+                let current = secrets
+                    .get(&entry.name)
+                    .filter(|_| entry.layer_id == layer.id);
                 if let Some(secret) = current.filter(|secret| secret.version > entry.version) {
-                    self.bring(id, &layer.id, &entry.name, secret, &stream, who).await?;
+                    self.bring(id, &layer.id, &entry.name, secret, &stream, who)
+                        .await?;
                 }
             }
         }
@@ -215,9 +235,15 @@ impl Platform {
         layer_stream: &StreamId,
     ) {
         for details in self.catalog.live_with_layer(layer_id) {
-            let who = Who { org: Some(details.org_id), ..Who::system() };
+            let who = Who {
+                org: Some(details.org_id),
+                ..Who::system()
+            };
             let id = &details.sandbox_id;
-            if let Err(error) = self.bring(id, layer_id, name, secret, layer_stream, &who).await {
+            if let Err(error) = self
+                .bring(id, layer_id, name, secret, layer_stream, &who)
+                .await
+            {
                 tracing::warn!(%error, sandbox = %id, "a rotated secret will be brought later");
             }
         }
@@ -234,9 +260,13 @@ impl Platform {
     ) -> Result<(), Failure> {
         let stream = Sandbox::stream(id);
         let state = self.sandboxes.inspect(&stream).await?;
-        let uses = state.sealed.iter().flat_map(|sealed| &sealed.secrets).any(|entry| {
-            entry.name == name && entry.layer_id == layer_id && entry.version < secret.version
-        });
+        let uses = state
+            .sealed
+            .iter()
+            .flat_map(|sealed| &sealed.secrets)
+            .any(|entry| {
+                entry.name == name && entry.layer_id == layer_id && entry.version < secret.version
+            });
         if !uses || !state.phase.is_live() {
             return Ok(());
         }
@@ -253,7 +283,10 @@ impl Platform {
             version: secret.version,
             sealed: self.seal(&stream, SEALED_KIND, &format!("secret:{name}"), &value)?,
         };
-        let command = SandboxCommand::Rotate { entry, at: OffsetDateTime::now_utc() };
+        let command = SandboxCommand::Rotate {
+            entry,
+            at: OffsetDateTime::now_utc(),
+        };
         let done = self.execute(&self.sandboxes, &stream, command, who).await?;
         self.renew_policy(id, &done.state)
     }

@@ -46,7 +46,11 @@ pub struct Registry<A: Aggregate + Unpin> {
 impl<A: Aggregate + Unpin> Registry<A> {
     /// An empty registry.
     pub fn new(log: EventLog, arbiters: Arbiters) -> Self {
-        Self { log, arbiters, entities: Mutex::new(HashMap::new()) }
+        Self {
+            log,
+            arbiters,
+            entities: Mutex::new(HashMap::new()),
+        }
     }
 
     /// Has the entity of `stream` decide `command`.
@@ -56,9 +60,16 @@ impl<A: Aggregate + Unpin> Registry<A> {
         command: A::Command,
         who: &Who,
     ) -> Result<Done<A>, Failure> {
-        let message = Execute { command, id: Ulid::generate(), who: who.clone() };
+        let message = Execute {
+            command,
+            id: Ulid::generate(),
+            who: who.clone(),
+        };
         // A full or closing mailbox hands the message back by failing: it was not handled.
-        self.address(stream).send(message).await.map_err(|_| Failure::Unavailable)?
+        self.address(stream)
+            .send(message)
+            .await
+            .map_err(|_| Failure::Unavailable)?
     }
 
     /// The present state of the entity of `stream`; the default state when it has no events.
@@ -70,8 +81,10 @@ impl<A: Aggregate + Unpin> Registry<A> {
     }
 
     fn address(&self, stream: &StreamId) -> Addr<Entity<A>> {
-        let mut entities =
-            self.entities.lock().unwrap_or_else(std::sync::PoisonError::into_inner);
+        let mut entities = self
+            .entities
+            .lock()
+            .unwrap_or_else(std::sync::PoisonError::into_inner);
         if let Some(address) = entities.get(stream).filter(|address| address.connected()) {
             return address.clone();
         }

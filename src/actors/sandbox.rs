@@ -179,39 +179,59 @@ impl Aggregate for Sandbox {
     fn decide(&self, command: &SandboxCommand) -> Result<Decision<SandboxEvent>, Reject> {
         use SandboxCommand as C;
         Ok(match command {
-            C::Create { created, sealed, intent } => {
+            C::Create {
+                created,
+                sealed,
+                intent,
+            } => {
                 let at = created.at;
                 Decision {
                     events: vec![
                         SandboxEvent::Created((**created).clone()),
                         SandboxEvent::Sealed((**sealed).clone()),
-                        SandboxEvent::StartRequested(StartRequested { intent: *intent, at }),
+                        SandboxEvent::StartRequested(StartRequested {
+                            intent: *intent,
+                            at,
+                        }),
                     ],
                     names: Vec::new(),
                 }
             }
             C::Restart { intent, at } => match self.phase {
-                Phase::Running => {
-                    SandboxEvent::StartRequested(StartRequested { intent: *intent, at: *at }).into()
-                }
+                Phase::Running => SandboxEvent::StartRequested(StartRequested {
+                    intent: *intent,
+                    at: *at,
+                })
+                .into(),
                 _ => Decision::nothing(),
             },
             C::Started { intent, limits, at } if self.phase == Phase::Starting(*intent) => {
-                SandboxEvent::Started(Started { intent: *intent, limits: limits.clone(), at: *at })
-                    .into()
+                SandboxEvent::Started(Started {
+                    intent: *intent,
+                    limits: limits.clone(),
+                    at: *at,
+                })
+                .into()
             }
             C::StartFailed { intent, reason, at } if self.phase == Phase::Starting(*intent) => {
                 let reason = reason.clone();
-                SandboxEvent::StartFailed(StartFailed { intent: *intent, reason, at: *at }).into()
+                SandboxEvent::StartFailed(StartFailed {
+                    intent: *intent,
+                    reason,
+                    at: *at,
+                })
+                .into()
             }
             // The attempt was overtaken (by a stop): its effect is undone by whoever overtook it.
             C::Started { .. } | C::StartFailed { .. } => {
                 return Err(Reject::invalid("sandbox is not running"));
             }
             C::Fail { reason, at } => match self.phase {
-                Phase::Running => {
-                    SandboxEvent::Failed(SandboxFailed { reason: reason.clone(), at: *at }).into()
-                }
+                Phase::Running => SandboxEvent::Failed(SandboxFailed {
+                    reason: reason.clone(),
+                    at: *at,
+                })
+                .into(),
                 _ => Decision::nothing(),
             },
             C::Rotate { entry, at } => self.rotate(entry, *at),
@@ -221,9 +241,18 @@ impl Aggregate for Sandbox {
                 if !self.phase.is_live() {
                     return Err(Reject::invalid("sandbox is not running"));
                 }
-                SandboxEvent::TimeoutSet(TimeoutSet { timeout_sec, at: *at }).into()
+                SandboxEvent::TimeoutSet(TimeoutSet {
+                    timeout_sec,
+                    at: *at,
+                })
+                .into()
             }
-            C::RequestStop { org, intent, reason, at } => {
+            C::RequestStop {
+                org,
+                intent,
+                reason,
+                at,
+            } => {
                 self.visible_to(org)?;
                 match self.phase {
                     Phase::Stopping(_) | Phase::Stopped => Decision::nothing(),
@@ -236,9 +265,11 @@ impl Aggregate for Sandbox {
                 }
             }
             C::Stopped { intent, at } => match self.phase {
-                Phase::Stopping(open) if open == *intent => {
-                    SandboxEvent::Stopped(Stopped { intent: *intent, at: *at }).into()
-                }
+                Phase::Stopping(open) if open == *intent => SandboxEvent::Stopped(Stopped {
+                    intent: *intent,
+                    at: *at,
+                })
+                .into(),
                 _ => Decision::nothing(),
             },
         })
@@ -261,7 +292,10 @@ impl Aggregate for Sandbox {
             },
             SandboxEvent::Failed(failed) => self.phase = Phase::Failed(failed.reason.clone()),
             SandboxEvent::SecretRotated(rotated) => {
-                let present = self.sealed.iter_mut().flat_map(|sealed| &mut sealed.secrets);
+                let present = self
+                    .sealed
+                    .iter_mut()
+                    .flat_map(|sealed| &mut sealed.secrets);
                 for entry in present.filter(|entry| entry.name == rotated.entry.name) {
                     *entry = rotated.entry.clone();
                 }
@@ -282,14 +316,21 @@ impl Aggregate for Sandbox {
 impl Sandbox {
     /// A rotation is recorded only for a secret that came from that layer, and only once.
     fn rotate(&self, entry: &SealedEntry, at: OffsetDateTime) -> Decision<SandboxEvent> {
-        let present = self.sealed.iter().flat_map(|sealed| &sealed.secrets).find(|present| {
-            present.name == entry.name
-                && present.layer_id == entry.layer_id
-                && present.version < entry.version
-        });
+        let present = self
+            .sealed
+            .iter()
+            .flat_map(|sealed| &sealed.secrets)
+            .find(|present| {
+                present.name == entry.name
+                    && present.layer_id == entry.layer_id
+                    && present.version < entry.version
+            });
         match present {
             Some(present) => {
-                let entry = SealedEntry { token: present.token.clone(), ..entry.clone() };
+                let entry = SealedEntry {
+                    token: present.token.clone(),
+                    ..entry.clone()
+                };
                 SandboxEvent::SecretRotated(SecretRotated { entry, at }).into()
             }
             None => Decision::nothing(),

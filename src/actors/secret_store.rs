@@ -76,28 +76,58 @@ impl Aggregate for SecretStore {
 
     fn decide(&self, command: &StoreCommand) -> Result<Decision<StoreEvent>, Reject> {
         match command {
-            StoreCommand::Create { id, org, name, egress_allowlist, at } => {
+            StoreCommand::Create {
+                id,
+                org,
+                name,
+                egress_allowlist,
+                at,
+            } => {
                 let name = given(name).ok_or(Reject::invalid("name is required"))?;
                 check_name(&name)?;
                 let egress_allowlist = egress_allowlist.clone().unwrap_or_default();
                 check_hosts("egressAllowlist", &egress_allowlist)?;
-                let claim = NameChange::Claim { name: name_stream(org, &name), taken: TAKEN };
-                let created =
-                    StoreCreated { store_id: *id, org_id: *org, name, egress_allowlist, at: *at };
-                Ok(Decision { events: vec![StoreEvent::Created(created)], names: vec![claim] })
+                let claim = NameChange::Claim {
+                    name: name_stream(org, &name),
+                    taken: TAKEN,
+                };
+                let created = StoreCreated {
+                    store_id: *id,
+                    org_id: *org,
+                    name,
+                    egress_allowlist,
+                    at: *at,
+                };
+                Ok(Decision {
+                    events: vec![StoreEvent::Created(created)],
+                    names: vec![claim],
+                })
             }
-            StoreCommand::Update { org, name, egress_allowlist, at } => {
+            StoreCommand::Update {
+                org,
+                name,
+                egress_allowlist,
+                at,
+            } => {
                 let now = self.visible_to(org)?;
                 let name = given(name).filter(|new| *new != now.name);
                 check_name(name.as_deref().unwrap_or_default())?;
-                check_hosts("egressAllowlist", egress_allowlist.as_deref().unwrap_or_default())?;
+                check_hosts(
+                    "egressAllowlist",
+                    egress_allowlist.as_deref().unwrap_or_default(),
+                )?;
                 if name.is_none() && egress_allowlist.is_none() {
                     return Ok(Decision::nothing());
                 }
                 let names = match &name {
                     Some(new) => vec![
-                        NameChange::Claim { name: name_stream(org, new), taken: TAKEN },
-                        NameChange::Release { name: name_stream(org, &now.name) },
+                        NameChange::Claim {
+                            name: name_stream(org, new),
+                            taken: TAKEN,
+                        },
+                        NameChange::Release {
+                            name: name_stream(org, &now.name),
+                        },
                     ],
                     None => Vec::new(),
                 };
@@ -106,7 +136,10 @@ impl Aggregate for SecretStore {
                     egress_allowlist: egress_allowlist.clone(),
                     at: *at,
                 };
-                Ok(Decision { events: vec![StoreEvent::Updated(updated)], names })
+                Ok(Decision {
+                    events: vec![StoreEvent::Updated(updated)],
+                    names,
+                })
             }
             StoreCommand::Secret(org, command) => {
                 self.visible_to(org)?;

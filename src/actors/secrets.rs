@@ -80,7 +80,9 @@ impl Secrets {
         check_secret_name(&set.name)?;
         check_hosts("allowedHosts", &set.allowed_hosts)?;
         if !self.0.contains_key(&set.name) && self.0.len() >= SECRETS_MAX {
-            return Err(Reject::invalid(format!("at most {SECRETS_MAX} secrets can be kept here")));
+            return Err(Reject::invalid(format!(
+                "at most {SECRETS_MAX} secrets can be kept here"
+            )));
         }
         Ok(SecretSet {
             secret_id: self.0.get(&set.name).map_or(set.id, |known| known.id),
@@ -97,13 +99,19 @@ impl Secrets {
         at: OffsetDateTime,
     ) -> Result<SecretDeleted, Reject> {
         match self.0.contains_key(name) {
-            true => Ok(SecretDeleted { name: name.to_owned(), at }),
+            true => Ok(SecretDeleted {
+                name: name.to_owned(),
+                at,
+            }),
             false => Err(Reject::not_found("secret")),
         }
     }
 
     pub(super) fn apply_set(&mut self, set: &SecretSet, version: u64) {
-        let created_at = self.0.get(&set.name).map_or(set.at, |known| known.created_at);
+        let created_at = self
+            .0
+            .get(&set.name)
+            .map_or(set.at, |known| known.created_at);
         let secret = Secret {
             id: set.secret_id,
             allowed_hosts: set.allowed_hosts.clone(),
@@ -126,7 +134,9 @@ pub fn check_secret_name(name: &str) -> Result<(), Reject> {
         return Err(Reject::invalid("secret name is required"));
     }
     let mut bytes = name.bytes();
-    let first = bytes.next().is_some_and(|b| b.is_ascii_alphabetic() || b == b'_');
+    let first = bytes
+        .next()
+        .is_some_and(|b| b.is_ascii_alphabetic() || b == b'_');
     let rest = bytes.all(|b| b.is_ascii_alphanumeric() || b == b'_');
     if !first || !rest || name.len() > SECRET_NAME_BYTES_MAX {
         return Err(Reject::invalid(
@@ -139,7 +149,9 @@ pub fn check_secret_name(name: &str) -> Result<(), Reject> {
 /// Every entry of a list of hosts is a pattern the proxy understands.
 pub fn check_hosts(field: &str, hosts: &[String]) -> Result<(), Reject> {
     if hosts.len() > HOSTS_MAX {
-        return Err(Reject::invalid(format!("{field} must have at most {HOSTS_MAX} entries")));
+        return Err(Reject::invalid(format!(
+            "{field} must have at most {HOSTS_MAX} entries"
+        )));
     }
     for host in hosts {
         host.parse::<HostPattern>().map_err(|_| {

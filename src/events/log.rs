@@ -65,11 +65,16 @@ impl EventLog {
             .recursive(true)
             .mode(0o700)
             .create(&dir)
+            .and_then(|()| sync_entry(&dir))
             .map_err(|error| io_error(&dir, "created", &error))?;
         let fence = Fence::raise(&dir)?;
         let found = look(&dir)?;
-        refuse_a_lost_log(&dir, &found)?;
-        let engine = Sqlite::open(&dir)?;
+        let Some(engine) = Sqlite::open(&dir, found == Found::Missing)? else {
+            return Err(match found {
+                Found::Seen(seen) => behind(&dir, 0, 0, &seen.head),
+                _ => nothing_left(&dir),
+            });
+        };
         let witness = prove(&dir, engine.view(), found)?;
         Self::start(dir, Box::new(engine), witness, fence)
     }
@@ -78,7 +83,7 @@ impl EventLog {
     /// gives up whatever the old witness proved to be missing: the operator's word, never ours.
     pub fn accept_head(dir: &Path) -> Result<Head, OpenError> {
         let _fence = Fence::raise(dir)?;
-        let engine = Sqlite::open(dir)?;
+        let engine = Sqlite::open(dir, false)?.ok_or_else(|| nothing_left(dir))?;
         let damaged = |error: EngineError| doubt(dir, error);
         let head = engine.view().head().map_err(damaged)?;
         verify::everything(engine.view(), head, head).map_err(|error| damaged(error.into()))?;
@@ -135,7 +140,7 @@ impl EventLog {
     /// Waits when the queue is full. If the future is dropped the command may still be recorded:
     /// sending it again with the same command id tells.
     pub async fn append(&self, append: Append) -> Result<Appended, AppendError> {
-        let command = prepare(append)?;
+        let command = Box::new(prepare(append)?);
         let (reply, answer) = oneshot::channel();
         let sent = self.inner.queue.send(Message::Append(command, reply)).await;
         sent.map_err(|_| self.stopped_error())?;
@@ -286,22 +291,22 @@ impl EventLog {
     }
 }
 
+/// Syncs the entry that `dir` has in its parent: a new folder must not vanish in a power cut with
+/// everything that was synced inside it.
+fn sync_entry(dir: &Path) -> io::Result<()> {
+    let parent = dir.canonicalize()?.parent().map(Path::to_owned);
+    parent.map_or(Ok(()), |parent| std::fs::File::open(parent)?.sync_all())
+}
+
 fn look(dir: &Path) -> Result<Found, OpenError> {
     Witness::look(dir).map_err(|error| io_error(&Witness::path(dir), "read", &error))
 }
 
-/// A witness beside no log at all. Checked before SQLite touches the folder, because it would
-/// throw away the WAL of an empty database file.
-fn refuse_a_lost_log(dir: &Path, found: &Found) -> Result<(), OpenError> {
-    let path = dir.join(sqlite::FILE);
-    let bytes = match std::fs::metadata(&path) {
-        Ok(meta) => meta.len(),
-        Err(error) if error.kind() == io::ErrorKind::NotFound => 0,
-        Err(error) => return Err(io_error(&path, "read", &error)),
-    };
-    match found {
-        Found::Seen(seen) if bytes == 0 => Err(behind(dir, 0, 0, &seen.head)),
-        _ => Ok(()),
+fn nothing_left(dir: &Path) -> OpenError {
+    let detail = format!("{} is missing or empty", sqlite::FILE);
+    OpenError::Damaged {
+        dir: dir.to_owned(),
+        detail,
     }
 }
 

@@ -36,7 +36,7 @@ type Reply = oneshot::Sender<Result<Appended, AppendError>>;
 
 /// What the writer takes.
 pub enum Message {
-    Append(Prepared, Reply),
+    Append(Box<Prepared>, Reply),
     /// Ends the writer after what was sent before; answered when the folder is free again.
     Close(oneshot::Sender<()>),
 }
@@ -106,7 +106,7 @@ impl Writer {
                 match taken {
                     Message::Append(command, reply) => {
                         bytes += command.bytes;
-                        group.push((command, reply));
+                        group.push((*command, reply));
                     }
                     Message::Close(done) => {
                         closed = Some(done);

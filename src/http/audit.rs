@@ -66,19 +66,31 @@ async fn events(
 ) -> ApiResult {
     let limit = query.limit.unwrap_or(LIMIT_DEFAULT);
     if !(1..=LIMIT_MAX).contains(&limit) {
-        return Err(ApiError::bad_request(format!("limit must be between 1 and {LIMIT_MAX}")));
+        return Err(ApiError::bad_request(format!(
+            "limit must be between 1 and {LIMIT_MAX}"
+        )));
     }
     let (mut before, mut found, mut scanned) = (query.before, Vec::new(), 0);
     let next = loop {
         let log = api.platform.log();
-        let page = log.read_all_backwards(before, PAGE_EVENTS).await.map_err(ApiError::internal)?;
+        let page = log
+            .read_all_backwards(before, PAGE_EVENTS)
+            .await
+            .map_err(ApiError::internal)?;
         let Some(last) = page.last() else { break None };
         scanned += page.len();
         before = Some(last.position);
         let takes = |event: &&Recorded| query.takes(event, &caller);
-        found.extend(page.iter().filter(takes).take(limit - found.len()).map(render));
+        found.extend(
+            page.iter()
+                .filter(takes)
+                .take(limit - found.len())
+                .map(render),
+        );
         if found.len() == limit {
-            break found.last().and_then(|event: &Value| event["position"].as_u64());
+            break found
+                .last()
+                .and_then(|event: &Value| event["position"].as_u64());
         }
         if scanned >= SCAN_MAX {
             break before;
@@ -106,9 +118,10 @@ fn render(event: &Recorded) -> Value {
 fn without_ciphertexts(data: Value) -> Value {
     match data {
         Value::Object(fields) if fields.contains_key("ciphertext") => json!("(sealed)"),
-        Value::Object(fields) => {
-            fields.into_iter().map(|(name, value)| (name, without_ciphertexts(value))).collect()
-        }
+        Value::Object(fields) => fields
+            .into_iter()
+            .map(|(name, value)| (name, without_ciphertexts(value)))
+            .collect(),
         Value::Array(items) => items.into_iter().map(without_ciphertexts).collect(),
         other => other,
     }

@@ -53,7 +53,10 @@ pub struct Tokens {
 impl Tokens {
     /// Tokens under `key`.
     pub fn new(key: &[u8; 32]) -> Self {
-        Self { encoding: EncodingKey::from_secret(key), decoding: DecodingKey::from_secret(key) }
+        Self {
+            encoding: EncodingKey::from_secret(key),
+            decoding: DecodingKey::from_secret(key),
+        }
     }
 
     /// A new token for one sandbox.
@@ -74,7 +77,9 @@ impl Tokens {
     fn check(&self, token: &str) -> Option<Claims> {
         let mut validation = Validation::new(Algorithm::HS256);
         validation.set_issuer(&[ISSUER]);
-        decode::<Claims>(token, &self.decoding, &validation).ok().map(|data| data.claims)
+        decode::<Claims>(token, &self.decoding, &validation)
+            .ok()
+            .map(|data| data.claims)
     }
 }
 
@@ -89,7 +94,9 @@ fn refused(text: &str) -> ApiError {
 }
 
 fn identify(request: &HttpRequest) -> Result<Known, ApiError> {
-    let api = request.app_data::<web::Data<Api>>().ok_or_else(|| ApiError::internal("no state"))?;
+    let api = request
+        .app_data::<web::Data<Api>>()
+        .ok_or_else(|| ApiError::internal("no state"))?;
     let Some(credential) = credential(request) else {
         return match api.no_auth {
             Some(org) => Ok(Known::Key(Caller { org, key: None })),
@@ -99,23 +106,38 @@ fn identify(request: &HttpRequest) -> Result<Known, ApiError> {
     // A token has two dots and a key has none.
     if credential.bytes().filter(|b| *b == b'.').count() == 2 {
         let claims = api.tokens.check(&credential);
-        return claims.map(Known::Token).ok_or_else(|| refused("invalid API key"));
+        return claims
+            .map(Known::Token)
+            .ok_or_else(|| refused("invalid API key"));
     }
     match api.platform.catalog().key(&key_hash(&credential)) {
-        Some((org, key)) => Ok(Known::Key(Caller { org, key: Some(key) })),
+        Some((org, key)) => Ok(Known::Key(Caller {
+            org,
+            key: Some(key),
+        })),
         None => Err(refused("invalid API key")),
     }
 }
 
 fn credential(request: &HttpRequest) -> Option<String> {
-    let header = |name: &str| request.headers().get(name).and_then(|value| value.to_str().ok());
+    let header = |name: &str| {
+        request
+            .headers()
+            .get(name)
+            .and_then(|value| value.to_str().ok())
+    };
     let bearer = header(AUTHORIZATION.as_str())
         .and_then(|value| value.split_once(' '))
         .filter(|(scheme, _)| scheme.eq_ignore_ascii_case("bearer"))
         .map(|(_, token)| token.trim().to_owned());
     let query = || {
         let query = web::Query::<Vec<(String, String)>>::from_query(request.query_string()).ok()?;
-        let find = |name| query.iter().find(|(key, _)| key == name).map(|(_, value)| value.clone());
+        let find = |name| {
+            query
+                .iter()
+                .find(|(key, _)| key == name)
+                .map(|(_, value)| value.clone())
+        };
         find("token").or_else(|| find("api_key"))
     };
     bearer
@@ -131,9 +153,10 @@ impl FromRequest for WithKey {
     fn from_request(request: &HttpRequest, _: &mut Payload) -> Self::Future {
         ready(identify(request).and_then(|known| match known {
             Known::Key(caller) => Ok(Self(caller)),
-            Known::Token(_) => {
-                Err(ApiError::new(StatusCode::FORBIDDEN, "token not valid for this route"))
-            }
+            Known::Token(_) => Err(ApiError::new(
+                StatusCode::FORBIDDEN,
+                "token not valid for this route",
+            )),
         }))
     }
 }
@@ -145,14 +168,21 @@ impl FromRequest for WithSandbox {
     fn from_request(request: &HttpRequest, _: &mut Payload) -> Self::Future {
         // The credential first: who has none learns nothing about ids.
         ready(identify(request).and_then(|known| {
-            let id = request.match_info().get("id").unwrap_or_default().parse::<SandboxId>();
+            let id = request
+                .match_info()
+                .get("id")
+                .unwrap_or_default()
+                .parse::<SandboxId>();
             match known {
                 Known::Key(caller) => {
                     let id = id.map_err(|_| ApiError::not_found("sandbox"))?;
                     Ok(Self { caller, id })
                 }
                 Known::Token(claims) if id.as_ref() == Ok(&claims.sandbox_id) => Ok(Self {
-                    caller: Caller { org: claims.org_id, key: None },
+                    caller: Caller {
+                        org: claims.org_id,
+                        key: None,
+                    },
                     id: claims.sandbox_id,
                 }),
                 Known::Token(_) => Err(ApiError::new(

@@ -21,7 +21,10 @@ pub type ApiResult<T = HttpResponse> = Result<T, ApiError>;
 impl ApiError {
     /// A status and its text.
     pub fn new(status: StatusCode, text: impl Into<String>) -> Self {
-        Self { status, body: json!({ "error": text.into() }) }
+        Self {
+            status,
+            body: json!({ "error": text.into() }),
+        }
     }
 
     /// 400.
@@ -37,7 +40,10 @@ impl ApiError {
     /// 500; the reason goes to the server's log.
     pub fn internal(reason: impl std::fmt::Display) -> Self {
         tracing::error!(%reason, "request failed");
-        Self::new(StatusCode::INTERNAL_SERVER_ERROR, format!("internal error: {reason}"))
+        Self::new(
+            StatusCode::INTERNAL_SERVER_ERROR,
+            format!("internal error: {reason}"),
+        )
     }
 
     /// A further field of the envelope.
@@ -117,5 +123,8 @@ pub async fn no_route() -> ApiResult {
 
 /// For paths whose routes have other methods.
 pub async fn no_method() -> ApiResult {
-    Err(ApiError::new(StatusCode::METHOD_NOT_ALLOWED, "method not allowed"))
+    Err(ApiError::new(
+        StatusCode::METHOD_NOT_ALLOWED,
+        "method not allowed",
+    ))
 }

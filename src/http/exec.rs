@@ -37,7 +37,9 @@ pub(super) fn routes(config: &mut web::ServiceConfig) {
                 .default_service(web::to(no_method)),
         )
         .service(
-            web::resource("/commands").route(web::post().to(run)).default_service(web::to(no_method)),
+            web::resource("/commands")
+                .route(web::post().to(run))
+                .default_service(web::to(no_method)),
         )
         .service(
             web::resource("/exec/run-async")
@@ -127,7 +129,9 @@ async fn run(api: web::Data<Api>, who: WithSandbox, Json(body): Json<ProcessBody
             }
         })
     });
-    Ok(HttpResponse::Ok().content_type("application/json").streaming(body))
+    Ok(HttpResponse::Ok()
+        .content_type("application/json")
+        .streaming(body))
 }
 
 async fn run_async(
@@ -168,7 +172,9 @@ async fn result(
     reply["truncated"] = json!(captured.truncated);
     match (finished, &captured.error) {
         (false, _) => {
-            reply.as_object_mut().map(|fields| fields.remove("exitCode"));
+            reply
+                .as_object_mut()
+                .map(|fields| fields.remove("exitCode"));
         }
         (true, Some(error)) => reply["error"] = json!(error),
         (true, None) => {}
@@ -205,7 +211,10 @@ async fn create_session(
 async fn list_sessions(api: web::Data<Api>, who: WithSandbox) -> ApiResult {
     let live = api.platform.live_sandbox(&who.caller, &who.id).await?;
     let sessions = live.guest.sessions().await?;
-    let rows: Vec<_> = sessions.iter().map(|info| render_session(info, &who.id)).collect();
+    let rows: Vec<_> = sessions
+        .iter()
+        .map(|info| render_session(info, &who.id))
+        .collect();
     Ok(HttpResponse::Ok().json(rows))
 }
 
@@ -222,7 +231,9 @@ async fn kill(
 ) -> ApiResult {
     let signal = body.signal.unwrap_or(SIGKILL);
     if !(1..=SIGNAL_MAX).contains(&signal) {
-        return Err(ApiError::bad_request(format!("signal must be between 1 and {SIGNAL_MAX}")));
+        return Err(ApiError::bad_request(format!(
+            "signal must be between 1 and {SIGNAL_MAX}"
+        )));
     }
     let live = api.platform.live_sandbox(&who.caller, &who.id).await?;
     live.guest.signal(&path.1, signal).await?;

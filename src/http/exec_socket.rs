@@ -89,11 +89,7 @@ async fn relay(
 }
 
 /// Handles one message; false when the client is done.
-async fn from_client(
-    message: AggregatedMessage,
-    stdin: &StdinSink,
-    session: &mut Session,
-) -> bool {
+async fn from_client(message: AggregatedMessage, stdin: &StdinSink, session: &mut Session) -> bool {
     match message {
         AggregatedMessage::Binary(bytes) if bytes.first() == Some(&STDIN) => {
             // A process that no longer reads is no reason to end the socket.
@@ -113,10 +109,7 @@ async fn from_client(
 }
 
 /// Sends one piece of output; true when it was the exit.
-async fn to_client(
-    output: SessionOutput,
-    session: &mut Session,
-) -> Result<bool, actix_ws::Closed> {
+async fn to_client(output: SessionOutput, session: &mut Session) -> Result<bool, actix_ws::Closed> {
     match output {
         SessionOutput::Stdout(bytes) => send(STDOUT, &bytes, session).await?,
         SessionOutput::Stderr(bytes) => send(STDERR, &bytes, session).await?,

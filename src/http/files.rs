@@ -104,7 +104,9 @@ async fn write(
     }
     if failure.is_some() {
         // An error in the stream makes the guest drop what it has, instead of keeping half a file.
-        let _ = sender.send(Err(std::io::Error::other("the upload was broken off"))).await;
+        let _ = sender
+            .send(Err(std::io::Error::other("the upload was broken off")))
+            .await;
     }
     drop(sender);
     let uploaded = upload.await.map_err(ApiError::internal)?;
@@ -136,7 +138,11 @@ async fn list(api: web::Data<Api>, who: WithSandbox, query: web::Query<PathQuery
     Ok(HttpResponse::Ok().json(rows))
 }
 
-async fn make_dir(api: web::Data<Api>, who: WithSandbox, query: web::Query<PathQuery>) -> ApiResult {
+async fn make_dir(
+    api: web::Data<Api>,
+    who: WithSandbox,
+    query: web::Query<PathQuery>,
+) -> ApiResult {
     let path = query.into_inner().required()?;
     let live = api.platform.live_sandbox(&who.caller, &who.id).await?;
     live.guest.make_dir(&path).await?;

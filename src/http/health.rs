@@ -10,17 +10,24 @@ pub(super) fn routes(config: &mut web::ServiceConfig) {
     for (path, status) in [("/health", "ok"), ("/healthz", "alive")] {
         let reply = move || async move { HttpResponse::Ok().json(json!({ "status": status })) };
         config.service(
-            web::resource(path).route(web::get().to(reply)).default_service(web::to(no_method)),
+            web::resource(path)
+                .route(web::get().to(reply))
+                .default_service(web::to(no_method)),
         );
     }
     config.service(
-        web::resource("/readyz").route(web::get().to(ready)).default_service(web::to(no_method)),
+        web::resource("/readyz")
+            .route(web::get().to(ready))
+            .default_service(web::to(no_method)),
     );
 }
 
 /// Ready when the read models have the whole log.
 async fn ready(api: web::Data<Api>) -> HttpResponse {
-    let (seen, head) = (api.platform.catalog().position(), api.platform.log().head().position);
+    let (seen, head) = (
+        api.platform.catalog().position(),
+        api.platform.log().head().position,
+    );
     match seen >= head {
         true => HttpResponse::Ok().json(json!({ "status": "ready", "position": seen })),
         false => HttpResponse::ServiceUnavailable().json(json!({

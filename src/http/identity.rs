@@ -9,7 +9,9 @@ use super::error::no_method;
 
 pub(super) fn routes(config: &mut web::ServiceConfig) {
     config.service(
-        web::resource("/whoami").route(web::get().to(whoami)).default_service(web::to(no_method)),
+        web::resource("/whoami")
+            .route(web::get().to(whoami))
+            .default_service(web::to(no_method)),
     );
 }
 

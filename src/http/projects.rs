@@ -108,7 +108,8 @@ fn render(project: &Project, org: &OrgId) -> ApiResult<Value> {
 }
 
 fn parse_id(text: &str) -> ApiResult<ProjectId> {
-    text.parse().map_err(|_| ApiError::bad_request("invalid project ID"))
+    text.parse()
+        .map_err(|_| ApiError::bad_request("invalid project ID"))
 }
 
 async fn list(api: web::Data<Api>, WithKey(caller): WithKey) -> ApiResult {
@@ -122,7 +123,10 @@ async fn create(
     WithKey(caller): WithKey,
     Json(settings): Json<Settings>,
 ) -> ApiResult {
-    let project = api.platform.create_project(&caller, settings.into()).await?;
+    let project = api
+        .platform
+        .create_project(&caller, settings.into())
+        .await?;
     Ok(HttpResponse::Created().json(render(&project, &caller.org)?))
 }
 
@@ -138,12 +142,17 @@ async fn update(
     Json(settings): Json<Settings>,
 ) -> ApiResult {
     let id = parse_id(&id)?;
-    let project = api.platform.update_project(&caller, &id, settings.into()).await?;
+    let project = api
+        .platform
+        .update_project(&caller, &id, settings.into())
+        .await?;
     Ok(HttpResponse::Ok().json(render(&project, &caller.org)?))
 }
 
 async fn delete(api: web::Data<Api>, WithKey(caller): WithKey, id: web::Path<String>) -> ApiResult {
-    api.platform.delete_project(&caller, &parse_id(&id)?).await?;
+    api.platform
+        .delete_project(&caller, &parse_id(&id)?)
+        .await?;
     Ok(HttpResponse::NoContent().finish())
 }
 
@@ -165,7 +174,9 @@ async fn set_secret(
 ) -> ApiResult {
     let (id, name) = path.into_inner();
     let id = parse_id(&id)?;
-    api.platform.set_project_secret(&caller, &id, body.named(name.clone())).await?;
+    api.platform
+        .set_project_secret(&caller, &id, body.named(name.clone()))
+        .await?;
     Ok(HttpResponse::Ok().json(json!({ "name": name, "status": "set" })))
 }
 
@@ -175,6 +186,8 @@ async fn delete_secret(
     path: web::Path<(String, String)>,
 ) -> ApiResult {
     let (id, name) = path.into_inner();
-    api.platform.delete_project_secret(&caller, &parse_id(&id)?, name).await?;
+    api.platform
+        .delete_project_secret(&caller, &parse_id(&id)?, name)
+        .await?;
     Ok(HttpResponse::NoContent().finish())
 }

@@ -86,9 +86,17 @@ impl CreateBody {
     fn into_request(self) -> ApiResult<CreateSandbox> {
         for (asked, what) in [
             (self.image.is_some(), "image"),
-            (self.snapshot.as_deref().is_some_and(|name| !name.is_empty()), "snapshot"),
+            (
+                self.snapshot
+                    .as_deref()
+                    .is_some_and(|name| !name.is_empty()),
+                "snapshot",
+            ),
             (self.preview_auth.is_some(), "previewAuth"),
-            (self.webhooks.as_ref().is_some_and(|list| !list.is_empty()), "webhooks"),
+            (
+                self.webhooks.as_ref().is_some_and(|list| !list.is_empty()),
+                "webhooks",
+            ),
         ] {
             if asked {
                 let text = format!("{what} is not supported by this server yet");
@@ -144,7 +152,9 @@ fn render(api: &Api, sandbox: &Sandbox, caller: &Caller) -> ApiResult<Value> {
 
 /// The host that sandboxes' own hosts are below.
 fn sandbox_domain(public_url: &str) -> String {
-    let host = public_url.split_once("://").map_or(public_url, |(_, rest)| rest);
+    let host = public_url
+        .split_once("://")
+        .map_or(public_url, |(_, rest)| rest);
     let host = host.split(['/', ':']).next().unwrap_or(host);
     match host.parse::<std::net::IpAddr>() {
         // Browsers resolve every name below `localhost` to the machine itself.
@@ -157,7 +167,10 @@ fn sandbox_domain(public_url: &str) -> String {
 pub(super) async fn to_the_end<T: Send + 'static>(
     work: impl Future<Output = Result<T, Failure>> + Send + 'static,
 ) -> ApiResult<T> {
-    tokio::spawn(work).await.map_err(ApiError::internal)?.map_err(ApiError::from)
+    tokio::spawn(work)
+        .await
+        .map_err(ApiError::internal)?
+        .map_err(ApiError::from)
 }
 
 async fn create(
@@ -198,9 +211,15 @@ impl Filter {
                 }
                 "status" => {
                     filter.statuses = value.split(',').map(str::to_owned).collect();
-                    if filter.statuses.iter().any(|one| !STATUSES.contains(&one.as_str())) {
+                    if filter
+                        .statuses
+                        .iter()
+                        .any(|one| !STATUSES.contains(&one.as_str()))
+                    {
                         let known = STATUSES.join(", ");
-                        return Err(ApiError::bad_request(format!("status must be of {known}, all")));
+                        return Err(ApiError::bad_request(format!(
+                            "status must be of {known}, all"
+                        )));
                     }
                 }
                 "limit" => {
@@ -230,7 +249,10 @@ impl Filter {
     fn takes(&self, sandbox: &Sandbox) -> bool {
         let status = sandbox.phase.status().unwrap_or_default();
         let has = |(key, value): &(String, String)| {
-            sandbox.details.as_ref().is_some_and(|details| details.metadata.get(key) == Some(value))
+            sandbox
+                .details
+                .as_ref()
+                .is_some_and(|details| details.metadata.get(key) == Some(value))
         };
         self.statuses.iter().any(|one| one == status) && self.metadata.iter().all(has)
     }
@@ -267,7 +289,11 @@ async fn delete(
     query: web::Query<DeleteQuery>,
 ) -> ApiResult {
     let id: SandboxId = id.parse().map_err(|_| ApiError::not_found("sandbox"))?;
-    let asked = query.delete_secret_store.as_deref().unwrap_or_default().to_ascii_lowercase();
+    let asked = query
+        .delete_secret_store
+        .as_deref()
+        .unwrap_or_default()
+        .to_ascii_lowercase();
     let delete_store = ["1", "true", "yes", "y", "on"].contains(&asked.as_str());
     let platform = api.platform.clone();
     to_the_end(async move { platform.delete_sandbox(&caller, &id, delete_store).await }).await?;
@@ -284,8 +310,12 @@ async fn set_timeout(
     who: WithSandbox,
     Json(body): Json<TimeoutBody>,
 ) -> ApiResult {
-    let seconds = body.timeout.ok_or_else(|| ApiError::bad_request("timeout is required"))?;
-    api.platform.set_timeout(&who.caller, &who.id, seconds).await?;
+    let seconds = body
+        .timeout
+        .ok_or_else(|| ApiError::bad_request("timeout is required"))?;
+    api.platform
+        .set_timeout(&who.caller, &who.id, seconds)
+        .await?;
     Ok(HttpResponse::NoContent().finish())
 }
 
@@ -313,7 +343,13 @@ async fn allowed_hosts(
         "egressAllowlist": details.egress_allowlist,
         "perSecretAllowedHosts": restricted,
     });
-    let of = |kind| details.layers.iter().rev().filter(move |layer| layer.kind == kind);
+    let of = |kind| {
+        details
+            .layers
+            .iter()
+            .rev()
+            .filter(move |layer| layer.kind == kind)
+    };
     let mut stores = of(LayerKind::Store);
     for (field, layer) in [
         ("secretStore", stores.next()),

@@ -61,7 +61,8 @@ fn render(store: &SecretStore, org: &OrgId) -> ApiResult<Value> {
 }
 
 fn parse_id(text: &str) -> ApiResult<StoreId> {
-    text.parse().map_err(|_| ApiError::bad_request("invalid store ID"))
+    text.parse()
+        .map_err(|_| ApiError::bad_request("invalid store ID"))
 }
 
 async fn list(api: web::Data<Api>, WithKey(caller): WithKey) -> ApiResult {
@@ -75,7 +76,10 @@ async fn create(
     WithKey(caller): WithKey,
     Json(given): Json<Settings>,
 ) -> ApiResult {
-    let store = api.platform.create_store(&caller, given.name, given.egress_allowlist).await?;
+    let store = api
+        .platform
+        .create_store(&caller, given.name, given.egress_allowlist)
+        .await?;
     Ok(HttpResponse::Created().json(render(&store, &caller.org)?))
 }
 
@@ -91,7 +95,10 @@ async fn update(
     Json(given): Json<Settings>,
 ) -> ApiResult {
     let id = parse_id(&id)?;
-    let store = api.platform.update_store(&caller, &id, given.name, given.egress_allowlist).await?;
+    let store = api
+        .platform
+        .update_store(&caller, &id, given.name, given.egress_allowlist)
+        .await?;
     Ok(HttpResponse::Ok().json(render(&store, &caller.org)?))
 }
 
@@ -132,7 +139,9 @@ async fn set_secret(
 ) -> ApiResult {
     let (id, name) = path.into_inner();
     let id = parse_id(&id)?;
-    api.platform.set_store_secret(&caller, &id, body.named(name.clone())).await?;
+    api.platform
+        .set_store_secret(&caller, &id, body.named(name.clone()))
+        .await?;
     Ok(HttpResponse::Ok().json(json!({ "name": name, "status": "set" })))
 }
 
@@ -142,6 +151,8 @@ async fn delete_secret(
     path: web::Path<(String, String)>,
 ) -> ApiResult {
     let (id, name) = path.into_inner();
-    api.platform.delete_store_secret(&caller, &parse_id(&id)?, name).await?;
+    api.platform
+        .delete_store_secret(&caller, &parse_id(&id)?, name)
+        .await?;
     Ok(HttpResponse::NoContent().finish())
 }

@@ -97,7 +97,9 @@ pub async fn serve(config: Config, first_key: impl FnOnce(FirstKey<'_>)) -> Resu
     // The first provider installed stays; both are the same.
     let _ = rustls::crypto::aws_lc_rs::default_provider().install_default();
     make_private_dir(&config.data_dir)?;
-    let log = EventLog::open(LogOptions { dir: config.data_dir.join("log") })?;
+    let log = EventLog::open(LogOptions {
+        dir: config.data_dir.join("log"),
+    })?;
     let keys = config.data_dir.join("keys.db");
     let has_events = log.head().position > 0;
     let (keyring, created) = open_keyring(&config.master_key_file, &keys, has_events)?;
@@ -112,8 +114,10 @@ pub async fn serve(config: Config, first_key: impl FnOnce(FirstKey<'_>)) -> Resu
         egress: Arc::new(egress_settings(&config.egress)?),
         limits: config.limits,
     });
-    let listener = TcpListener::bind(config.listen)
-        .map_err(|source| ServeError::Listen { addr: config.listen, source })?;
+    let listener = TcpListener::bind(config.listen).map_err(|source| ServeError::Listen {
+        addr: config.listen,
+        source,
+    })?;
     let url = format!("http://{}", listener.local_addr()?);
     let org = bootstrap(&platform, &url, first_key).await?;
     Reconciler::start(&platform).await;
@@ -129,12 +133,14 @@ pub async fn serve(config: Config, first_key: impl FnOnce(FirstKey<'_>)) -> Resu
             .wrap(from_fn(with_request_id))
             .app_data(api.clone())
             .app_data(web::PayloadConfig::new(JSON_BYTES_MAX))
-            .app_data(web::QueryConfig::default().error_handler(|_, _| {
-                ApiError::bad_request("invalid query parameter").into()
-            }))
-            .app_data(web::PathConfig::default().error_handler(|_, _| {
-                ApiError::bad_request("invalid path").into()
-            }))
+            .app_data(
+                web::QueryConfig::default()
+                    .error_handler(|_, _| ApiError::bad_request("invalid query parameter").into()),
+            )
+            .app_data(
+                web::PathConfig::default()
+                    .error_handler(|_, _| ApiError::bad_request("invalid path").into()),
+            )
             .configure(routes)
     })
     .workers(2)
@@ -158,7 +164,10 @@ pub async fn serve(config: Config, first_key: impl FnOnce(FirstKey<'_>)) -> Resu
 /// Tells people and programs where the server is.
 fn announce(data_dir: &Path, url: &str) -> io::Result<()> {
     let text = serde_json::json!({ "url": url, "pid": std::process::id() }).to_string();
-    let (file, fresh) = (data_dir.join("endpoint.json"), data_dir.join("endpoint.json.new"));
+    let (file, fresh) = (
+        data_dir.join("endpoint.json"),
+        data_dir.join("endpoint.json.new"),
+    );
     std::fs::write(&fresh, text)?;
     std::fs::rename(fresh, file)?;
     tracing::info!(url, "listening");
@@ -169,15 +178,25 @@ fn announce(data_dir: &Path, url: &str) -> io::Result<()> {
 /// A folder for nobody else's eyes.
 fn make_private_dir(path: &Path) -> Result<(), ServeError> {
     use std::os::unix::fs::{DirBuilderExt, PermissionsExt};
-    let error = |source| ServeError::DataDir { path: path.to_owned(), source };
-    std::fs::DirBuilder::new().recursive(true).mode(0o700).create(path).map_err(error)?;
+    let error = |source| ServeError::DataDir {
+        path: path.to_owned(),
+        source,
+    };
+    std::fs::DirBuilder::new()
+        .recursive(true)
+        .mode(0o700)
+        .create(path)
+        .map_err(error)?;
     std::fs::set_permissions(path, std::fs::Permissions::from_mode(0o700)).map_err(error)
 }
 
 fn egress_settings(egress: &Egress) -> Result<EgressSettings, ServeError> {
     let mut extra_roots = Vec::new();
     for path in &egress.extra_roots {
-        let error = |message: String| ServeError::Roots { path: path.clone(), message };
+        let error = |message: String| ServeError::Roots {
+            path: path.clone(),
+            message,
+        };
         let certificates = CertificateDer::pem_file_iter(path).map_err(|e| error(e.to_string()))?;
         let before = extra_roots.len();
         for certificate in certificates {
@@ -203,11 +222,16 @@ async fn bootstrap(
     url: &str,
     first_key: impl FnOnce(FirstKey<'_>),
 ) -> Result<crate::ids::OrgId, ServeError> {
-    let given = std::env::var(BOOTSTRAP_KEY).ok().filter(|key| !key.is_empty());
+    let given = std::env::var(BOOTSTRAP_KEY)
+        .ok()
+        .filter(|key| !key.is_empty());
     if given.as_deref().is_some_and(|key| !is_key(key)) {
         return Err(ServeError::BootstrapKey);
     }
-    platform.catalog().caught_up(platform.log().head().position).await;
+    platform
+        .catalog()
+        .caught_up(platform.log().head().position)
+        .await;
     let known = platform.catalog().first_org();
     let has_key = platform.catalog().has_keys();
     if let (Some(org), true) = (known, has_key) {
@@ -234,7 +258,10 @@ async fn bootstrap(
 fn is_key(text: &str) -> bool {
     let hex = text.strip_prefix("osb_");
     hex.is_some_and(|hex| {
-        hex.len() == 64 && hex.bytes().all(|b| b.is_ascii_digit() || (b'a'..=b'f').contains(&b))
+        hex.len() == 64
+            && hex
+                .bytes()
+                .all(|b| b.is_ascii_digit() || (b'a'..=b'f').contains(&b))
     })
 }
 
@@ -244,10 +271,12 @@ async fn with_request_id(
     next: Next<impl MessageBody>,
 ) -> Result<ServiceResponse<impl MessageBody>, actix_web::Error> {
     let given = request.headers().get(&REQUEST_ID).cloned();
-    let id = given.filter(|id| id.len() <= REQUEST_ID_BYTES_MAX).unwrap_or_else(|| {
-        let id = ulid::Ulid::generate().to_string();
-        HeaderValue::from_str(&id).unwrap_or_else(|_| HeaderValue::from_static("unknown"))
-    });
+    let id = given
+        .filter(|id| id.len() <= REQUEST_ID_BYTES_MAX)
+        .unwrap_or_else(|| {
+            let id = ulid::Ulid::generate().to_string();
+            HeaderValue::from_str(&id).unwrap_or_else(|_| HeaderValue::from_static("unknown"))
+        });
     let mut reply = next.call(request).await?;
     reply.headers_mut().insert(REQUEST_ID, id);
     Ok(reply)

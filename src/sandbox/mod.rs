@@ -9,7 +9,8 @@
 //!   server is attached, every connection is reset;
 //! - a limit that this machine can't enforce is reported as such, never assumed.
 
-mod guest;
+/// The host side of the protocol with the program inside each sandbox.
+pub mod guest;
 mod namespace;
 
 use std::net::Ipv4Addr;
@@ -21,10 +22,10 @@ use serde::{Deserialize, Serialize};
 use crate::ids::SandboxId;
 
 pub use guest::{
-    Attachment, DirEntry, GuestClient, GuestError, SessionInfo, SessionOutput, StartSession, StdinSink,
+    Attachment, GuestClient, GuestError, SessionInfo, SessionOutput, StartSession, StdinSink,
 };
 pub use namespace::attachment::{EgressAttachment, EgressConnection, ExitWatch};
-pub use namespace::doctor::{Check, doctor};
+pub use namespace::doctor::{Check, doctor, doctor_by};
 pub use namespace::supervisor::supervisor_main;
 pub use namespace::{NamespaceDriver, SUPERVISE_SUBCOMMAND};
 
@@ -55,12 +56,23 @@ pub struct SandboxSpec {
 impl SandboxSpec {
     /// Refuses sizes no driver can honour and text that is not a PEM certificate.
     pub(crate) fn validate(&self) -> Result<(), DriverError> {
-        let bad = |what: String| Err(DriverError::Refused { id: self.id.clone(), what });
+        let bad = |what: String| {
+            Err(DriverError::Refused {
+                id: self.id.clone(),
+                what,
+            })
+        };
         if self.cpu_count == 0 || self.cpu_count > CPU_COUNT_MAX {
-            return bad(format!("cpu_count is {}, not 1 to {CPU_COUNT_MAX}", self.cpu_count));
+            return bad(format!(
+                "cpu_count is {}, not 1 to {CPU_COUNT_MAX}",
+                self.cpu_count
+            ));
         }
         if self.memory_mb < MEMORY_MB_MIN || self.memory_mb > 1 << 24 {
-            return bad(format!("memory_mb is {}, below {MEMORY_MB_MIN} or absurd", self.memory_mb));
+            return bad(format!(
+                "memory_mb is {}, below {MEMORY_MB_MIN} or absurd",
+                self.memory_mb
+            ));
         }
         if self.ca_pem.len() > CA_PEM_BYTES_MAX || self.ca_pem.contains("PRIVATE KEY") {
             return bad("ca_pem is too long or holds a private key".to_owned());

@@ -39,8 +39,14 @@ enum Content {
 }
 
 fn open(path: &Path) -> Result<(Content, u64), Status> {
-    let failed = |error| named(path, &error);
-    // Without O_NONBLOCK, opening a pipe would wait for a writer.
+    let failed = |error: std::io::Error| match error.raw_os_error() {
+        // Nothing can be below a file: for a reader the path is missing.
+        Some(libc::ENOTDIR) => named(path, &std::io::Error::from_raw_os_error(libc::ENOENT)),
+        _ => named(path, &error),
+    };
+    // Asked before opening: to open a pipe or a device can be an act of its own.
+    require_regular(path, &std::fs::metadata(path).map_err(failed)?)?;
+    // And after, with an open that can't wait, since the name may have changed its meaning.
     let flags = libc::O_NONBLOCK | libc::O_NOCTTY;
     let mut file = OpenOptions::new()
         .read(true)

@@ -98,20 +98,19 @@ impl Output {
         self.state.lock().unwrap_or_else(PoisonError::into_inner)
     }
 
-    /// Waits until the process may be read from; answers how many bytes to take (at least 1).
-    /// Drops the readers that stand in the way when they stall.
-    pub async fn room(&self) -> usize {
-        loop {
-            let room = self.state().room();
-            if room > 0 {
-                return room;
-            }
-            if tokio::time::timeout(READER_STALL_MAX, self.taken.notified())
-                .await
-                .is_err()
-            {
-                self.drop_slowest();
-            }
+    /// How many bytes may be taken from the process now; 0 while a reader has to catch up.
+    pub fn room(&self) -> usize {
+        self.state().room()
+    }
+
+    /// Waits until a reader took something, after [`Output::room`] answered 0. Readers that stand
+    /// in the way and stall are dropped.
+    pub async fn room_made(&self) {
+        if tokio::time::timeout(READER_STALL_MAX, self.taken.notified())
+            .await
+            .is_err()
+        {
+            self.drop_slowest();
         }
     }
 
@@ -224,5 +223,119 @@ impl Drop for Reader {
     fn drop(&mut self) {
         self.output.state().positions.remove(&self.id);
         self.output.taken.notify_one();
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    /// The smallest scrollback a session has.
+    const BYTES_MAX: usize = 2 * oc_guest::OUTPUT_BYTES_MAX;
+    const CHUNK: [u8; oc_guest::OUTPUT_BYTES_MAX] = [b'x'; oc_guest::OUTPUT_BYTES_MAX];
+
+    fn output(reserve_first: bool) -> Arc<Output> {
+        Arc::new(Output::new(BYTES_MAX as u32, reserve_first))
+    }
+
+    /// Appends a chunk when there is room for it, as the pump does.
+    fn pumped(output: &Output) -> bool {
+        let room = output.room();
+        output.append(Stream::Stdout, CHUNK.get(..room).unwrap());
+        room > 0
+    }
+
+    fn data(piece: Piece) -> usize {
+        match piece {
+            Piece::Data(_, data) => data.len(),
+            _ => panic!("not data"),
+        }
+    }
+
+    /// Goal: nobody attached holds nothing back; a reader does, and what it has not read is kept.
+    #[tokio::test]
+    async fn only_readers_hold_the_process_back() {
+        let output = output(false);
+        assert!((0..10).all(|_| pumped(&output)));
+        assert_eq!(output.bytes(), BYTES_MAX as u64);
+        let mut reader = output.reader();
+        assert!(!pumped(&output));
+        assert_eq!(data(reader.next().await), CHUNK.len());
+        assert!(pumped(&output) && !pumped(&output));
+        assert_eq!(data(reader.next().await), CHUNK.len());
+        assert!(matches!(reader.next().await, Piece::ReplayEnd));
+        drop(reader);
+        assert!((0..10).all(|_| pumped(&output)));
+    }
+
+    /// Goal: one frozen client is dropped after its time; the other one misses nothing.
+    #[tokio::test(start_paused = true)]
+    async fn a_stalled_reader_is_dropped() {
+        let output = output(false);
+        let (mut frozen, mut live) = (output.reader(), output.reader());
+        assert!(matches!(live.next().await, Piece::ReplayEnd));
+        let mut seen = 0;
+        while pumped(&output) {
+            seen += data(live.next().await);
+        }
+        let before = tokio::time::Instant::now();
+        output.room_made().await;
+        assert!(
+            before.elapsed() < READER_STALL_MAX,
+            "the live reader's progress counts"
+        );
+        output.room_made().await;
+        assert!(before.elapsed() >= READER_STALL_MAX);
+        assert!(pumped(&output));
+        seen += data(live.next().await);
+        assert_eq!(seen, BYTES_MAX + CHUNK.len());
+        assert!(matches!(frozen.next().await, Piece::Dropped));
+    }
+
+    /// Goal: a one-shot session's first output waits for its one reader, though not for ever.
+    #[tokio::test(start_paused = true)]
+    async fn the_first_place_is_reserved() {
+        let held = output(true);
+        while pumped(&held) {}
+        let mut reader = held.reader();
+        assert_eq!(
+            data(reader.next().await) + data(reader.next().await),
+            BYTES_MAX
+        );
+        assert!(pumped(&held));
+
+        let abandoned = output(true);
+        while pumped(&abandoned) {}
+        abandoned.room_made().await;
+        assert!(pumped(&abandoned));
+    }
+
+    /// Goal: alternating streams byte by byte neither drops unread bytes nor blocks for good.
+    #[tokio::test]
+    async fn crowding_holds_the_process_back_too() {
+        let output = output(false);
+        let mut reader = output.reader();
+        assert!(matches!(reader.next().await, Piece::ReplayEnd));
+        let mut written = 0;
+        while output.room() > 0 {
+            let stream = if written % 2 == 0 {
+                Stream::Stdout
+            } else {
+                Stream::Stderr
+            };
+            output.append(stream, b"x");
+            written += 1;
+        }
+        assert!(written < BYTES_MAX, "stopped by segments, not by bytes");
+        output.finish(Exit {
+            code: 0,
+            signal: 0,
+            timed_out: false,
+        });
+        let mut seen = 0;
+        while let Piece::Data(_, data) = reader.next().await {
+            seen += data.len();
+        }
+        assert_eq!(seen, written);
     }
 }

@@ -30,13 +30,14 @@ pub async fn pump(session: Arc<Session>, mut pipes: Pipes) -> Exit {
     let mut drain: Option<Instant> = None;
     let mut owed = 0;
     while drain.is_none() || pipes.stdout.is_some() || pipes.stderr.is_some() {
-        let room = session.output.room().await;
+        let room = session.output.room();
         let expired = drain.filter(|_| owed == 0);
         tokio::select! {
-            () = readable(pipes.stdout.as_ref()) => {
+            () = session.output.room_made(), if room == 0 => {}
+            () = readable(pipes.stdout.as_ref()), if room > 0 => {
                 owed -= take(&mut pipes.stdout, Stream::Stdout, room, &session.output).min(owed);
             }
-            () = readable(pipes.stderr.as_ref()) => {
+            () = readable(pipes.stderr.as_ref()), if room > 0 => {
                 owed -= take(&mut pipes.stderr, Stream::Stderr, room, &session.output).min(owed);
             }
             _ = ended.wait_for(Option::is_some), if drain.is_none() => {

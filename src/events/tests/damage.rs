@@ -1,1 +1,325 @@
-//! To come.
+//! Damage: every way the files can be wrong is refused in words that say what to do, or has
+//! changed nothing.
+
+use std::path::Path;
+
+use rand::rngs::StdRng;
+use rand::{Rng, SeedableRng};
+use rusqlite::Connection;
+use tempfile::TempDir;
+
+use super::support::{copy, fill, note, open, refusal, try_open};
+use crate::events::EventLog;
+
+const CANARY: &str = "a-value-to-find-in-the-file";
+
+/// A closed log of 12 events, whose WAL is empty, and its folder.
+async fn closed_log() -> TempDir {
+    let dir = tempfile::tempdir().expect("a folder");
+    let log = open(dir.path());
+    fill(&log, "a", 10).await;
+    log.append(note("b", CANARY)).await.expect("appended");
+    log.append(note("b", 2)).await.expect("appended");
+    log.close().await;
+    dir
+}
+
+/// The folder of an open log of 10 events as a power cut would leave it: all of it in the WAL.
+async fn cut_off_log() -> TempDir {
+    let (live, dir) = (
+        tempfile::tempdir().expect("a folder"),
+        tempfile::tempdir().expect("one"),
+    );
+    let log = open(live.path());
+    fill(&log, "a", 10).await;
+    copy(live.path(), dir.path());
+    log.close().await;
+    dir
+}
+
+fn cut(path: &Path, bytes: u64) {
+    let file = std::fs::OpenOptions::new()
+        .write(true)
+        .open(path)
+        .expect("the file opens");
+    file.set_len(bytes).expect("the file is cut");
+}
+
+fn flip(path: &Path, at: usize) {
+    let mut bytes = std::fs::read(path).expect("the file reads");
+    bytes[at] ^= 0x20;
+    std::fs::write(path, bytes).expect("the file is written");
+}
+
+fn find(path: &Path, text: &str) -> usize {
+    let bytes = std::fs::read(path).expect("the file reads");
+    bytes
+        .windows(text.len())
+        .position(|window| window == text.as_bytes())
+        .expect("it is there")
+}
+
+/// A database that anyone with the file and no respect for triggers can write.
+fn forger(dir: &Path) -> Connection {
+    let conn = Connection::open(dir.join("log.db")).expect("the database opens");
+    for table in ["log", "commits", "events"] {
+        let prefix = if table == "log" {
+            "log_is".into()
+        } else {
+            format!("{table}_are")
+        };
+        for number in [1, 2] {
+            conn.execute_batch(&format!("DROP TRIGGER {prefix}_fixed_{number}"))
+                .expect("dropped");
+        }
+    }
+    conn
+}
+
+fn assert_says(message: &str, parts: &[&str]) {
+    for part in parts {
+        assert!(message.contains(part), "{part:?} is not in {message:?}");
+    }
+}
+
+/// Goal: an open log that lost its last moments on disk opens with all that was acknowledged.
+#[tokio::test]
+async fn a_power_cut_loses_nothing_that_was_acknowledged() {
+    let dir = cut_off_log().await;
+    let log = open(dir.path());
+    assert_eq!(log.head().position, 10);
+    log.verify().await.expect("verified");
+    log.close().await;
+}
+
+/// Goal: whatever length the WAL is cut to, the log refuses to start, says so, and leaves the files
+/// as they were; only the operator's word opens it with what is left.
+#[tokio::test]
+async fn a_truncated_wal_is_noticed_at_every_length() {
+    let whole = cut_off_log().await;
+    let bytes = std::fs::metadata(whole.path().join("log.db-wal"))
+        .expect("a WAL")
+        .len();
+    let dir = tempfile::tempdir().expect("a folder");
+    // Odd places from the end to the beginning; near the beginning there is not even a schema.
+    let lengths = (1..30)
+        .map(|n| bytes - n * 1_373)
+        .chain([bytes - 1, 31, 5_000]);
+    let mut opened_shorter = 0;
+    for length in lengths {
+        copy(whole.path(), dir.path());
+        cut(&dir.path().join("log.db-wal"), length);
+        let before = std::fs::read(dir.path().join("log.db-wal")).expect("read");
+        let message = refusal(dir.path());
+        let after = std::fs::read(dir.path().join("log.db-wal")).expect("read");
+        assert!(before == after, "the refusal at {length} changed the WAL");
+        if length > 20_000 {
+            // The schema is whole, so the log can tell how much is missing.
+            assert_says(
+                &message,
+                &["acknowledged events are missing", "position 10", "backup"],
+            );
+            let left = EventLog::accept_head(dir.path()).expect("accepted");
+            assert!(left.position < 10, "at {length} nothing was missing");
+            let log = open(dir.path());
+            assert_eq!(log.head(), left);
+            fill(&log, "a", 1).await;
+            log.close().await;
+            opened_shorter += 1;
+        }
+    }
+    assert!(
+        opened_shorter > 20,
+        "only {opened_shorter} lengths were past the schema"
+    );
+}
+
+/// Goal: a byte flipped in the WAL makes SQLite drop the tail without a word; the witness speaks.
+#[tokio::test]
+async fn a_flipped_byte_in_the_wal_is_noticed() {
+    let dir = cut_off_log().await;
+    let wal = dir.path().join("log.db-wal");
+    let middle = std::fs::read(&wal).expect("read").len() * 3 / 4;
+    flip(&wal, middle);
+    assert_says(
+        &refusal(dir.path()),
+        &["ends at position", "acknowledged events are missing"],
+    );
+}
+
+/// Goal: a byte flipped in an event's data is found by its hash, with the event's position.
+#[tokio::test]
+async fn a_flipped_byte_in_an_event_is_noticed() {
+    let dir = closed_log().await;
+    let database = dir.path().join("log.db");
+    flip(&database, find(&database, CANARY));
+    let parts = [
+        "damaged",
+        "event 11",
+        "does not match its hash",
+        "restore the folder",
+        "backup",
+    ];
+    assert_says(&refusal(dir.path()), &parts);
+}
+
+/// Goal: a database cut short, emptied or gone never opens as a shorter or a new log.
+#[tokio::test]
+async fn a_truncated_database_is_noticed() {
+    let dir = closed_log().await;
+    let database = dir.path().join("log.db");
+    let bytes = std::fs::metadata(&database).expect("a database").len();
+    cut(&database, bytes / 2);
+    assert_says(
+        &refusal(dir.path()),
+        &["damaged", "restore the folder from a backup"],
+    );
+    cut(&database, 700);
+    refusal(dir.path());
+    cut(&database, 0);
+    let parts = [
+        "ends at position 0",
+        "seen position 12",
+        "acknowledged events are missing",
+    ];
+    assert_says(&refusal(dir.path()), &parts);
+    std::fs::remove_file(&database).expect("removed");
+    assert_says(&refusal(dir.path()), &parts);
+    assert!(!database.exists(), "the refusal made a new database");
+    std::fs::write(
+        &database,
+        "this is some other file, long enough to look like one".repeat(99),
+    )
+    .expect("written");
+    assert_says(&refusal(dir.path()), &["damaged", "not a database"]);
+}
+
+/// Goal: without a witness nobody can tell whether the log is whole, so it does not start.
+#[tokio::test]
+async fn a_lost_witness_is_not_made_up_for() {
+    let dir = closed_log().await;
+    let witness = dir.path().join("head.witness");
+    let bytes = std::fs::read(&witness).expect("read");
+    std::fs::remove_file(&witness).expect("removed");
+    let parts = ["head.witness is missing", "oc audit accept-head"];
+    assert_says(&refusal(dir.path()), &parts);
+    std::fs::write(&witness, vec![0; bytes.len()]).expect("written");
+    assert_says(&refusal(dir.path()), &["head.witness is unreadable"]);
+    let other = closed_log().await;
+    std::fs::copy(other.path().join("head.witness"), &witness).expect("copied");
+    assert_says(&refusal(dir.path()), &["head.witness is of another log"]);
+
+    EventLog::accept_head(dir.path()).expect("accepted");
+    let log = open(dir.path());
+    assert_eq!(log.head().position, 12);
+    log.close().await;
+}
+
+/// Goal: a crash between the two syncs, which leaves the log ahead of its witness, opens.
+#[tokio::test]
+async fn a_log_ahead_of_its_witness_opens_and_catches_up() {
+    let dir = tempfile::tempdir().expect("a folder");
+    let log = open(dir.path());
+    fill(&log, "a", 4).await;
+    let stale = std::fs::read(dir.path().join("head.witness")).expect("read");
+    fill(&log, "a", 3).await;
+    log.close().await;
+    std::fs::write(dir.path().join("head.witness"), stale).expect("written");
+    let log = open(dir.path());
+    assert_eq!(log.head().position, 7);
+    assert_eq!(
+        log.verify().await.expect("verified").witness,
+        Some(log.head())
+    );
+    log.close().await;
+}
+
+/// Goal: a forger who also makes the hashes anew is caught one level higher each time: content
+/// hash, commit, chain, witness.
+#[tokio::test]
+async fn a_forged_history_is_noticed() {
+    let other_hash = "UPDATE events SET content_hash = zeroblob(32) WHERE position = 5";
+    let no_last = "DELETE FROM events WHERE position = 12; DELETE FROM commits WHERE number = 12";
+    let no_middle = "PRAGMA foreign_keys = OFF; DELETE FROM events WHERE position = 5; \
+         DELETE FROM commits WHERE number = 5";
+    let later = "UPDATE commits SET recorded_at_ms = recorded_at_ms - 1000 WHERE number = 6";
+    let chain = "UPDATE commits SET chain = zeroblob(32) WHERE number = 6";
+    let head = "UPDATE commits SET chain = zeroblob(32) WHERE number = 12";
+    let moved = "UPDATE events SET stream = 'c', revision = 0 WHERE position = 12";
+    for (sql, says) in [
+        (other_hash, "event 5: its content does not match its hash"),
+        (no_last, "acknowledged events are missing"),
+        (no_middle, "a commit is missing"),
+        (later, "time goes backwards"),
+        (chain, "commit 6: the chain hash does not follow"),
+        (head, "the witness has seen another history"),
+        (moved, "event 12: its content does not match its hash"),
+    ] {
+        let dir = closed_log().await;
+        forger(dir.path()).execute_batch(sql).expect("forged");
+        assert_says(&refusal(dir.path()), &[says]);
+    }
+}
+
+/// Goal: the database itself refuses to change or remove what is recorded.
+#[tokio::test]
+async fn the_database_is_append_only_by_itself() {
+    let dir = closed_log().await;
+    let conn = Connection::open(dir.path().join("log.db")).expect("the database opens");
+    for sql in [
+        "UPDATE events SET kind = 'x'",
+        "DELETE FROM events",
+        "UPDATE commits SET number = 99",
+        "DELETE FROM commits",
+        "UPDATE log SET id = zeroblob(16)",
+        "DELETE FROM log",
+    ] {
+        let refused = conn.execute_batch(sql).expect_err("refused").to_string();
+        assert_says(&refused, &["append-only"]);
+    }
+}
+
+/// Goal: a log of a newer program is left alone.
+#[tokio::test]
+async fn a_newer_format_is_refused() {
+    let dir = closed_log().await;
+    let conn = Connection::open(dir.path().join("log.db")).expect("the database opens");
+    conn.pragma_update(None, "user_version", 9).expect("set");
+    drop(conn);
+    assert_says(
+        &refusal(dir.path()),
+        &["has format 9", "run a newer version"],
+    );
+}
+
+/// Goal: no flipped bit anywhere in the database changes history silently: the log refuses to
+/// open, or every event is as it was. Method: random bits, each on a fresh copy, compared by export.
+#[tokio::test]
+async fn no_flipped_bit_changes_history_silently() {
+    let seed: u64 = rand::random();
+    println!("seed {seed}");
+    let mut random = StdRng::seed_from_u64(seed);
+    let whole = closed_log().await;
+    let log = open(whole.path());
+    let (original, _) = log.export_jsonl(Vec::new()).await.expect("exported");
+    log.close().await;
+    let size = std::fs::metadata(whole.path().join("log.db"))
+        .expect("a database")
+        .len();
+    let mut refused = 0;
+    for _ in 0..60 {
+        let dir = tempfile::tempdir().expect("a folder");
+        copy(whole.path(), dir.path());
+        let at = random.random_range(0..usize::try_from(size).expect("a small file"));
+        flip(&dir.path().join("log.db"), at);
+        match try_open(dir.path()) {
+            Err(_) => refused += 1,
+            Ok(log) => {
+                let (export, _) = log.export_jsonl(Vec::new()).await.expect("exported");
+                assert!(export == original, "the bit at {at} changed history");
+                log.close().await;
+            }
+        }
+    }
+    assert!(refused > 0, "no flip was noticed");
+}

@@ -4,6 +4,7 @@ mod append;
 mod crash;
 mod damage;
 mod export;
+mod failure;
 mod keys;
 mod subscribe;
 mod support;

@@ -25,7 +25,7 @@ pub enum GuestError {
     /// 126) or a read-only file.
     #[error("{0}")]
     Refused(String),
-    /// A bound was reached: sessions, disk, memory.
+    /// A bound was reached: sessions, disk, memory, entries of a directory, size of a message.
     #[error("{0}")]
     Full(String),
     /// The guest can't be reached: the sandbox is stopped, stopping, or out of order.
@@ -55,7 +55,7 @@ impl From<Status> for GuestError {
             Code::InvalidArgument => Self::Invalid(text),
             Code::FailedPrecondition | Code::AlreadyExists => Self::Precondition(text),
             Code::PermissionDenied => Self::Refused(text),
-            Code::ResourceExhausted => Self::Full(text),
+            Code::ResourceExhausted | Code::OutOfRange => Self::Full(text),
             Code::Unavailable | Code::Cancelled | Code::DeadlineExceeded => Self::Gone(text),
             // A connection that breaks under a call shows as `Unknown` with a transport source.
             Code::Unknown if std::error::Error::source(&status).is_some() => Self::Gone(text),

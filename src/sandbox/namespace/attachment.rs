@@ -47,7 +47,12 @@ impl EgressAttachment {
             let prepared = stream.set_nonblocking(true);
             // One socket that can't be used is not the end of the sandbox.
             if let Ok(stream) = prepared.and_then(|()| tokio::net::TcpStream::from_std(stream)) {
-                return Some(EgressConnection { stream, name, ip, port });
+                return Some(EgressConnection {
+                    stream,
+                    name,
+                    ip,
+                    port,
+                });
             }
         }
     }
@@ -89,7 +94,10 @@ impl Supervisor {
         if !packet::peer_is_ours(&socket)? {
             return Err(io::Error::other("another user serves the control socket"));
         }
-        let request = Request { protocol: PROTOCOL, want };
+        let request = Request {
+            protocol: PROTOCOL,
+            want,
+        };
         let exchange = async {
             socket.send(&request, &[]).await?;
             socket.recv::<Reply>().await
@@ -112,8 +120,16 @@ impl Supervisor {
             Err(rustix::io::Errno::SRCH) => return Ok(None),
             Err(e) => return Err(e.into()),
         };
-        let exit = ExitWatch(Arc::new(packet::registered(pidfd, tokio::io::Interest::READABLE)?));
-        Ok(Some(Self { socket, info, pid: Pid::as_raw(Some(pid)) as u32, exit }))
+        let exit = ExitWatch(Arc::new(packet::registered(
+            pidfd,
+            tokio::io::Interest::READABLE,
+        )?));
+        Ok(Some(Self {
+            socket,
+            info,
+            pid: Pid::as_raw(Some(pid)) as u32,
+            exit,
+        }))
     }
 
     /// The attachment, when that was asked for.
@@ -124,5 +140,8 @@ impl Supervisor {
 
 fn gone(error: &io::Error) -> bool {
     use io::ErrorKind::{BrokenPipe, ConnectionRefused, ConnectionReset, NotFound};
-    matches!(error.kind(), NotFound | ConnectionRefused | ConnectionReset | BrokenPipe)
+    matches!(
+        error.kind(),
+        NotFound | ConnectionRefused | ConnectionReset | BrokenPipe
+    )
 }

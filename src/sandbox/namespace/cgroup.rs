@@ -8,7 +8,8 @@
 //! | none | none here; see the resource limits in [`super::child`] | no |
 //!
 //! Invariants: every group lies under this process' own group, so that limits set on us hold for
-//! our sandboxes; a group is named after its sandbox; one that can't be made or set is reported as
+//! our sandboxes; a group is named after its server
+//! and its sandbox; one that can't be made or set is reported as
 //! "not enforced", never assumed.
 
 use std::fs;
@@ -34,6 +35,8 @@ const REMOVE_WAIT: Duration = Duration::from_secs(2);
 /// Where groups of sandboxes are made; found once per server.
 #[derive(Debug, Clone, Default, PartialEq, Eq, Serialize, Deserialize)]
 pub struct Layout {
+    /// Tells this server's groups from those of others that share its own group.
+    tag: String,
     memory: Option<PathBuf>,
     pids: Option<PathBuf>,
     cpu: Option<PathBuf>,
@@ -45,11 +48,19 @@ pub struct Layout {
 
 impl Layout {
     /// Looks at this process' own groups and keeps those in which it may make others.
-    pub fn detect() -> Self {
+    pub fn detect(tag: &str) -> Self {
         let mounts = fs::read_to_string("/proc/self/mountinfo").unwrap_or_default();
         let own = fs::read_to_string("/proc/self/cgroup").unwrap_or_default();
-        let mut layout = Self::parse(&mounts, &own);
-        let all = [&mut layout.memory, &mut layout.pids, &mut layout.cpu, &mut layout.freezer];
+        let mut layout = Self {
+            tag: tag.to_owned(),
+            ..Self::parse(&mounts, &own)
+        };
+        let all = [
+            &mut layout.memory,
+            &mut layout.pids,
+            &mut layout.cpu,
+            &mut layout.freezer,
+        ];
         for group in all {
             group.take_if(|path| !writable(path));
         }
@@ -63,12 +74,17 @@ impl Layout {
             let path = own.lines().find_map(|line| {
                 let mut fields = line.splitn(3, ':').skip(1);
                 let controllers = fields.next()?;
-                controllers.split(',').any(|c| c == controller).then(|| fields.next()).flatten()
+                controllers
+                    .split(',')
+                    .any(|c| c == controller)
+                    .then(|| fields.next())
+                    .flatten()
             })?;
             mount_point(mounts, "cgroup", Some(controller), path)
         };
         let unified = own.lines().find_map(|line| line.strip_prefix("0::"));
         Self {
+            tag: String::new(),
             memory: v1("memory"),
             pids: v1("pids"),
             cpu: v1("cpu"),
@@ -80,7 +96,9 @@ impl Layout {
 
     /// On v2, moves this process to a leaf of its own and hands the controllers down.
     fn prepare_unified(&mut self) {
-        let Some(own) = self.unified.clone() else { return };
+        let Some(own) = self.unified.clone() else {
+            return;
+        };
         let base = match own.file_name() {
             Some(name) if name == SERVER_LEAF => own.parent().map(Path::to_owned).unwrap_or(own),
             _ => own,
@@ -90,8 +108,13 @@ impl Layout {
         if has("memory") && has("pids") {
             let leaf = base.join(SERVER_LEAF);
             let moved = ensure_dir(&leaf).and_then(|()| fs::write(leaf.join("cgroup.procs"), "0"));
-            let wanted = if has("cpu") { "+memory +pids +cpu" } else { "+memory +pids" };
-            let handed = moved.and_then(|()| fs::write(base.join("cgroup.subtree_control"), wanted));
+            let wanted = if has("cpu") {
+                "+memory +pids +cpu"
+            } else {
+                "+memory +pids"
+            };
+            let handed =
+                moved.and_then(|()| fs::write(base.join("cgroup.subtree_control"), wanted));
             self.unified_limits = handed.is_ok();
         }
         self.unified = Some(base);
@@ -125,22 +148,41 @@ impl Layout {
     }
 
     fn bases(&self) -> impl Iterator<Item = &PathBuf> {
-        [&self.memory, &self.pids, &self.cpu, &self.freezer, &self.unified].into_iter().flatten()
+        [
+            &self.memory,
+            &self.pids,
+            &self.cpu,
+            &self.freezer,
+            &self.unified,
+        ]
+        .into_iter()
+        .flatten()
     }
 
     /// The groups of one sandbox, made or not.
     pub fn group(&self, id: &SandboxId) -> Group {
-        Group { layout: self.clone(), name: format!("oc-{id}") }
+        Group {
+            layout: self.clone(),
+            name: format!("oc-{}-{id}", self.tag),
+        }
     }
 
-    /// Names of sandboxes that still have a group somewhere.
+    /// This server's sandboxes that still have a group somewhere.
     pub fn leftovers(&self) -> Vec<SandboxId> {
+        let prefix = format!("oc-{}-", self.tag);
         let mut found: Vec<SandboxId> = self
             .bases()
             .filter_map(|base| fs::read_dir(base).ok())
             .flatten()
             .flatten()
-            .filter_map(|entry| entry.file_name().to_str()?.strip_prefix("oc-")?.parse().ok())
+            .filter_map(|entry| {
+                entry
+                    .file_name()
+                    .to_str()?
+                    .strip_prefix(&prefix)?
+                    .parse()
+                    .ok()
+            })
             .collect();
         found.sort();
         found.dedup();
@@ -163,7 +205,8 @@ impl Group {
         let (period, pids) = (CPU_PERIOD_US.to_string(), PIDS_MAX.to_string());
         let mut limits = self.layout.limits();
         let v1 = |base: &Option<PathBuf>, files: &[(&str, &str)]| {
-            base.as_ref().is_none_or(|base| self.make(base, files).is_ok())
+            base.as_ref()
+                .is_none_or(|base| self.make(base, files).is_ok())
         };
         if !v1(&self.layout.memory, &[("memory.limit_in_bytes", &memory)]) {
             limits.memory = Enforcement::Process;
@@ -171,7 +214,10 @@ impl Group {
         if !v1(&self.layout.pids, &[("pids.max", &pids)]) {
             limits.pids = Enforcement::Sandbox;
         }
-        if !v1(&self.layout.cpu, &[("cpu.cfs_period_us", &period), ("cpu.cfs_quota_us", &quota)]) {
+        if !v1(
+            &self.layout.cpu,
+            &[("cpu.cfs_period_us", &period), ("cpu.cfs_quota_us", &quota)],
+        ) {
             limits.cpu = Enforcement::None;
         }
         if let Some(base) = &self.layout.unified {
@@ -183,7 +229,11 @@ impl Group {
                 ("pids.max", &pids),
                 ("cpu.max", &quota),
             ];
-            let files = if self.layout.unified_limits { &files[..] } else { &[] };
+            let files = if self.layout.unified_limits {
+                &files[..]
+            } else {
+                &[]
+            };
             self.make_unified(base, files, &mut limits);
         } else if !v1(&self.layout.freezer, &[]) {
             limits.freeze = false;
@@ -237,7 +287,9 @@ impl Group {
     /// (some 2 ms a hierarchy): do it beside other work, before the process runs foreign code.
     pub fn adopt(&self, pid: u32, born_in_unified: bool, limits: &mut Limits) {
         let join = |base: &Option<PathBuf>| {
-            let procs = base.as_ref().map(|base| base.join(&self.name).join("cgroup.procs"));
+            let procs = base
+                .as_ref()
+                .map(|base| base.join(&self.name).join("cgroup.procs"));
             procs.is_none_or(|procs| fs::write(procs, pid.to_string()).is_ok())
         };
         if !join(&self.layout.memory) {
@@ -262,7 +314,10 @@ impl Group {
         let wait = |file: PathBuf, wanted: &str| {
             let deadline = Instant::now() + Duration::from_secs(1);
             loop {
-                if fs::read_to_string(&file)?.lines().any(|line| line == wanted) {
+                if fs::read_to_string(&file)?
+                    .lines()
+                    .any(|line| line == wanted)
+                {
                     return Ok(());
                 }
                 if Instant::now() >= deadline {
@@ -274,9 +329,16 @@ impl Group {
         if let Some(base) = &self.layout.unified {
             let dir = base.join(&self.name);
             fs::write(dir.join("cgroup.freeze"), if frozen { "1" } else { "0" })?;
-            return wait(dir.join("cgroup.events"), if frozen { "frozen 1" } else { "frozen 0" });
+            return wait(
+                dir.join("cgroup.events"),
+                if frozen { "frozen 1" } else { "frozen 0" },
+            );
         }
-        let base = self.layout.freezer.as_ref().ok_or(io::ErrorKind::Unsupported)?;
+        let base = self
+            .layout
+            .freezer
+            .as_ref()
+            .ok_or(io::ErrorKind::Unsupported)?;
         let state = base.join(&self.name).join("freezer.state");
         let wanted = if frozen { "FROZEN" } else { "THAWED" };
         fs::write(&state, wanted)?;
@@ -380,7 +442,7 @@ mod tests {
     /// Goal: real groups are made, hold their limits, take a process and leave nothing.
     #[test]
     fn a_real_group_is_made_and_removed() {
-        let layout = Layout::detect();
+        let layout = Layout::detect("test");
         if layout.kind() == "none" {
             println!("skipped: no cgroup of this process is writable");
             return;
@@ -388,7 +450,10 @@ mod tests {
         let id = SandboxId::generate();
         let group = layout.group(&id);
         let mut limits = group.create(1, 128);
-        let mut child = std::process::Command::new("sleep").arg("60").spawn().unwrap();
+        let mut child = std::process::Command::new("sleep")
+            .arg("60")
+            .spawn()
+            .unwrap();
         group.adopt(child.id(), false, &mut limits);
         assert_eq!(limits, layout.limits());
         assert!(layout.leftovers().contains(&id));

@@ -78,8 +78,10 @@ impl Child<'_> {
     fn start(&self) -> Result<std::convert::Infallible, StepError> {
         let spec = &self.plan.spec;
         let sockets = net::set_up(spec.network)?;
-        let fds: Vec<_> =
-            sockets.iter().flat_map(|s| [s.listener.as_fd(), s.names.as_fd()]).collect();
+        let fds: Vec<_> = sockets
+            .iter()
+            .flat_map(|s| [s.listener.as_fd(), s.names.as_fd()])
+            .collect();
         packet::send(&self.socket, &FromChild::Network, &fds).step("hand the sockets out")?;
         drop(sockets);
         let handed = self.expect(|message| matches!(message, ToChild::Build))?;
@@ -113,7 +115,11 @@ impl Child<'_> {
         let set = |call: libc::c_long, id: u32| {
             // SAFETY: plain integers. The raw call acts on this thread, the only one.
             let done = unsafe { libc::syscall(call, id, id, id) };
-            if done == 0 { Ok(()) } else { Err(io::Error::last_os_error()) }
+            if done == 0 {
+                Ok(())
+            } else {
+                Err(io::Error::last_os_error())
+            }
         };
         if self.plan.privileged {
             rustix::thread::set_thread_groups(&[]).step("leave the host's groups")?;
@@ -165,7 +171,11 @@ impl Child<'_> {
     }
 
     fn exec_guest(&self) -> Result<std::convert::Infallible, StepError> {
-        let argument = |text: &str| CString::new(text).map_err(io::Error::from).step("name the guest");
+        let argument = |text: &str| {
+            CString::new(text)
+                .map_err(io::Error::from)
+                .step("name the guest")
+        };
         let program = argument(GUEST_INSIDE)?;
         let arguments = [argument("oc-guest")?];
         let environment = [

@@ -24,7 +24,11 @@ const TTL_SECONDS: u32 = 30;
 pub fn answer(query: &[u8], table: &mut NameTable) -> Option<Vec<u8>> {
     let id = u16::from_be_bytes([*query.first()?, *query.get(1)?]);
     let Ok(query) = Message::from_vec(query) else {
-        return encode(&Message::error_msg(id, OpCode::Query, ResponseCode::FormErr));
+        return encode(&Message::error_msg(
+            id,
+            OpCode::Query,
+            ResponseCode::FormErr,
+        ));
     };
     if query.metadata.message_type == MessageType::Response {
         return None;
@@ -59,7 +63,11 @@ fn resolve(
     if kind == RecordType::A {
         // RFC 6761: these names are this machine's own, whoever asks.
         let own = canonical == "localhost" || canonical.ends_with(".localhost");
-        let address = if own { Ipv4Addr::LOCALHOST } else { table.address(&canonical) };
+        let address = if own {
+            Ipv4Addr::LOCALHOST
+        } else {
+            table.address(&canonical)
+        };
         let record = Record::from_rdata(name.clone(), TTL_SECONDS, RData::A(A(address)));
         reply.add_answer(record);
     }
@@ -90,7 +98,10 @@ fn canonical(name: &Name) -> Option<String> {
 }
 
 fn encode(message: &Message) -> Option<Vec<u8>> {
-    message.to_vec().ok().filter(|bytes| bytes.len() <= ANSWER_BYTES_MAX)
+    message
+        .to_vec()
+        .ok()
+        .filter(|bytes| bytes.len() <= ANSWER_BYTES_MAX)
 }
 
 /// Lets [`BURST`](RateLimit::BURST) queries pass at once and
@@ -109,7 +120,10 @@ impl RateLimit {
 
     /// A full bucket.
     pub fn new(now: std::time::Instant) -> Self {
-        Self { tokens: Self::BURST, last: now }
+        Self {
+            tokens: Self::BURST,
+            last: now,
+        }
     }
 
     /// Whether one more query may be answered at `now`.
@@ -145,9 +159,15 @@ mod tests {
     fn an_address_is_given_once_per_name_whatever_its_case() {
         let mut table = NameTable::default();
         let first = ask(&mut table, "Api.Example.com.", RecordType::A);
-        assert_eq!(first, (ResponseCode::NoError, vec!["198.18.0.1".to_owned()]));
+        assert_eq!(
+            first,
+            (ResponseCode::NoError, vec!["198.18.0.1".to_owned()])
+        );
         assert_eq!(ask(&mut table, "api.example.COM", RecordType::A), first);
-        assert_eq!(table.name("198.18.0.1".parse().unwrap()).unwrap(), "api.example.com");
+        assert_eq!(
+            table.name("198.18.0.1".parse().unwrap()).unwrap(),
+            "api.example.com"
+        );
         let own = ask(&mut table, "localhost.", RecordType::A);
         assert_eq!(own.1, ["127.0.0.1"]);
     }
@@ -166,9 +186,19 @@ mod tests {
     fn names_that_can_be_read_two_ways_do_not_exist() {
         let mut table = NameTable::default();
         let long = format!("{}.test.", ["a".repeat(63).as_str(); 4].join("."));
-        assert!(Name::from_ascii(&long).is_err(), "the parser itself refuses 255 bytes");
-        for name in ["1.2.3.4.", "127.1.", "0x7f000001.", "-a.test.", "a-.test.", "a\\000b.test.", "."]
-        {
+        assert!(
+            Name::from_ascii(&long).is_err(),
+            "the parser itself refuses 255 bytes"
+        );
+        for name in [
+            "1.2.3.4.",
+            "127.1.",
+            "0x7f000001.",
+            "-a.test.",
+            "a-.test.",
+            "a\\000b.test.",
+            ".",
+        ] {
             let got = ask(&mut table, name, RecordType::A);
             assert_eq!(got.0, ResponseCode::NXDomain, "{name}");
         }

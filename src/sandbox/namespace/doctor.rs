@@ -64,24 +64,41 @@ pub fn probe_main() -> ExitCode {
 fn check(name: &str, found: Result<String, String>, fix: &str) -> Check {
     let ok = found.is_ok();
     let fix = (!ok).then(|| fix.to_owned());
-    Check { name: name.to_owned(), ok, detail: found.unwrap_or_else(|why| why), fix }
+    Check {
+        name: name.to_owned(),
+        ok,
+        detail: found.unwrap_or_else(|why| why),
+        fix,
+    }
 }
 
 fn probe() -> Vec<Check> {
     let privileged = can_be_privileged();
     let user = match privileged {
-        true => Ok("root: root inside a sandbox is an unprivileged user of this machine".to_owned()),
+        true => {
+            Ok("root: root inside a sandbox is an unprivileged user of this machine".to_owned())
+        }
         false => Err("an ordinary user: no root inside, weaker limits".to_owned()),
     };
     let words = |result: Result<(), StepError>, good: &str| match result {
         Ok(()) => Ok(good.to_owned()),
         Err(error) => Err(error.to_string()),
     };
-    let namespaces = words(inside(privileged, || Ok(()), |_| Ok(())), "all kinds can be made");
+    let namespaces = words(
+        inside(privileged, || Ok(()), |_| Ok(())),
+        "all kinds can be made",
+    );
     let network = inside(privileged, || net::set_up(true).map(drop), |_| Ok(()));
-    let network = words(network, "veth, nf_tables redirect and reject work in a sandbox's network");
+    let network = words(
+        network,
+        "veth, nf_tables redirect and reject work in a sandbox's network",
+    );
     vec![
-        check("user", user, "sandboxes run; start the server as root for full isolation"),
+        check(
+            "user",
+            user,
+            "sandboxes run; start the server as root for full isolation",
+        ),
         check(
             "namespaces",
             namespaces,
@@ -111,9 +128,13 @@ fn probe() -> Vec<Check> {
 }
 
 fn limits() -> Result<String, String> {
-    let layout = Layout::detect();
+    let layout = Layout::detect("probe");
     let words = format!("control groups: {}; {:?}", layout.kind(), layout.limits());
-    if layout.kind() == "none" { Err(words) } else { Ok(words) }
+    if layout.kind() == "none" {
+        Err(words)
+    } else {
+        Ok(words)
+    }
 }
 
 /// Makes a template and both overlays in a folder of its own.
@@ -122,33 +143,44 @@ fn root_file_system(privileged: bool) -> Result<String, String> {
     let tried = || -> Result<(), StepError> {
         let template = Template::ensure(&dir, privileged).step("make the base template")?;
         let disk = Disk(dir.join("disk"));
-        disk.prepare(&template, "probe", "", None).step("prepare a disk")?;
+        disk.prepare(&template, "probe", "", None)
+            .step("prepare a disk")?;
         if !privileged {
-            return inside(false, || Mounts::make(&template, &disk, None).map(drop), |_| Ok(()));
+            return inside(
+                false,
+                || Mounts::make(&template, &disk, None).map(drop),
+                |_| Ok(()),
+            );
         }
         let scratch = dir.join("scratch");
         std::fs::create_dir(&scratch).step("make a folder")?;
-        inside(true, || Ok(()), |pid| {
-            // SAFETY: a new mount namespace invalidates nothing this program holds.
-            unsafe { rustix::thread::unshare_unsafe(rustix::thread::UnshareFlags::NEWNS) }
-                .step("leave the mount namespace")?;
-            let all = rustix::mount::MountPropagationFlags::PRIVATE
-                | rustix::mount::MountPropagationFlags::REC;
-            rustix::mount::mount_change("/", all).step("make mounts private")?;
-            let userns = std::fs::File::open(format!("/proc/{pid}/ns/user")).step("open it")?;
-            let made = Mounts::make(&template, &disk, Some((userns.as_fd(), &scratch)));
-            // Attached below a folder that is removed right after.
-            for layer in ["root", "additions", "usr"] {
-                let flags = rustix::mount::UnmountFlags::DETACH;
-                let _ = rustix::mount::unmount(scratch.join(layer), flags);
-            }
-            made.map(drop)
-        })
+        inside(
+            true,
+            || Ok(()),
+            |pid| {
+                // SAFETY: a new mount namespace invalidates nothing this program holds.
+                unsafe { rustix::thread::unshare_unsafe(rustix::thread::UnshareFlags::NEWNS) }
+                    .step("leave the mount namespace")?;
+                let all = rustix::mount::MountPropagationFlags::PRIVATE
+                    | rustix::mount::MountPropagationFlags::REC;
+                rustix::mount::mount_change("/", all).step("make mounts private")?;
+                let userns = std::fs::File::open(format!("/proc/{pid}/ns/user")).step("open it")?;
+                let made = Mounts::make(&template, &disk, Some((userns.as_fd(), &scratch)));
+                // Attached below a folder that is removed right after.
+                for layer in ["root", "additions", "usr"] {
+                    let flags = rustix::mount::UnmountFlags::DETACH;
+                    let _ = rustix::mount::unmount(scratch.join(layer), flags);
+                }
+                made.map(drop)
+            },
+        )
     };
     let result = tried();
     let _ = super::remove::remove_tree(&dir);
     let kind = if privileged { "idmapped" } else { "userxattr" };
-    result.map(|()| format!("overlayfs, {kind}")).map_err(|error| error.to_string())
+    result
+        .map(|()| format!("overlayfs, {kind}"))
+        .map_err(|error| error.to_string())
 }
 
 /// Runs `within` in a child in new namespaces, then `beside` here while the child still lives.

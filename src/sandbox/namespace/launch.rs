@@ -110,12 +110,23 @@ pub fn launch(plan: &Plan) -> Result<Launched, StepError> {
     let (init, born_in) = match cloned.step("make the namespaces (user namespaces allowed?)")? {
         (Cloned::Child, _) => {
             drop(ours);
-            Child { plan, socket: theirs, guest_listener, filters: &filters }.run()
+            Child {
+                plan,
+                socket: theirs,
+                guest_listener,
+                filters: &filters,
+            }
+            .run()
         }
         (Cloned::Parent { pid, pidfd }, born_in) => (Init { pid, pidfd }, born_in),
     };
     drop((theirs, guest_listener));
-    let mut launched = Launched { init, group, limits, sockets: None };
+    let mut launched = Launched {
+        init,
+        group,
+        limits,
+        sockets: None,
+    };
     match finish(plan, &mut launched, &ours, born_in) {
         Ok(()) => Ok(launched),
         Err(error) => {
@@ -133,7 +144,12 @@ fn finish(
     child: &OwnedFd,
     born_in: bool,
 ) -> Result<(), StepError> {
-    let Launched { init, group, limits, sockets } = launched;
+    let Launched {
+        init,
+        group,
+        limits,
+        sockets,
+    } = launched;
     std::thread::scope(|scope| {
         let joining = scope.spawn(|| group.adopt(init.pid, born_in, limits));
         build(plan, init.pid, child)?;
@@ -159,24 +175,37 @@ fn build(plan: &Plan, pid: u32, child: &OwnedFd) -> Result<(), StepError> {
     map_ids(pid, plan.privileged)?;
     let owner = plan.privileged.then_some(HOST_ID_FIRST);
     let (disk, template, spec) = (plan.home().disk(), plan.template(), &plan.spec);
-    disk.prepare(&template, spec.id.as_str(), &spec.ca_pem, owner).step("prepare the disk")?;
+    disk.prepare(&template, spec.id.as_str(), &spec.ca_pem, owner)
+        .step("prepare the disk")?;
     if !plan.privileged {
         return packet::send(child, &ToChild::Build, &[]).step("let the child build");
     }
     let userns = fs::File::open(format!("/proc/{pid}/ns/user")).step("open the user namespace")?;
     let scratch = scratch().step("make a place for layers")?;
     let mounts = Mounts::make(&template, &disk, Some((userns.as_fd(), &scratch)))?;
-    let fds = [mounts.root.as_fd(), mounts.usr.as_fd(), mounts.guest.as_fd()];
+    let fds = [
+        mounts.root.as_fd(),
+        mounts.usr.as_fd(),
+        mounts.guest.as_fd(),
+    ];
     packet::send(child, &ToChild::Build, &fds).step("hand the mounts in")
 }
 
 /// Fresh memory in this process' own mount namespace; `/mnt` exists on every host that follows
 /// the hierarchy standard, `/tmp` on every other.
 fn scratch() -> io::Result<std::path::PathBuf> {
-    let at = ["/mnt", "/tmp"].into_iter().find(|path| std::path::Path::new(path).is_dir());
+    let at = ["/mnt", "/tmp"]
+        .into_iter()
+        .find(|path| std::path::Path::new(path).is_dir());
     let at = at.ok_or(io::ErrorKind::NotFound)?;
     let quiet = rustix::mount::MountFlags::NOSUID | rustix::mount::MountFlags::NODEV;
-    rustix::mount::mount("tmpfs", at, "tmpfs", quiet, c"mode=700,size=64k,nr_inodes=16")?;
+    rustix::mount::mount(
+        "tmpfs",
+        at,
+        "tmpfs",
+        quiet,
+        c"mode=700,size=64k,nr_inodes=16",
+    )?;
     Ok(at.into())
 }
 
@@ -190,7 +219,10 @@ fn receive(child: &OwnedFd) -> Result<Option<Vec<OwnedFd>>, StepError> {
 }
 
 fn died() -> StepError {
-    StepError { step: "start inside", source: io::Error::other("the first process died early") }
+    StepError {
+        step: "start inside",
+        source: io::Error::other("the first process died early"),
+    }
 }
 
 fn private_mounts() -> io::Result<()> {

@@ -42,6 +42,7 @@ use std::time::{Duration, Instant};
 use async_trait::async_trait;
 use rustix::fs::FlockOperation;
 use rustix::process::{Pid, PidfdFlags, Signal};
+use sha2::{Digest, Sha256};
 
 use self::attachment::Supervisor;
 use self::cgroup::Layout;
@@ -94,17 +95,23 @@ impl NamespaceDriver {
             .mode(0o700)
             .create(data_dir)
             .map_err(failed("make the folder of sandboxes"))?;
-        let data = data_dir.canonicalize().map_err(failed("find the folder of sandboxes"))?;
+        let data = data_dir
+            .canonicalize()
+            .map_err(failed("find the folder of sandboxes"))?;
         fs::set_permissions(&data, fs::Permissions::from_mode(0o700))
             .map_err(failed("close the folder of sandboxes"))?;
         let privileged = can_be_privileged();
         let template = Template::ensure(&data.join(TEMPLATES), privileged)
             .map_err(failed("make the base template"))?;
-        let template = template.guest.parent().map(Path::to_owned).unwrap_or_default();
+        let template = template
+            .program
+            .parent()
+            .map(Path::to_owned)
+            .unwrap_or_default();
         let driver = Self {
+            groups: Layout::detect(&data_tag(&data)),
             data,
             template,
-            groups: Layout::detect(),
             privileged,
             program: program.to_owned(),
         };
@@ -124,7 +131,9 @@ impl NamespaceDriver {
                 Err(_) => return,
             }
         }
-        let Ok(entries) = fs::read_dir(self.data.join(TEMPLATES)) else { return };
+        let Ok(entries) = fs::read_dir(self.data.join(TEMPLATES)) else {
+            return;
+        };
         for entry in entries.flatten() {
             // A draft may be another server's, in the making right now.
             let hidden = entry.file_name().as_encoded_bytes().starts_with(b".");
@@ -136,12 +145,20 @@ impl NamespaceDriver {
 
     fn homes(&self) -> io::Result<Vec<SandboxId>> {
         let entries = fs::read_dir(&self.data)?;
-        Ok(entries.flatten().filter_map(|e| e.file_name().to_str()?.parse().ok()).collect())
+        Ok(entries
+            .flatten()
+            .filter_map(|e| e.file_name().to_str()?.parse().ok())
+            .collect())
     }
 
     /// Starts a supervisor and waits until its sandbox runs. Blocks.
     fn start(&self, spec: &SandboxSpec) -> Result<Report, DriverError> {
-        let failed = |what| move |source| DriverError::Io { what: format!("{}: {what}", spec.id), source };
+        let failed = |what| {
+            move |source| DriverError::Io {
+                what: format!("{}: {what}", spec.id),
+                source,
+            }
+        };
         let home = Home::of(&self.data, &spec.id);
         fs::DirBuilder::new()
             .recursive(true)
@@ -189,23 +206,36 @@ impl NamespaceDriver {
         }
     }
 
-    async fn supervisor(&self, id: &SandboxId, want: Want) -> Result<Option<Supervisor>, DriverError> {
+    async fn supervisor(
+        &self,
+        id: &SandboxId,
+        want: Want,
+    ) -> Result<Option<Supervisor>, DriverError> {
         let path = Home::of(&self.data, id).control_socket();
-        Supervisor::ask(&path, want).await.map_err(|source| DriverError::Io {
-            what: format!("{id}: ask its supervisor"),
-            source,
-        })
+        Supervisor::ask(&path, want)
+            .await
+            .map_err(|source| DriverError::Io {
+                what: format!("{id}: ask its supervisor"),
+                source,
+            })
     }
 
     /// All that is left of a sandbox without a living supervisor. Blocks.
     fn clear(&self, id: &SandboxId) -> Result<(), DriverError> {
-        let failed = |what| move |source| DriverError::Io { what: format!("{id}: {what}"), source };
+        let failed = |what| {
+            move |source| DriverError::Io {
+                what: format!("{id}: {what}"),
+                source,
+            }
+        };
         let home = Home::of(&self.data, id);
         kill_recorded(&home);
         await_lock(&home).map_err(failed("wait for the end of its supervisor"))?;
         let group = self.groups.group(id);
         group.kill();
-        group.remove().map_err(failed("remove its control groups"))?;
+        group
+            .remove()
+            .map_err(failed("remove its control groups"))?;
         remove::remove_tree(&home.0).map_err(failed("remove its disk"))
     }
 }
@@ -226,20 +256,34 @@ impl Driver for NamespaceDriver {
         if let Some(running) = self.attach(&spec.id).await? {
             return Ok(running);
         }
-        let failed = |what: String| DriverError::Failed { id: spec.id.clone(), what };
+        let failed = |what: String| DriverError::Failed {
+            id: spec.id.clone(),
+            what,
+        };
         let (driver, owned) = (self.clone(), spec.clone());
         let report = tokio::task::spawn_blocking(move || driver.start(&owned)).await;
-        match report.map_err(|error| failed(error.to_string()))?? {
-            // Another create was faster: its sandbox is the one that was asked for.
-            Report::Started | Report::AlreadyRuns => {}
+        let patience = match report.map_err(|error| failed(error.to_string()))?? {
+            Report::Started => Duration::ZERO,
+            // Another create was faster: its sandbox, soon, is the one that was asked for.
+            Report::AlreadyRuns => END_TIMEOUT,
             Report::Failed(why) => return Err(failed(why)),
+        };
+        let deadline = Instant::now() + patience;
+        loop {
+            if let Some(running) = self.attach(&spec.id).await? {
+                return Ok(running);
+            }
+            if Instant::now() >= deadline {
+                return Err(failed("it ended at once; its log says why".to_owned()));
+            }
+            tokio::time::sleep(Duration::from_millis(5)).await;
         }
-        let running = self.attach(&spec.id).await?;
-        running.ok_or_else(|| failed("it ended at once; its log says why".to_owned()))
     }
 
     async fn attach(&self, id: &SandboxId) -> Result<Option<Running>, DriverError> {
-        let Some(supervisor) = self.supervisor(id, Want::Attach).await? else { return Ok(None) };
+        let Some(supervisor) = self.supervisor(id, Want::Attach).await? else {
+            return Ok(None);
+        };
         Ok(Some(Running {
             id: id.clone(),
             guest_socket: Home::of(&self.data, id).guest_socket(),
@@ -258,7 +302,10 @@ impl Driver for NamespaceDriver {
         }
         let (driver, owned) = (self.clone(), id.clone());
         let cleared = tokio::task::spawn_blocking(move || driver.clear(&owned)).await;
-        let failed = |what: String| DriverError::Failed { id: id.clone(), what };
+        let failed = |what: String| DriverError::Failed {
+            id: id.clone(),
+            what,
+        };
         cleared.map_err(|error| failed(error.to_string()))?
     }
 
@@ -274,12 +321,20 @@ impl Driver for NamespaceDriver {
     }
 }
 
+/// Tells this folder's control groups from those of other servers on the machine.
+fn data_tag(data: &Path) -> String {
+    let hash = hex::encode(Sha256::digest(data.as_os_str().as_encoded_bytes()));
+    hash.chars().take(8).collect()
+}
+
 /// Whether sandboxes can have a range of ids of their own: as root, with the range mapped (in a
 /// container it may not be).
 fn can_be_privileged() -> bool {
     let maps = fs::read_to_string("/proc/self/uid_map").unwrap_or_default();
     let mapped = maps.lines().any(|line| {
-        let mut numbers = line.split_ascii_whitespace().map(|n| n.parse().unwrap_or(0u64));
+        let mut numbers = line
+            .split_ascii_whitespace()
+            .map(|n| n.parse().unwrap_or(0u64));
         let (first, _, count) = (numbers.next(), numbers.next(), numbers.next());
         let (first, count) = (first.unwrap_or(0), count.unwrap_or(0));
         let last = u64::from(HOST_ID_FIRST) + u64::from(HOST_ID_COUNT);
@@ -295,7 +350,10 @@ fn read_report(mut pipe: std::process::ChildStdout) -> io::Result<Report> {
     loop {
         let left = deadline.saturating_duration_since(Instant::now());
         let wait = rustix::event::Timespec::try_from(left).map_err(io::Error::other)?;
-        let mut fds = [rustix::event::PollFd::new(&pipe, rustix::event::PollFlags::IN)];
+        let mut fds = [rustix::event::PollFd::new(
+            &pipe,
+            rustix::event::PollFlags::IN,
+        )];
         if rustix::event::poll(&mut fds, Some(&wait))? == 0 {
             return Err(io::ErrorKind::TimedOut.into());
         }
@@ -313,12 +371,20 @@ fn read_report(mut pipe: std::process::ChildStdout) -> io::Result<Report> {
 
 /// Kills the supervisor a folder names, if that process is still the one that was written down.
 fn kill_recorded(home: &Home) {
-    let Ok(text) = fs::read(home.state()) else { return };
-    let Ok(state) = serde_json::from_slice::<State>(&text) else { return };
-    let Some(pid) = Pid::from_raw(state.supervisor_pid as i32) else { return };
+    let Ok(text) = fs::read(home.state()) else {
+        return;
+    };
+    let Ok(state) = serde_json::from_slice::<State>(&text) else {
+        return;
+    };
+    let Some(pid) = Pid::from_raw(state.supervisor_pid as i32) else {
+        return;
+    };
     // Opened before the check: from then on the number can't be given to another process
     // without the check or the signal failing.
-    let Ok(pidfd) = rustix::process::pidfd_open(pid, PidfdFlags::empty()) else { return };
+    let Ok(pidfd) = rustix::process::pidfd_open(pid, PidfdFlags::empty()) else {
+        return;
+    };
     let same = sys::start_ticks(state.supervisor_pid).ok() == Some(state.supervisor_start)
         && sys::boot_id().ok() == Some(state.boot_id);
     if same {

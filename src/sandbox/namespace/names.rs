@@ -61,14 +61,19 @@ impl NameTable {
 
     /// The name `address` was given out for, now its last use.
     pub fn name(&mut self, address: Ipv4Addr) -> Option<String> {
-        let index = address.to_bits().checked_sub(u32::from(SYNTHETIC_NETWORK.0) + 1)?;
+        let index = address
+            .to_bits()
+            .checked_sub(u32::from(SYNTHETIC_NETWORK.0) + 1)?;
         let name = self.slots.get(index as usize)?.name.clone();
         self.touch(index);
         Some(name)
     }
 
     fn assign(&mut self, name: &str) -> u32 {
-        let slot = Slot { name: name.to_owned(), used: 0 };
+        let slot = Slot {
+            name: name.to_owned(),
+            used: 0,
+        };
         let index = if (self.slots.len() as u32) < self.names_max {
             self.slots.push(slot);
             self.slots.len() as u32 - 1
@@ -106,7 +111,13 @@ mod tests {
         assert_ne!(a, b);
         assert_eq!(table.address("a.test"), a);
         assert_eq!(table.name(b).as_deref(), Some("b.test"));
-        for unknown in ["198.18.0.0", "198.18.9.9", "10.0.0.1", "255.255.255.255", "0.0.0.0"] {
+        for unknown in [
+            "198.18.0.0",
+            "198.18.9.9",
+            "10.0.0.1",
+            "255.255.255.255",
+            "0.0.0.0",
+        ] {
             assert_eq!(table.name(unknown.parse().unwrap()), None, "{unknown}");
         }
     }
@@ -126,6 +137,9 @@ mod tests {
         for i in 0..1000 {
             table.address(&i.to_string());
         }
-        assert_eq!((table.slots.len(), table.by_name.len(), table.order.len()), (3, 3, 3));
+        assert_eq!(
+            (table.slots.len(), table.by_name.len(), table.order.len()),
+            (3, 3, 3)
+        );
     }
 }

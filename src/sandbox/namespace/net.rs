@@ -79,20 +79,24 @@ fn bound(kind: SocketType, port: u16) -> rustix::io::Result<OwnedFd> {
 
 fn links() -> std::io::Result<()> {
     let mut batch = Batch::default();
-    batch.message(RTM_NEWLINK, 0, |m| m.raw(&interface(LOOPBACK_INDEX)));
+    batch.message(RTM_NEWLINK, 0, |m| m.raw(&interface(LOOPBACK_INDEX, UP)));
     batch.message(RTM_NEWLINK, CREATE, |m| {
-        m.raw(&interface(ETH0_INDEX));
+        m.raw(&interface(ETH0_INDEX, 0));
         m.text(3, "eth0");
         m.nest(18, |m| {
             m.text(1, "veth");
             m.nest(2, |m| {
                 m.nest(1, |m| {
-                    m.raw(&interface(PEER_INDEX));
+                    m.raw(&interface(PEER_INDEX, 0));
                     m.text(3, "eth0-far");
                 });
             });
         });
     });
+    // Not set up as they are made: one end can't be while the other is missing.
+    for index in [ETH0_INDEX, PEER_INDEX] {
+        batch.message(RTM_NEWLINK, 0, |m| m.raw(&interface(index, UP)));
+    }
     batch.message(RTM_NEWADDR, CREATE, |m| {
         m.raw(&[libc::AF_INET as u8, 24, 0, 0]);
         m.raw(&ETH0_INDEX.to_ne_bytes());
@@ -109,11 +113,11 @@ fn links() -> std::io::Result<()> {
     batch.send(None)
 }
 
-/// `struct ifinfomsg` that sets an interface up.
-fn interface(index: u32) -> [u8; 16] {
+/// `struct ifinfomsg` of an interface, with the flags to set.
+fn interface(index: u32, flags: u32) -> [u8; 16] {
     let mut bytes = [0; 16];
     bytes[4..8].copy_from_slice(&index.to_ne_bytes());
-    bytes[8..12].copy_from_slice(&UP.to_ne_bytes());
-    bytes[12..16].copy_from_slice(&UP.to_ne_bytes());
+    bytes[8..12].copy_from_slice(&flags.to_ne_bytes());
+    bytes[12..16].copy_from_slice(&flags.to_ne_bytes());
     bytes
 }

@@ -131,7 +131,8 @@ impl Body<'_> {
     pub fn nest(&mut self, kind: u16, inner: impl FnOnce(&mut Body<'_>)) {
         let start = self.0.len();
         self.0.extend_from_slice(&[0; 2]);
-        self.0.extend_from_slice(&(kind | NLA_F_NESTED).to_ne_bytes());
+        self.0
+            .extend_from_slice(&(kind | NLA_F_NESTED).to_ne_bytes());
         inner(&mut Body(self.0));
         let length = (self.0.len() - start) as u16;
         self.0[start..start + 2].copy_from_slice(&length.to_ne_bytes());
@@ -159,7 +160,10 @@ mod tests {
         reply.extend_from_slice(&0i32.to_ne_bytes());
         assert_eq!(acknowledged(&reply).unwrap(), 1);
         reply[16..].copy_from_slice(&(-libc::EPERM).to_ne_bytes());
-        assert_eq!(acknowledged(&reply).unwrap_err().raw_os_error(), Some(libc::EPERM));
+        assert_eq!(
+            acknowledged(&reply).unwrap_err().raw_os_error(),
+            Some(libc::EPERM)
+        );
         for cut in 0..reply.len() {
             let _ = acknowledged(&reply[..cut]);
         }

@@ -93,8 +93,18 @@ pub fn apply(own: Ipv4Addr, ports: Option<(u16, u16)>) -> io::Result<()> {
         let rule = [Expr::IsIpv4, Expr::To(net, mask), Expr::Verdict(ACCEPT)];
         self::rule(&mut batch, FAMILY_INET, "out", &rule);
     }
-    rule(&mut batch, FAMILY_INET, "out", &[Expr::IsReply, Expr::Verdict(ACCEPT)]);
-    rule(&mut batch, FAMILY_INET, "out", &[Expr::Protocol(TCP), Expr::Reset]);
+    rule(
+        &mut batch,
+        FAMILY_INET,
+        "out",
+        &[Expr::IsReply, Expr::Verdict(ACCEPT)],
+    );
+    rule(
+        &mut batch,
+        FAMILY_INET,
+        "out",
+        &[Expr::Protocol(TCP), Expr::Reset],
+    );
     rule(&mut batch, FAMILY_INET, "out", &[Expr::Reject]);
     batch.bracket(BATCH_END, |m| generation(m, FAMILY_NONE, SUBSYSTEM));
     batch.send(Some(rustix::net::netlink::NETFILTER))

@@ -40,15 +40,26 @@ pub fn pair() -> io::Result<(OwnedFd, OwnedFd)> {
 pub fn send(socket: impl AsFd, message: &impl Serialize, fds: &[BorrowedFd<'_>]) -> io::Result<()> {
     let bytes = serde_json::to_vec(message)?;
     if bytes.len() > PACKET_BYTES_MAX || fds.len() > PACKET_FDS_MAX {
-        return Err(io::Error::new(io::ErrorKind::InvalidInput, "message over the packet limit"));
+        return Err(io::Error::new(
+            io::ErrorKind::InvalidInput,
+            "message over the packet limit",
+        ));
     }
     let mut space = [MaybeUninit::uninit(); rustix::cmsg_space!(ScmRights(PACKET_FDS_MAX))];
     let mut control = SendAncillaryBuffer::new(&mut space);
     if !fds.is_empty() && !control.push(SendAncillaryMessage::ScmRights(fds)) {
-        return Err(io::Error::new(io::ErrorKind::InvalidInput, "descriptors over the packet limit"));
+        return Err(io::Error::new(
+            io::ErrorKind::InvalidInput,
+            "descriptors over the packet limit",
+        ));
     }
     // Without NOSIGNAL a peer that went away would kill this process.
-    rustix::net::sendmsg(socket, &[IoSlice::new(&bytes)], &mut control, SendFlags::NOSIGNAL)?;
+    rustix::net::sendmsg(
+        socket,
+        &[IoSlice::new(&bytes)],
+        &mut control,
+        SendFlags::NOSIGNAL,
+    )?;
     Ok(())
 }
 
@@ -72,8 +83,14 @@ pub fn recv<T: DeserializeOwned>(socket: impl AsFd) -> io::Result<Option<(T, Vec
     if got.bytes == 0 && fds.is_empty() {
         return Ok(None);
     }
-    if got.flags.intersects(ReturnFlags::TRUNC | ReturnFlags::CTRUNC) {
-        return Err(io::Error::new(io::ErrorKind::InvalidData, "message over the packet limit"));
+    if got
+        .flags
+        .intersects(ReturnFlags::TRUNC | ReturnFlags::CTRUNC)
+    {
+        return Err(io::Error::new(
+            io::ErrorKind::InvalidData,
+            "message over the packet limit",
+        ));
     }
     let bytes = bytes.get(..got.bytes).unwrap_or_default();
     Ok(Some((serde_json::from_slice(bytes)?, fds)))
@@ -84,7 +101,10 @@ pub fn recv<T: DeserializeOwned>(socket: impl AsFd) -> io::Result<Option<(T, Vec
 fn address(path: &Path) -> io::Result<(OwnedFd, SocketAddrUnix)> {
     let invalid = || io::Error::from(io::ErrorKind::InvalidInput);
     let dir = path.parent().ok_or_else(invalid)?;
-    let name = path.file_name().and_then(|n| n.to_str()).ok_or_else(invalid)?;
+    let name = path
+        .file_name()
+        .and_then(|n| n.to_str())
+        .ok_or_else(invalid)?;
     let flags = OFlags::PATH | OFlags::DIRECTORY | OFlags::CLOEXEC;
     let dir = rustix::fs::open(dir, flags, Mode::empty())?;
     let address = SocketAddrUnix::new(format!("{}/{name}", fd_path(&dir)))?;
@@ -108,8 +128,7 @@ pub fn listen(path: &Path, kind: SocketType, backlog: i32) -> io::Result<OwnedFd
 /// Connects a packet socket to `path`; non-blocking from then on.
 pub fn connect(path: &Path) -> io::Result<OwnedFd> {
     let flags = SocketFlags::CLOEXEC | SocketFlags::NONBLOCK;
-    let socket =
-        rustix::net::socket_with(AddressFamily::UNIX, SocketType::SEQPACKET, flags, None)?;
+    let socket = rustix::net::socket_with(AddressFamily::UNIX, SocketType::SEQPACKET, flags, None)?;
     let (_dir, address) = address(path)?;
     rustix::net::connect(&socket, &address)?;
     Ok(socket)
@@ -128,7 +147,10 @@ pub struct PacketSocket(AsyncFd<OwnedFd>);
 impl PacketSocket {
     /// Takes over a socket that is already non-blocking.
     pub fn new(socket: OwnedFd) -> io::Result<Self> {
-        Ok(Self(registered(socket, Interest::READABLE | Interest::WRITABLE)?))
+        Ok(Self(registered(
+            socket,
+            Interest::READABLE | Interest::WRITABLE,
+        )?))
     }
 
     /// Sends one message with its descriptors, waiting while the peer's queue is full.
@@ -156,8 +178,9 @@ impl PacketSocket {
         let flags = SocketFlags::CLOEXEC | SocketFlags::NONBLOCK;
         loop {
             let mut ready = self.0.readable().await?;
-            let taken = ready
-                .try_io(|fd| rustix::net::accept_with(fd.get_ref(), flags).map_err(io::Error::from));
+            let taken = ready.try_io(|fd| {
+                rustix::net::accept_with(fd.get_ref(), flags).map_err(io::Error::from)
+            });
             if let Ok(done) = taken {
                 return PacketSocket::new(done?);
             }

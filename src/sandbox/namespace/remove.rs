@@ -17,8 +17,13 @@ const DEPTH_MAX: u32 = 64;
 
 /// Removes `path` and all below it. What is not there is fine.
 pub fn remove_tree(path: &Path) -> io::Result<()> {
-    let Some(top) = enter(CWD, path)? else { return Ok(()) };
-    let mut removal = Removal { top: top.as_fd(), moved: 0 };
+    let Some(top) = enter(CWD, path)? else {
+        return Ok(());
+    };
+    let mut removal = Removal {
+        top: top.as_fd(),
+        moved: 0,
+    };
     loop {
         let before = removal.moved;
         removal.empty(top.as_fd(), 0)?;

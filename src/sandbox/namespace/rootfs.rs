@@ -26,7 +26,7 @@ use rustix::mount::{
 };
 
 use super::sys::{Step, StepError, fd_path, mount_setattr};
-use super::template::{GUEST_INSIDE, SYSTEM_BUNDLE, Template};
+use super::template::{GUEST_FILE, GUEST_INSIDE, SYSTEM_BUNDLE, Template};
 
 /// Inside, programs find the bundle of all roots also here.
 const EXTRA_BUNDLE: &str = "local/share/ca-certificates/opensandbox-proxy.crt";
@@ -36,11 +36,30 @@ const OWN_CERTIFICATE: &str = "local/share/ca-certificates/opensandbox-ca.crt";
 const DEVICES: [&str; 6] = ["null", "zero", "full", "random", "urandom", "tty"];
 /// Kernel interfaces of no use to a sandbox: replaced by an empty file.
 const MASKED_FILES: [&str; 13] = [
-    "kcore", "keys", "key-users", "kallsyms", "kmsg", "kpagecgroup", "kpagecount", "kpageflags",
-    "latency_stats", "sched_debug", "slabinfo", "timer_list", "vmallocinfo",
+    "kcore",
+    "keys",
+    "key-users",
+    "kallsyms",
+    "kmsg",
+    "kpagecgroup",
+    "kpagecount",
+    "kpageflags",
+    "latency_stats",
+    "sched_debug",
+    "slabinfo",
+    "timer_list",
+    "vmallocinfo",
 ];
 /// Likewise, folders.
-const MASKED_DIRS: [&str; 7] = ["acpi", "asound", "dynamic_debug", "pressure", "scsi", "tty", "bus"];
+const MASKED_DIRS: [&str; 7] = [
+    "acpi",
+    "asound",
+    "dynamic_debug",
+    "pressure",
+    "scsi",
+    "tty",
+    "bus",
+];
 /// Readable, since programs read them, but never writable.
 const READ_ONLY: [&str; 5] = ["sys", "fs", "irq", "driver", "sysrq-trigger"];
 
@@ -66,7 +85,12 @@ impl Disk {
         ca_pem: &str,
         owner: Option<u32>,
     ) -> io::Result<()> {
-        let private = |path: &Path| fs::DirBuilder::new().mode(0o755).recursive(true).create(path);
+        let private = |path: &Path| {
+            fs::DirBuilder::new()
+                .mode(0o755)
+                .recursive(true)
+                .create(path)
+        };
         let own = |path: &Path| owner.map_or(Ok(()), |uid| chown(path, Some(uid), Some(uid)));
         for layer in ["root", "usr"] {
             private(&self.work(layer))?;
@@ -79,7 +103,11 @@ impl Disk {
         }
         // On a restart these folders belong to what ran inside: it may have put links there,
         // which a write from outside must not follow. So files are written once only.
-        let (root, usr, prepared) = (self.upper("root"), self.upper("usr"), self.0.join("prepared"));
+        let (root, usr, prepared) = (
+            self.upper("root"),
+            self.upper("usr"),
+            self.0.join("prepared"),
+        );
         if prepared.exists() {
             return Ok(());
         }
@@ -118,7 +146,7 @@ pub struct Mounts {
     pub root: OwnedFd,
     /// `/usr`
     pub usr: OwnedFd,
-    /// The guest program, one file.
+    /// A folder that holds the guest program, read-only.
     pub guest: OwnedFd,
 }
 
@@ -142,10 +170,9 @@ impl Mounts {
         let host = lower(Path::new("/usr"), "usr")?;
         let user = idmap.is_none();
         let root = overlay(&[&synthetic], disk, "root", user).step("mount the root overlay")?;
-        let usr = overlay(&[&additions, &host], disk, "usr", user).step("mount the /usr overlay")?;
-        let guest = clone_mount(&template.guest).step("take the guest program")?;
-        let fixed = libc::MOUNT_ATTR_RDONLY | libc::MOUNT_ATTR_NOSUID | libc::MOUNT_ATTR_NODEV;
-        mount_setattr(guest.as_fd(), false, fixed, None).step("protect the guest program")?;
+        let usr =
+            overlay(&[&additions, &host], disk, "usr", user).step("mount the /usr overlay")?;
+        let guest = guest_layer(template).step("mount the guest program")?;
         Ok(Self { root, usr, guest })
     }
 }
@@ -173,7 +200,13 @@ fn shifted(path: &Path, userns: BorrowedFd<'_>, at: &Path) -> Result<OwnedFd, St
 }
 
 fn attach(mount: &OwnedFd, at: &Path) -> io::Result<()> {
-    Ok(rustix::mount::move_mount(mount, "", CWD, at, MoveMountFlags::MOVE_MOUNT_F_EMPTY_PATH)?)
+    Ok(rustix::mount::move_mount(
+        mount,
+        "",
+        CWD,
+        at,
+        MoveMountFlags::MOVE_MOUNT_F_EMPTY_PATH,
+    )?)
 }
 
 fn overlay(lowers: &[&OwnedFd], disk: &Disk, layer: &str, user: bool) -> io::Result<OwnedFd> {
@@ -192,7 +225,30 @@ fn overlay(lowers: &[&OwnedFd], disk: &Disk, layer: &str, user: bool) -> io::Res
     }
     fsconfig_create(&fs)?;
     let safe = MountAttrFlags::MOUNT_ATTR_NOSUID | MountAttrFlags::MOUNT_ATTR_NODEV;
-    Ok(rustix::mount::fsmount(&fs, FsMountFlags::FSMOUNT_CLOEXEC, safe)?)
+    Ok(rustix::mount::fsmount(
+        &fs,
+        FsMountFlags::FSMOUNT_CLOEXEC,
+        safe,
+    )?)
+}
+
+/// An overlay, although nothing is laid over anything: the mount table inside then names no
+/// folder of the host, as that of a plain bind would.
+fn guest_layer(template: &Template) -> io::Result<OwnedFd> {
+    use rustix::mount::{fsconfig_create, fsconfig_set_string};
+    let fs = rustix::mount::fsopen("overlay", FsOpenFlags::FSOPEN_CLOEXEC)?;
+    let layers = [open_dir(&template.program)?, open_dir(&template.empty)?];
+    fsconfig_set_string(&fs, "source", "oc")?;
+    fsconfig_set_string(&fs, "lowerdir", layers.each_ref().map(fd_path).join(":"))?;
+    fsconfig_create(&fs)?;
+    let fixed = MountAttrFlags::MOUNT_ATTR_NOSUID
+        | MountAttrFlags::MOUNT_ATTR_NODEV
+        | MountAttrFlags::MOUNT_ATTR_RDONLY;
+    Ok(rustix::mount::fsmount(
+        &fs,
+        FsMountFlags::FSMOUNT_CLOEXEC,
+        fixed,
+    )?)
 }
 
 /// How the tree is to be dressed.
@@ -234,7 +290,13 @@ pub fn enter(mounts: &Mounts, dress: Dress) -> Result<(), StepError> {
 
 fn tmpfs(at: &str, options: &str, flags: MountFlags) -> io::Result<()> {
     let options = std::ffi::CString::new(options)?;
-    Ok(rustix::mount::mount("tmpfs", at, "tmpfs", flags, options.as_c_str())?)
+    Ok(rustix::mount::mount(
+        "tmpfs",
+        at,
+        "tmpfs",
+        flags,
+        options.as_c_str(),
+    )?)
 }
 
 fn dev(devices: &[OwnedFd], dress: Dress) -> io::Result<()> {
@@ -272,7 +334,13 @@ fn run(mounts: &Mounts, dress: Dress) -> io::Result<()> {
     fs::set_permissions("run/lock", fs::Permissions::from_mode(0o1777))?;
     let guest = GUEST_INSIDE.trim_start_matches('/');
     fs::write(guest, "")?;
-    attach(&mounts.guest, Path::new(guest))
+    // Attached first, since older kernels take a single file only out of an attached mount.
+    let layer = Path::new("run/oc-layer");
+    fs::create_dir(layer)?;
+    attach(&mounts.guest, layer)?;
+    attach(&clone_mount(&layer.join(GUEST_FILE))?, Path::new(guest))?;
+    rustix::mount::unmount(layer, UnmountFlags::DETACH)?;
+    fs::remove_dir(layer)
 }
 
 fn sys(cpu_count: u32) -> io::Result<()> {
@@ -315,7 +383,11 @@ fn proc_fs() -> io::Result<()> {
     for name in MASKED_DIRS {
         let path = format!("proc/{name}");
         if exists(&path) {
-            tmpfs(&path, "mode=555,size=4k,nr_inodes=2", quiet | MountFlags::RDONLY)?;
+            tmpfs(
+                &path,
+                "mode=555,size=4k,nr_inodes=2",
+                quiet | MountFlags::RDONLY,
+            )?;
         }
     }
     Ok(())

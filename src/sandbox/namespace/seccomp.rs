@@ -81,8 +81,13 @@ const DENIED: &[libc::c_long] = &[
 
 /// Denied on machines that have them.
 #[cfg(target_arch = "x86_64")]
-const DENIED_HERE: &[libc::c_long] =
-    &[libc::SYS_iopl, libc::SYS_ioperm, libc::SYS_modify_ldt, libc::SYS_uselib, libc::SYS_ustat];
+const DENIED_HERE: &[libc::c_long] = &[
+    libc::SYS_iopl,
+    libc::SYS_ioperm,
+    libc::SYS_modify_ldt,
+    libc::SYS_uselib,
+    libc::SYS_ustat,
+];
 #[cfg(not(target_arch = "x86_64"))]
 const DENIED_HERE: &[libc::c_long] = &[];
 
@@ -107,7 +112,9 @@ pub struct Filters(Vec<BpfProgram>);
 impl Filters {
     /// Compiles for the machine this runs on.
     pub fn compile() -> Result<Self, StepError> {
-        let deny = deny_list().map_err(io::Error::other).step("compile the system call filter")?;
+        let deny = deny_list()
+            .map_err(io::Error::other)
+            .step("compile the system call filter")?;
         Ok(Self(vec![deny, not_implemented()]))
     }
 
@@ -123,8 +130,11 @@ impl Filters {
 }
 
 fn deny_list() -> Result<BpfProgram, seccompiler::BackendError> {
-    let mut rules: std::collections::BTreeMap<i64, Vec<SeccompRule>> =
-        DENIED.iter().chain(DENIED_HERE).map(|call| (*call, vec![])).collect();
+    let mut rules: std::collections::BTreeMap<i64, Vec<SeccompRule>> = DENIED
+        .iter()
+        .chain(DENIED_HERE)
+        .map(|call| (*call, vec![]))
+        .collect();
     let any_of = |argument, flags: &[libc::c_int]| {
         let rule = |flag: &libc::c_int| {
             let flag = *flag as u32 as u64;
@@ -134,15 +144,21 @@ fn deny_list() -> Result<BpfProgram, seccompiler::BackendError> {
         flags.iter().map(rule).collect::<Result<Vec<_>, _>>()
     };
     rules.insert(libc::SYS_unshare, any_of(0, &NEW_NAMESPACES)?);
-    let for_clone: Vec<_> =
-        NEW_NAMESPACES.iter().copied().filter(|flag| *flag != CLONE_NEWTIME).collect();
+    let for_clone: Vec<_> = NEW_NAMESPACES
+        .iter()
+        .copied()
+        .filter(|flag| *flag != CLONE_NEWTIME)
+        .collect();
     rules.insert(libc::SYS_clone, any_of(0, &for_clone)?);
     rules.insert(libc::SYS_socket, socket_rules()?);
     // Typing into the terminal of another process (CVE-2017-5226) and console control.
     let request = |number: u64| {
         SeccompCondition::new(1, Len::Dword, Op::Eq, number).and_then(|c| SeccompRule::new(vec![c]))
     };
-    rules.insert(libc::SYS_ioctl, vec![request(libc::TIOCSTI)?, request(libc::TIOCLINUX)?]);
+    rules.insert(
+        libc::SYS_ioctl,
+        vec![request(libc::TIOCSTI)?, request(libc::TIOCLINUX)?],
+    );
     let arch = TargetArch::try_from(std::env::consts::ARCH)?;
     let deny = SeccompAction::Errno(libc::EPERM as u32);
     SeccompFilter::new(rules, SeccompAction::Allow, deny, arch)?.try_into()
@@ -152,13 +168,21 @@ fn socket_rules() -> Result<Vec<SeccompRule>, seccompiler::BackendError> {
     let condition = |argument, op, value: libc::c_int| {
         SeccompCondition::new(argument, Len::Dword, op, value as u64)
     };
-    let known = [libc::AF_UNIX, libc::AF_INET, libc::AF_INET6, libc::AF_NETLINK];
+    let known = [
+        libc::AF_UNIX,
+        libc::AF_INET,
+        libc::AF_INET6,
+        libc::AF_NETLINK,
+    ];
     let unknown: Result<Vec<_>, _> = known.iter().map(|f| condition(0, Op::Ne, *f)).collect();
     let netlink = vec![
         condition(0, Op::Eq, libc::AF_NETLINK)?,
         condition(2, Op::Ne, libc::NETLINK_ROUTE)?,
     ];
-    Ok(vec![SeccompRule::new(unknown?)?, SeccompRule::new(netlink)?])
+    Ok(vec![
+        SeccompRule::new(unknown?)?,
+        SeccompRule::new(netlink)?,
+    ])
 }
 
 /// "Not implemented" for `clone3` and, on x86-64, for every x32 number:
@@ -190,7 +214,11 @@ mod tests {
     fn the_filter_compiles_within_the_kernels_limit() {
         let filters = Filters::compile().unwrap();
         for filter in &filters.0 {
-            assert!(!filter.is_empty() && filter.len() < 4096, "{}", filter.len());
+            assert!(
+                !filter.is_empty() && filter.len() < 4096,
+                "{}",
+                filter.len()
+            );
         }
     }
 }

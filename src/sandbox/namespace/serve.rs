@@ -62,7 +62,10 @@ impl<'a> Service<'a> {
             Some(sockets) => {
                 let names = std::net::UdpSocket::from(sockets.names.try_clone()?);
                 let names = tokio::net::UdpSocket::from_std(names)?;
-                Some((registered(sockets.listener.try_clone()?, Interest::READABLE)?, names))
+                Some((
+                    registered(sockets.listener.try_clone()?, Interest::READABLE)?,
+                    names,
+                ))
             }
         };
         let info = Info {
@@ -132,9 +135,14 @@ impl<'a> Service<'a> {
 /// Obeys one server.
 async fn hear(shared: &Shared, server: PacketSocket, group: &Group) -> io::Result<()> {
     let request = tokio::time::timeout(REQUEST_TIMEOUT, server.recv::<Request>()).await??;
-    let Some((request, _)) = request else { return Ok(()) };
+    let Some((request, _)) = request else {
+        return Ok(());
+    };
     if request.protocol != PROTOCOL {
-        let why = format!("this supervisor speaks protocol {PROTOCOL}, not {}", request.protocol);
+        let why = format!(
+            "this supervisor speaks protocol {PROTOCOL}, not {}",
+            request.protocol
+        );
         return server.send(&Reply::Refused(why), &[]).await;
     }
     let done = Reply::Done(shared.info.clone());
@@ -180,14 +188,19 @@ async fn attach(shared: &Shared, server: PacketSocket) {
             }
         }
     }
-    shared.attached.borrow_mut().take_if(|(current, _)| *current == number);
+    shared
+        .attached
+        .borrow_mut()
+        .take_if(|(current, _)| *current == number);
 }
 
 /// Accepts what leaves the sandbox and hands it to the attached server.
 async fn hand_out(shared: &Shared, listener: &AsyncFd<OwnedFd>) {
     let flags = SocketFlags::CLOEXEC | SocketFlags::NONBLOCK;
     loop {
-        let Ok(mut ready) = listener.readable().await else { return };
+        let Ok(mut ready) = listener.readable().await else {
+            return;
+        };
         let accepted = ready
             .try_io(|fd| rustix::net::accept_with(fd.get_ref(), flags).map_err(io::Error::from));
         match accepted {
@@ -204,19 +217,33 @@ async fn hand_out(shared: &Shared, listener: &AsyncFd<OwnedFd>) {
 }
 
 async fn handed_out(shared: &Shared, socket: &OwnedFd) -> bool {
-    let Ok(target) = rustix::net::sockopt::ip_original_dst(socket) else { return false };
+    let Ok(target) = rustix::net::sockopt::ip_original_dst(socket) else {
+        return false;
+    };
     // A connection made straight to the listener's own port was meant for nobody outside.
     if target.ip().is_loopback() {
         return false;
     }
-    let Some(server) = shared.attached.borrow().as_ref().map(|(_, server)| Rc::clone(server)) else {
+    let Some(server) = shared
+        .attached
+        .borrow()
+        .as_ref()
+        .map(|(_, server)| Rc::clone(server))
+    else {
         return false;
     };
     let name = shared.names.borrow_mut().name(*target.ip());
-    let message = Egress { name, ip: *target.ip(), port: target.port() };
+    let message = Egress {
+        name,
+        ip: *target.ip(),
+        port: target.port(),
+    };
     let fds = [socket.as_fd()];
     let sending = server.send(&message, &fds);
-    matches!(tokio::time::timeout(HAND_OUT_TIMEOUT, sending).await, Ok(Ok(())))
+    matches!(
+        tokio::time::timeout(HAND_OUT_TIMEOUT, sending).await,
+        Ok(Ok(()))
+    )
 }
 
 /// Answers name queries, at a bounded rate; those above it are dropped.
@@ -229,7 +256,9 @@ async fn answer_names(shared: &Shared, socket: &tokio::net::UdpSocket) {
             tokio::time::sleep(ERROR_PAUSE).await;
             continue;
         };
-        let Some(query) = query.get(..length).filter(|q| q.len() <= QUERY_BYTES_MAX) else { continue };
+        let Some(query) = query.get(..length).filter(|q| q.len() <= QUERY_BYTES_MAX) else {
+            continue;
+        };
         if !limit.admit(Instant::now()) {
             continue;
         }

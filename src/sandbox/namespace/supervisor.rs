@@ -97,14 +97,22 @@ impl From<StepError> for Refusal {
 
 fn read_plan() -> Result<Plan, StepError> {
     let mut text = Vec::new();
-    io::stdin().lock().take(PLAN_BYTES_MAX).read_to_end(&mut text).step("read the plan")?;
-    serde_json::from_slice(&text).map_err(io::Error::from).step("understand the plan")
+    io::stdin()
+        .lock()
+        .take(PLAN_BYTES_MAX)
+        .read_to_end(&mut text)
+        .step("read the plan")?;
+    serde_json::from_slice(&text)
+        .map_err(io::Error::from)
+        .step("understand the plan")
 }
 
 /// Writes the report and closes the pipe it went to.
 fn report(report: &Report) -> ExitCode {
     let text = serde_json::to_vec(report).unwrap_or_default();
-    let written = io::stdout().write_all(&text).and_then(|()| io::stdout().flush());
+    let written = io::stdout()
+        .write_all(&text)
+        .and_then(|()| io::stdout().flush());
     let closed = null().and_then(|null| sys::place_fd(null.as_fd(), 1));
     match (report, written.and(closed)) {
         (Report::Started, Ok(())) => ExitCode::SUCCESS,
@@ -113,7 +121,11 @@ fn report(report: &Report) -> ExitCode {
 }
 
 fn null() -> io::Result<OwnedFd> {
-    Ok(rustix::fs::open("/dev/null", OFlags::RDWR | OFlags::CLOEXEC, Mode::empty())?)
+    Ok(rustix::fs::open(
+        "/dev/null",
+        OFlags::RDWR | OFlags::CLOEXEC,
+        Mode::empty(),
+    )?)
 }
 
 /// Starts the sandbox and serves it until it ends.
@@ -146,7 +158,10 @@ fn lock(plan: &Plan) -> Result<OwnedFd, Refusal> {
     match rustix::fs::flock(&lock, FlockOperation::NonBlockingLockExclusive) {
         Ok(()) => Ok(lock),
         Err(rustix::io::Errno::WOULDBLOCK) => Err(Refusal::AlreadyRuns),
-        Err(error) => Err(Refusal::Step(StepError { step: "take the lock", source: error.into() })),
+        Err(error) => Err(Refusal::Step(StepError {
+            step: "take the lock",
+            source: error.into(),
+        })),
     }
 }
 
@@ -160,9 +175,12 @@ fn serve(plan: &Plan, launched: Launched) -> Result<(), StepError> {
             boot_id: sys::boot_id().step("read the boot id")?,
         };
         write_atomically(&home.state(), &state).step("write the state")?;
-        let control =
-            packet::listen(&home.control_socket(), SocketType::SEQPACKET, CONTROL_BACKLOG)
-                .step("open the control socket")?;
+        let control = packet::listen(
+            &home.control_socket(),
+            SocketType::SEQPACKET,
+            CONTROL_BACKLOG,
+        )
+        .step("open the control socket")?;
         let runtime = tokio::runtime::Builder::new_current_thread()
             .enable_all()
             .build()
@@ -188,7 +206,11 @@ fn serve(plan: &Plan, launched: Launched) -> Result<(), StepError> {
         }
     }));
     let status = end(&launched);
-    let exit = Exit { status, asked, unix_ms: sys::unix_ms() };
+    let exit = Exit {
+        status,
+        asked,
+        unix_ms: sys::unix_ms(),
+    };
     write_atomically(&home.exit(), &exit).step("write how it ended")
 }
 

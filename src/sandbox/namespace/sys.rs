@@ -22,7 +22,10 @@ pub trait Step<T> {
 
 impl<T, E: Into<io::Error>> Step<T> for Result<T, E> {
     fn step(self, step: &'static str) -> Result<T, StepError> {
-        self.map_err(|e| StepError { step, source: e.into() })
+        self.map_err(|e| StepError {
+            step,
+            source: e.into(),
+        })
     }
 }
 
@@ -79,7 +82,10 @@ pub unsafe fn clone3(flags: u64, cgroup: Option<BorrowedFd<'_>>) -> io::Result<C
         pid => {
             // SAFETY: on success the kernel stored a fresh descriptor that only we own.
             let pidfd = unsafe { OwnedFd::from_raw_fd(pidfd) };
-            Ok(Cloned::Parent { pid: pid as u32, pidfd })
+            Ok(Cloned::Parent {
+                pid: pid as u32,
+                pidfd,
+            })
         }
     }
 }
@@ -113,7 +119,11 @@ pub fn mount_setattr(
             size_of::<libc::mount_attr>(),
         )
     };
-    if done == 0 { Ok(()) } else { Err(io::Error::last_os_error()) }
+    if done == 0 {
+        Ok(())
+    } else {
+        Err(io::Error::last_os_error())
+    }
 }
 
 /// Closes every descriptor from `first` on.
@@ -129,7 +139,11 @@ pub fn cloexec_from(first: u32) -> io::Result<()> {
 fn close_range(first: u32, flags: u32) -> io::Result<()> {
     // SAFETY: no memory is passed. Whoever calls `close_from` owns no descriptor above `first`.
     let done = unsafe { libc::syscall(libc::SYS_close_range, first, u32::MAX, flags) };
-    if done == 0 { Ok(()) } else { Err(io::Error::last_os_error()) }
+    if done == 0 {
+        Ok(())
+    } else {
+        Err(io::Error::last_os_error())
+    }
 }
 
 /// Makes `fd` available under `number` across exec, replacing what was there.
@@ -140,7 +154,11 @@ pub fn place_fd(fd: BorrowedFd<'_>, number: RawFd) -> io::Result<()> {
     }
     // SAFETY: plain integers; the launcher keeps no owner of `number`.
     let done = unsafe { libc::dup2(fd.as_raw_fd(), number) };
-    if done >= 0 { Ok(()) } else { Err(io::Error::last_os_error()) }
+    if done >= 0 {
+        Ok(())
+    } else {
+        Err(io::Error::last_os_error())
+    }
 }
 
 /// Replaces the process by `program`. Returns only when that failed.
@@ -169,10 +187,18 @@ pub unsafe fn fork() -> io::Result<bool> {
 /// Sets soft and hard limit of `resource` to `value`, or to the hard limit if that is lower:
 /// raising one needs a capability that even root may lack.
 pub fn set_rlimit(resource: rustix::process::Resource, value: u64) -> io::Result<()> {
-    let hard = rustix::process::getrlimit(resource).maximum.unwrap_or(u64::MAX);
+    let hard = rustix::process::getrlimit(resource)
+        .maximum
+        .unwrap_or(u64::MAX);
     let value = Some(value.min(hard));
-    rustix::process::setrlimit(resource, rustix::process::Rlimit { current: value, maximum: value })
-        .map_err(io::Error::from)
+    rustix::process::setrlimit(
+        resource,
+        rustix::process::Rlimit {
+            current: value,
+            maximum: value,
+        },
+    )
+    .map_err(io::Error::from)
 }
 
 /// `/proc/self/fd/<fd>`: names what a descriptor is open on, whatever the length of its path.
@@ -185,14 +211,21 @@ pub fn fd_path(fd: impl AsFd) -> String {
 pub fn start_ticks(pid: u32) -> io::Result<u64> {
     let stat = std::fs::read_to_string(format!("/proc/{pid}/stat"))?;
     // The command name (field 2) may hold blanks and parentheses: count from its last ')'.
-    let fields = stat.rsplit_once(')').map(|(_, rest)| rest).unwrap_or_default();
+    let fields = stat
+        .rsplit_once(')')
+        .map(|(_, rest)| rest)
+        .unwrap_or_default();
     let field = fields.split_ascii_whitespace().nth(19);
-    field.and_then(|f| f.parse().ok()).ok_or_else(|| io::ErrorKind::InvalidData.into())
+    field
+        .and_then(|f| f.parse().ok())
+        .ok_or_else(|| io::ErrorKind::InvalidData.into())
 }
 
 /// Identifies this boot of the machine.
 pub fn boot_id() -> io::Result<String> {
-    Ok(std::fs::read_to_string("/proc/sys/kernel/random/boot_id")?.trim().to_owned())
+    Ok(std::fs::read_to_string("/proc/sys/kernel/random/boot_id")?
+        .trim()
+        .to_owned())
 }
 
 /// Milliseconds of the Unix epoch.

@@ -28,9 +28,28 @@ const HOST_BUNDLES: &[&str] = &[
 ];
 /// Files of the host's `/etc` that programs need and that hold nothing private.
 const ETC_FILES: &[&str] = &[
-    "bash.bashrc", "debian_version", "ethertypes", "gai.conf", "host.conf", "inputrc", "ld.so.cache",
-    "ld.so.conf", "locale.alias", "localtime", "magic", "mime.types", "networks", "os-release",
-    "profile", "protocols", "rpc", "services", "shells", "ssl/openssl.cnf", "timezone", "xattr.conf",
+    "bash.bashrc",
+    "debian_version",
+    "ethertypes",
+    "gai.conf",
+    "host.conf",
+    "inputrc",
+    "ld.so.cache",
+    "ld.so.conf",
+    "locale.alias",
+    "localtime",
+    "magic",
+    "mime.types",
+    "networks",
+    "os-release",
+    "profile",
+    "protocols",
+    "rpc",
+    "services",
+    "shells",
+    "ssl/openssl.cnf",
+    "timezone",
+    "xattr.conf",
 ];
 /// Folders of the host's `/etc`, likewise.
 const ETC_TREES: &[&str] = &["alternatives", "fonts", "ld.so.conf.d", "perl", "terminfo"];
@@ -56,8 +75,10 @@ pub struct Template {
     pub usr: PathBuf,
     /// The public roots, in PEM.
     pub bundle: PathBuf,
-    /// The guest program.
-    pub guest: PathBuf,
+    /// A folder with the guest program alone, named [`GUEST_FILE`].
+    pub program: PathBuf,
+    /// An empty folder.
+    pub empty: PathBuf,
 }
 
 /// The static program that becomes PID 1 of each sandbox.
@@ -102,7 +123,8 @@ impl Template {
             root: dir.join("root"),
             usr: dir.join("usr"),
             bundle: dir.join("root").join(SYSTEM_BUNDLE),
-            guest: dir.join("oc-guest"),
+            program: dir.join("program"),
+            empty: dir.join("empty"),
         }
     }
 }
@@ -121,16 +143,25 @@ impl Plan {
     }
 
     fn file(&mut self, path: &str, bytes: impl Into<Vec<u8>>) {
-        self.0.push((path.to_owned(), Node::File { mode: 0o644, bytes: bytes.into() }));
+        self.0.push((
+            path.to_owned(),
+            Node::File {
+                mode: 0o644,
+                bytes: bytes.into(),
+            },
+        ));
     }
 
     fn link(&mut self, path: &str, target: &str) {
-        self.0.push((path.to_owned(), Node::Link(target.to_owned())));
+        self.0
+            .push((path.to_owned(), Node::Link(target.to_owned())));
     }
 
     fn skeleton(&mut self) -> io::Result<()> {
         self.dir("root", 0o755, 0);
-        for dir in ["dev", "etc", "home", "media", "mnt", "opt", "proc", "run", "srv", "sys", "usr"] {
+        for dir in [
+            "dev", "etc", "home", "media", "mnt", "opt", "proc", "run", "srv", "sys", "usr",
+        ] {
             self.dir(&format!("root/{dir}"), 0o755, 0);
         }
         self.dir("root/root", 0o700, 0);
@@ -148,8 +179,10 @@ impl Plan {
                 Ok(target) => self.link(&format!("root/{name}"), &target.to_string_lossy()),
                 Err(e) if e.kind() == io::ErrorKind::NotFound => {}
                 Err(_) => {
-                    let what = format!("/{name} is not a link into /usr: this host keeps programs \
-                         outside of /usr, so the base template can't be made from it");
+                    let what = format!(
+                        "/{name} is not a link into /usr: this host keeps programs \
+                         outside of /usr, so the base template can't be made from it"
+                    );
                     return Err(io::Error::new(io::ErrorKind::Unsupported, what));
                 }
             }
@@ -161,7 +194,10 @@ impl Plan {
         self.file("root/etc/passwd", PASSWD);
         self.file("root/etc/group", GROUP);
         self.file("root/etc/nsswitch.conf", NSSWITCH);
-        self.file("root/etc/resolv.conf", format!("nameserver {NAME_SERVER}\n"));
+        self.file(
+            "root/etc/resolv.conf",
+            format!("nameserver {NAME_SERVER}\n"),
+        );
         self.link("root/etc/mtab", "/proc/self/mounts");
         self.dir("root/etc/ssl", 0o755, 0);
         self.dir("root/etc/ssl/certs", 0o755, 0);
@@ -169,16 +205,29 @@ impl Plan {
             self.copy(&Path::new("/etc").join(file), &format!("root/etc/{file}"));
         }
         for tree in ETC_TREES {
-            self.copy_tree(&Path::new("/etc").join(tree), &format!("root/etc/{tree}"), 0);
+            self.copy_tree(
+                &Path::new("/etc").join(tree),
+                &format!("root/etc/{tree}"),
+                0,
+            );
         }
-        let bundle = HOST_BUNDLES.iter().find_map(|path| read_public(Path::new(path)));
+        let bundle = HOST_BUNDLES
+            .iter()
+            .find_map(|path| read_public(Path::new(path)));
         self.file(&format!("root/{SYSTEM_BUNDLE}"), bundle.unwrap_or_default());
         Ok(())
     }
 
     /// Small additions to `/usr`.
     fn usr(&mut self) {
-        for dir in ["usr", "usr/lib", "usr/lib/ssl", "usr/local", "usr/local/bin", "usr/local/share"] {
+        for dir in [
+            "usr",
+            "usr/lib",
+            "usr/lib/ssl",
+            "usr/local",
+            "usr/local/bin",
+            "usr/local/share",
+        ] {
             self.dir(dir, 0o755, 0);
         }
         self.dir("usr/local/share/ca-certificates", 0o755, 0);
@@ -195,13 +244,17 @@ impl Plan {
     }
 
     fn copy_tree(&mut self, from: &Path, to: &str, depth: u32) {
-        let Ok(entries) = fs::read_dir(from) else { return };
+        let Ok(entries) = fs::read_dir(from) else {
+            return;
+        };
         self.dir(to, 0o755, 0);
         let mut entries: Vec<_> = entries.flatten().take(TREE_FILES_MAX).collect();
         // Sorted, so that equal content has an equal hash.
         entries.sort_by_key(|entry| entry.file_name());
         for entry in entries {
-            let Ok(name) = entry.file_name().into_string() else { continue };
+            let Ok(name) = entry.file_name().into_string() else {
+                continue;
+            };
             let (path, to) = (entry.path(), format!("{to}/{name}"));
             match entry.file_type() {
                 Ok(kind) if kind.is_symlink() => {
@@ -256,12 +309,17 @@ impl Plan {
                 Node::Link(target) => symlink(target, &path)?,
             }
         }
-        let guest = draft.join("oc-guest");
+        let made = Template::at(draft);
+        fs::create_dir(&made.empty)?;
+        fs::create_dir(&made.program)?;
+        let guest = made.program.join(GUEST_FILE);
         fs::write(&guest, GUEST)?;
         fs::set_permissions(&guest, fs::Permissions::from_mode(0o755))
     }
 }
 
+/// Name of the guest program in its folder.
+pub const GUEST_FILE: &str = "oc-guest";
 /// Where the guest program is found inside.
 pub const GUEST_INSIDE: &str = "/run/oc/guest";
 
@@ -291,10 +349,23 @@ mod tests {
         let first = Template::ensure(base.path(), privileged).unwrap();
         let second = Template::ensure(base.path(), privileged).unwrap();
         assert_eq!(first.root, second.root);
-        assert_eq!(fs::read_dir(base.path()).unwrap().count(), 1, "no draft is left");
-        assert!(fs::metadata(&first.guest).unwrap().len() > 0);
-        assert!(fs::read_to_string(&first.bundle).unwrap().contains("BEGIN CERTIFICATE"));
-        for absent in ["etc/shadow", "etc/ssl/private", "etc/environment", "etc/gitconfig"] {
+        assert_eq!(
+            fs::read_dir(base.path()).unwrap().count(),
+            1,
+            "no draft is left"
+        );
+        assert!(fs::metadata(first.program.join(GUEST_FILE)).unwrap().len() > 0);
+        assert!(
+            fs::read_to_string(&first.bundle)
+                .unwrap()
+                .contains("BEGIN CERTIFICATE")
+        );
+        for absent in [
+            "etc/shadow",
+            "etc/ssl/private",
+            "etc/environment",
+            "etc/gitconfig",
+        ] {
             assert!(!first.root.join(absent).exists(), "{absent}");
         }
         assert_eq!(fs::read_dir(first.root.join("root")).unwrap().count(), 0);

@@ -31,9 +31,15 @@ const PRAGMAS: [(&str, &str, &str); 6] = [
 ];
 
 impl Sqlite {
-    /// Opens the database in `dir`, creating it when there is none. The caller holds the fence.
-    pub fn open(dir: &Path) -> Result<Sqlite, OpenError> {
+    /// Opens the database in `dir`. Where there is none it is created if `may_create`, else the
+    /// answer is `None` and the folder is as it was. The caller holds the fence.
+    pub fn open(dir: &Path, may_create: bool) -> Result<Option<Sqlite>, OpenError> {
         let path = dir.join(FILE);
+        // Asked before SQLite sees the file: it throws away the WAL of an empty database.
+        let empty = std::fs::metadata(&path).map_or(true, |meta| meta.len() == 0);
+        if empty && !may_create {
+            return Ok(None);
+        }
         // Made by us first, so that it (and the WAL, which takes its mode) is private from birth.
         OpenOptions::new()
             .create(true)
@@ -62,7 +68,10 @@ impl Sqlite {
         };
         let found = pragma(&conn, "user_version")?;
         match found.parse::<i64>() {
-            Ok(0 | FORMAT) => {}
+            Ok(FORMAT) => {}
+            Ok(0) if may_create => {}
+            // All of it was in a WAL that is gone.
+            Ok(0) => return Ok(None),
             Ok(found) => {
                 return Err(OpenError::Format {
                     dir: dir.to_owned(),
@@ -87,11 +96,11 @@ impl Sqlite {
             ))));
         }
         let log = log_id(&conn).map_err(told)?;
-        Ok(Sqlite {
+        Ok(Some(Sqlite {
             view: View::new(conn, log),
             path,
             wal_bytes: 0,
-        })
+        }))
     }
 }
 

@@ -1,0 +1,96 @@
+//! What a sandbox may use up.
+
+use opencomputer::sandbox::Enforcement;
+
+use crate::support::{World, root_or_skip, spec, text};
+
+/// Goal: a program that eats memory dies inside; the sandbox and the host live on.
+#[tokio::test]
+async fn a_memory_hog_is_killed_inside() {
+    if !root_or_skip() {
+        return;
+    }
+    let world = World::new();
+    let sandbox = world.start(&spec()).await;
+    if sandbox.running.limits.memory != Enforcement::Sandbox {
+        println!("skipped: memory is not limited for the whole sandbox here");
+        return;
+    }
+    let hog = sandbox
+        .run("python3 -c 'x = bytearray(1 << 30); print(len(x))'")
+        .await;
+    assert_ne!(hog.exit_code, 0, "{}", text(&hog));
+    assert_eq!(sandbox.output("echo alive").await, "alive");
+    // Shared memory counts too.
+    let hog = sandbox
+        .run("head -c 1G /dev/zero > /dev/shm/x; rm -f /dev/shm/x; exit 3")
+        .await;
+    assert_ne!(hog.exit_code, 0);
+    assert_eq!(sandbox.output("echo alive").await, "alive");
+}
+
+#[tokio::test]
+async fn a_fork_bomb_is_bounded() {
+    if !root_or_skip() {
+        return;
+    }
+    let world = World::new();
+    let sandbox = world.start(&spec()).await;
+    let bomb = r#"
+import os, time
+count = 0
+try:
+    while count < 5000:
+        if os.fork() == 0:
+            time.sleep(30); os._exit(0)
+        count += 1
+except OSError:
+    pass
+print(count)
+"#;
+    let output = sandbox
+        .run(&format!("timeout 20 python3 -c '{bomb}'; kill -9 -1"))
+        .await;
+    let count: u32 = text(&output)
+        .lines()
+        .next()
+        .unwrap_or_default()
+        .parse()
+        .unwrap_or(0);
+    assert!(count < 1024, "{}", text(&output));
+    assert_eq!(sandbox.output("echo alive").await, "alive");
+}
+
+#[tokio::test]
+async fn cpu_and_open_files_are_bounded() {
+    if !root_or_skip() {
+        return;
+    }
+    let world = World::new();
+    let sandbox = world.start(&spec()).await;
+    assert!(sandbox.output("ulimit -Hn").await.parse::<u64>().unwrap() <= 65_536);
+    assert_eq!(sandbox.output("ulimit -Hc").await, "0");
+    if sandbox.running.limits.cpu != Enforcement::Sandbox {
+        println!("skipped: CPU is not limited here");
+        return;
+    }
+    // Two busy loops for a second of wall time may use little more than one CPU second.
+    let busy = r#"
+import os, time
+if os.fork() == 0:
+    end = time.time() + 1.5
+    while time.time() < end: pass
+    os._exit(0)
+end = time.time() + 1.5
+while time.time() < end: pass
+os.wait()
+t = os.times()
+print(t.user + t.system + t.children_user + t.children_system)
+"#;
+    let used: f64 = sandbox
+        .output(&format!("python3 -c '{busy}'"))
+        .await
+        .parse()
+        .unwrap();
+    assert!(used < 2.2, "{used}");
+}
