@@ -9,6 +9,25 @@ use tokio::process::Command;
 
 use crate::world::{Setup, VALUE, World, echo, soon};
 
+/// A port on loopback that is the sandbox's explicit proxy.
+async fn explicit_proxy(world: &World) -> String {
+    let listener = TcpListener::bind((Ipv4Addr::LOCALHOST, 0)).await.unwrap();
+    let url = format!("http://{}", listener.local_addr().unwrap());
+    let proxy = world.proxy.clone();
+    tokio::spawn(async move {
+        while let Ok((stream, _)) = listener.accept().await {
+            let ip = Ipv4Addr::new(169, 254, 169, 253).into();
+            let target = Target {
+                name: None,
+                ip,
+                port: 3128,
+            };
+            tokio::spawn(proxy.clone().serve(stream, target));
+        }
+    });
+    url
+}
+
 /// curl trusts the sandbox's CA, sends a token through the explicit proxy, and sees the token
 /// again; a refusal reaches it as a status with words.
 #[tokio::test]
@@ -28,20 +47,7 @@ async fn curl_works_through_the_explicit_proxy() {
         ..Setup::default()
     });
     let host = world.host(echo()).await;
-    let listener = TcpListener::bind((Ipv4Addr::LOCALHOST, 0)).await.unwrap();
-    let proxy_url = format!("http://{}", listener.local_addr().unwrap());
-    let proxy = world.proxy.clone();
-    tokio::spawn(async move {
-        while let Ok((stream, _)) = listener.accept().await {
-            let ip = Ipv4Addr::new(169, 254, 169, 253).into();
-            let target = Target {
-                name: None,
-                ip,
-                port: 3128,
-            };
-            tokio::spawn(proxy.clone().serve(stream, target));
-        }
-    });
+    let proxy_url = explicit_proxy(&world).await;
     let folder = tempfile::tempdir().unwrap();
     let ca = folder.path().join("ca.pem");
     std::fs::write(&ca, world.proxy.ca_certificate_pem()).unwrap();
@@ -98,5 +104,50 @@ async fn curl_works_through_the_explicit_proxy() {
         .await
         .unwrap();
     assert!(String::from_utf8_lossy(&refused.stdout).contains("egress_allowlist"));
+    world.finish();
+}
+
+/// Python's TLS with strict checking of certificates (the default from 3.13 on).
+#[tokio::test]
+async fn python_accepts_the_certificates_strictly() {
+    const PROGRAM: &str = "
+import ssl, sys, urllib.request
+context = ssl.create_default_context(cafile=sys.argv[1])
+context.verify_flags |= ssl.VERIFY_X509_STRICT
+proxy = urllib.request.ProxyHandler({'https': sys.argv[2]})
+opener = urllib.request.build_opener(proxy, urllib.request.HTTPSHandler(context=context))
+request = urllib.request.Request(sys.argv[3], headers={'Authorization': 'Bearer ' + sys.argv[4]})
+print(opener.open(request, timeout=8).read().decode())
+";
+    if Command::new("python3")
+        .arg("--version")
+        .stdout(Stdio::null())
+        .status()
+        .await
+        .is_err()
+    {
+        println!("skipped: python3 is not installed");
+        return;
+    }
+    let world = World::new(&Setup::default());
+    let host = world.host(echo()).await;
+    let proxy_url = explicit_proxy(&world).await;
+    let folder = tempfile::tempdir().unwrap();
+    let ca = folder.path().join("ca.pem");
+    std::fs::write(&ca, world.proxy.ca_certificate_pem()).unwrap();
+    let mut command = Command::new("python3");
+    command.args(["-c", PROGRAM]).arg(&ca).arg(&proxy_url);
+    command
+        .arg(format!("https://api.test:{}/", host.port))
+        .arg(world.token.to_string());
+    let done = soon(command.kill_on_drop(true).output()).await.unwrap();
+    let text = String::from_utf8_lossy(&done.stdout).into_owned();
+    assert!(
+        done.status.success(),
+        "{}",
+        String::from_utf8_lossy(&done.stderr)
+    );
+    assert!(host.last().head.contains(&format!("Bearer {VALUE}")));
+    assert!(text.contains(&format!("Bearer {}", world.token)) && !text.contains("CANARY"));
     world.finish();
 }
