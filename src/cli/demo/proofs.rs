@@ -69,6 +69,23 @@ impl Trace {
         self.kind.iter().all(|part| event.kind.contains(part))
             && self.data.iter().all(|part| data.contains(part))
     }
+
+    /// The event on one line; of a batch of decisions, the one that was looked for.
+    fn line(&self, event: &Event) -> String {
+        let decisions = event.data.get("decisions").and_then(Value::as_array);
+        let decision = decisions.into_iter().flatten().find(|decision| {
+            let text = decision.to_string();
+            self.data.iter().all(|part| text.contains(part))
+        });
+        let detail = match decision {
+            Some(decision) => audit::detail(&json!({ "decisions": [decision] })),
+            None => audit::detail(&event.data),
+        };
+        format!(
+            "{}  {}  {}\n{detail}",
+            event.position, event.kind, event.stream
+        )
+    }
 }
 
 #[derive(Deserialize)]
@@ -95,7 +112,9 @@ pub async fn audit(scene: &Scene<'_>, story: &mut Narrator) -> Result<(), Broken
     let search = scene.search()?;
     for trace in &TRAIL {
         let found = events.iter().find(|event| trace.is(event));
-        let seen = found.map(line).filter(|line| !search.is_in(line));
+        let seen = found
+            .map(|event| trace.line(event))
+            .filter(|line| !search.is_in(line));
         let kinds = || {
             events
                 .iter()
@@ -123,17 +142,6 @@ pub async fn audit(scene: &Scene<'_>, story: &mut Narrator) -> Result<(), Broken
     let holds = verified.ok && verified.positions >= events.len() as u64;
     story.check(holds, "the log's hash chain is whole", &seen);
     Ok(())
-}
-
-fn line(event: &Event) -> String {
-    let detail = match audit::detail(&event.data) {
-        flat if !flat.is_empty() => flat,
-        _ => event.data.to_string().chars().take(100).collect(),
-    };
-    format!(
-        "{:>4}  {}  {}  {detail}",
-        event.position, event.kind, event.stream
-    )
 }
 
 /// Searches everything the run wrote, and the sandbox's processes from outside.
