@@ -120,8 +120,15 @@ async fn a_frozen_sandbox_stands_still_until_it_is_let_go() {
         println!("skipped: no control group can freeze here");
         return;
     }
-    sandbox.output("(while :; do echo x >> /tmp/ticks; sleep 0.005; done) > /dev/null 2>&1 &").await;
-    let upper = world.dir.path().join("sandboxes").join(spec.id.as_str()).join("disk/root/upper");
+    sandbox
+        .output("(while :; do echo x >> /tmp/ticks; sleep 0.005; done) > /dev/null 2>&1 &")
+        .await;
+    let upper = world
+        .dir
+        .path()
+        .join("sandboxes")
+        .join(spec.id.as_str())
+        .join("disk/root/upper");
     let ticks = || std::fs::metadata(upper.join("tmp/ticks")).map_or(0, |meta| meta.len());
     let later = || tokio::time::sleep(Duration::from_millis(200));
     later().await;
@@ -147,11 +154,16 @@ async fn how_a_sandbox_ended_is_kept() {
     let sandbox = world.start(&spec).await;
     assert!(world.driver.last_exit(&spec.id).is_none());
     // The guest, as the host sees it: the only child of the supervisor.
-    let children = format!("/proc/{0}/task/{0}/children", sandbox.running.supervisor_pid);
+    let children = format!(
+        "/proc/{0}/task/{0}/children",
+        sandbox.running.supervisor_pid
+    );
     let init = std::fs::read_to_string(children).unwrap();
     let init = rustix::process::Pid::from_raw(init.trim().parse().unwrap()).unwrap();
     rustix::process::kill_process(init, rustix::process::Signal::KILL).unwrap();
-    tokio::time::timeout(Duration::from_secs(5), sandbox.running.exited()).await.unwrap();
+    tokio::time::timeout(Duration::from_secs(5), sandbox.running.exited())
+        .await
+        .unwrap();
     let exit = world.driver.last_exit(&spec.id).unwrap();
     assert_eq!((exit.status, exit.asked), (128 + 9, false));
 }

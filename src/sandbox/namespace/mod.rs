@@ -243,11 +243,19 @@ impl NamespaceDriver {
         let home = Home::of(&self.data, id);
         kill_recorded(&home);
         await_lock(&home).map_err(failed("wait for the end of its supervisor"))?;
-        let group = self.groups.group(id);
-        group.kill();
-        group
-            .remove()
-            .map_err(failed("remove its control groups"))?;
+        // A server started elsewhere may have other groups than the one that started the sandbox.
+        let plan = fs::read(home.plan()).ok();
+        let plan = plan.and_then(|text| serde_json::from_slice::<Plan>(&text).ok());
+        let layouts = plan
+            .map(|plan| plan.groups)
+            .into_iter()
+            .chain([self.groups.clone()]);
+        for group in layouts.map(|layout| layout.group(id)) {
+            group.kill();
+            group
+                .remove()
+                .map_err(failed("remove its control groups"))?;
+        }
         remove::remove_tree(&home.0).map_err(failed("remove its disk"))
     }
 }
