@@ -18,6 +18,7 @@ use std::time::{Duration, Instant};
 
 use tempfile::TempDir;
 
+#[allow(unused_imports)] // as above
 pub use api::{Api, Reply};
 
 /// The API key of every test's first organization.
