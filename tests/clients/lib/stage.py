@@ -153,21 +153,29 @@ class Stage:
         return left
 
     def _sweep(self) -> list[str]:
-        """Only what names our own folder is touched."""
+        """Only processes and mounts that use our own folder are touched."""
         left = []
         for entry in Path("/proc").iterdir():
-            if not entry.name.isdigit() or int(entry.name) == os.getpid():
-                continue
-            try:
-                words = (entry / "cmdline").read_bytes().split(b"\0")
-                if any(os.fsencode(self.data) in word for word in words):
-                    os.kill(int(entry.name), signal.SIGKILL)
-                    left.append(f"process {entry.name} was still there: {b' '.join(words)!r}")
-            except OSError:
-                continue  # it ended meanwhile
+            if entry.name.isdigit() and int(entry.name) != os.getpid() and self._uses_folder(entry):
+                words = (entry / "cmdline").read_bytes().replace(b"\0", b" ")
+                os.kill(int(entry.name), signal.SIGKILL)
+                left.append(f"process {entry.name} was still there: {words.decode()}")
         mounts = Path("/proc/self/mountinfo").read_text().splitlines()
         for point in reversed([line.split()[4] for line in mounts]):
             if Path(point).is_relative_to(self.folder):
                 subprocess.run(["umount", "-l", point], check=False)
                 left.append(f"{point} was still mounted")
         return left
+
+    def _uses_folder(self, process: Path) -> bool:
+        try:
+            links = [process / "cwd", *(process / "fd").iterdir()]
+        except OSError:
+            return False  # it ended meanwhile
+        for link in links:
+            try:
+                if Path(os.readlink(link)).is_relative_to(self.data):
+                    return True
+            except OSError:
+                continue
+        return False

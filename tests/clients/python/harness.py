@@ -9,6 +9,7 @@ import re
 import traceback
 from contextlib import asynccontextmanager
 
+import anyio
 import httpx
 
 CHECK_SEC_MAX = 60
@@ -26,7 +27,7 @@ async def check(method: str, what: str):
     _checked.add(method)
     line = {"method": method, "check": what, "result": "passed"}
     try:
-        async with asyncio.timeout(CHECK_SEC_MAX):
+        with anyio.fail_after(CHECK_SEC_MAX):
             yield
     except Exception:
         line |= {"result": "failed", "detail": traceback.format_exc(limit=-3)}
