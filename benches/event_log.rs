@@ -66,16 +66,19 @@ fn bench(criterion: &mut Criterion) {
     }
     group.finish();
 
-    let rates = WRITERS.map(|writers| {
-        let each = 2_048 / writers;
+    let figures = WRITERS.map(|writers| {
+        let (each, before) = (2_048 / writers, log.stats());
         let took = append(&runtime, &log, writers, each).as_secs_f64();
-        (writers * each) as f64 / took
+        let after = log.stats();
+        let commits = (after.commits - before.commits) as f64;
+        (
+            commits / took,
+            commits / (after.groups - before.groups) as f64,
+        )
     });
-    let [one, many] = rates;
-    println!(
-        "1 writer {one:.0}/s, 64 writers {many:.0}/s, ratio {:.1}",
-        many / one
-    );
+    let [(one, _), (many, group)] = figures;
+    let ratio = many / one;
+    println!("1 writer {one:.0}/s, 64 writers {many:.0}/s, ratio {ratio:.1}, {group:.1} to a sync");
     runtime.block_on(log.close());
 }
 

@@ -239,8 +239,8 @@ fn read_file(path: &Path) -> Result<File, ConfigError> {
     })
 }
 
-/// `/var/lib/opencomputer` as root, else the user's own data folder.
-fn default_data_dir() -> Option<PathBuf> {
+/// `/var/lib/opencomputer` as root, else the user's own data folder; `None` without a `HOME`.
+pub fn default_data_dir() -> Option<PathBuf> {
     if rustix::process::geteuid().is_root() {
         return Some(PathBuf::from("/var/lib/opencomputer"));
     }

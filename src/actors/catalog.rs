@@ -20,11 +20,13 @@ use crate::events::families::{
     DecodeError, Family, OrgEvent, ProjectCreated, ProjectEvent, SandboxCreated, SandboxEvent,
     StoreCreated, StoreEvent,
 };
-use crate::events::{EventLog, Recorded};
+use crate::events::{EventLog, Recorded, StreamId};
 use crate::ids::{KeyId, OrgId, ProjectId, SandboxId, StoreId};
 
 /// Longest a reply waits for the model to catch up with its own write.
 const CATCH_UP_MAX: Duration = Duration::from_secs(5);
+/// Pause after the log could not be read.
+const RETRY: Duration = Duration::from_secs(1);
 
 /// The rows.
 #[derive(Default)]
@@ -62,9 +64,11 @@ impl Catalog {
                     self.apply(&recorded);
                     self.position.send_replace(recorded.position);
                 }
+                // A passing shortage (of descriptors, say): the model goes on where it stopped.
                 Err(error) => {
-                    tracing::error!(%error, "the read models stopped following the log");
-                    return;
+                    tracing::error!(%error, "the read models can't read the log, trying again");
+                    tokio::time::sleep(RETRY).await;
+                    subscription = log.subscribe(self.position() + 1);
                 }
             }
         }
@@ -201,6 +205,23 @@ impl Catalog {
                     .map(|details| (id.clone(), details.org_id, row.phase.clone()))
             });
             known.collect()
+        })
+    }
+
+    /// Streams of everything that is gone for good: their data keys must be gone too.
+    pub fn gone(&self) -> Vec<StreamId> {
+        self.read(|model| {
+            let projects = model.projects.iter().filter(|(_, row)| row.is_deleted());
+            let stores = model.stores.iter().filter(|(_, row)| row.is_deleted());
+            let sandboxes = model
+                .sandboxes
+                .iter()
+                .filter(|(_, row)| row.phase.is_final());
+            projects
+                .map(|(id, _)| Project::stream(id))
+                .chain(stores.map(|(id, _)| SecretStore::stream(id)))
+                .chain(sandboxes.map(|(id, _)| Sandbox::stream(id)))
+                .collect()
         })
     }
 

@@ -82,17 +82,29 @@ impl Platform {
         let id = SandboxId::generate();
         let _in_work = self.begin_work(&id);
         let (created, secrets) = self.plan(caller, &id, &request).await?;
-        let sealed = self.seal_set(&Sandbox::stream(&id), secrets, &request.envs)?;
-        let command = SandboxCommand::Create {
-            created: Box::new(created),
-            sealed: Box::new(sealed),
-            intent: Ulid::generate(),
-        };
+        let place = self.take_place(caller)?;
         let stream = Sandbox::stream(&id);
-        let done = self
-            .execute(&self.sandboxes, &stream, command, &caller.who())
-            .await?;
-        self.start_sandbox(&id, &done.state, &caller.who()).await
+        let accepted = match self.seal_set(&stream, secrets, &request.envs) {
+            Ok(sealed) => {
+                let command = SandboxCommand::Create {
+                    created: Box::new(created),
+                    sealed: Box::new(sealed),
+                    intent: Ulid::generate(),
+                };
+                self.execute(&self.sandboxes, &stream, command, &caller.who())
+                    .await
+            }
+            Err(failure) => Err(failure),
+        };
+        // From here on the read models count it.
+        drop(place);
+        match accepted {
+            Ok(done) => self.start_sandbox(&id, &done.state, &caller.who()).await,
+            Err(failure) => {
+                self.shred(&stream)?;
+                Err(failure)
+            }
+        }
     }
 
     /// Settles every setting and finds the secrets; changes nothing.
@@ -105,14 +117,6 @@ impl Platform {
         let memory_mb_max = self.limits.memory_mb_max.into();
         check_size(request.cpu_count, request.memory_mb, memory_mb_max)?;
         check_request(request)?;
-        let quota = self.limits.concurrent_sandboxes_max;
-        let active = self.catalog.live_count(&caller.org);
-        if active >= quota {
-            return Err(Failure::Quota {
-                active,
-                limit: quota,
-            });
-        }
         let mut layers = Vec::new();
         let mut secrets = BTreeMap::new();
         let mut allowlist: Vec<String> = Vec::new();

@@ -84,6 +84,13 @@ impl Captured {
         self.truncated |= room < bytes.len();
     }
 
+    /// A stream that ended without an exit was cut.
+    fn require_exit(&mut self) {
+        if self.exit_code.is_none() {
+            self.fail(-1, "the sandbox went away while the command ran".to_owned());
+        }
+    }
+
     fn fail(&mut self, exit_code: i32, reason: String) {
         self.stderr.extend_from_slice(reason.as_bytes());
         self.exit_code = Some(exit_code);
@@ -168,7 +175,6 @@ impl Platform {
     ) -> Result<Arc<Handle>, Failure> {
         let mut session = session(live, request)?;
         session.timeout.get_or_insert(TIMEOUT_DEFAULT);
-        session.stdin_closed = true;
         let handle = Arc::new(Handle {
             id: session.session_id.clone(),
             sandbox: live.details.sandbox_id.clone(),
@@ -183,8 +189,10 @@ impl Platform {
             self.limits.exec_output_bytes_max,
         );
         tokio::spawn(async move {
-            if let Err(error) = capture(&live, session, &captured, limit).await {
-                captured.update(|output| fail(output, error));
+            let push = |output| captured.update(|all| all.push(output, limit));
+            match live.guest.run_with(session, push).await {
+                Err(error) => captured.update(|output| fail(output, error)),
+                Ok(()) => captured.update(Captured::require_exit),
             }
             captured.finished.send_replace(Some(Instant::now()));
         });
@@ -192,30 +200,11 @@ impl Platform {
     }
 }
 
-async fn capture(
-    live: &LiveSandbox,
-    session: StartSession,
-    handle: &Handle,
-    limit: usize,
-) -> Result<(), GuestError> {
-    let id = session.session_id.clone();
-    live.guest.start(session).await?;
-    let mut attachment = live.guest.attach(&id).await?;
-    while let Some(output) = attachment.next().await? {
-        let last = matches!(output, SessionOutput::Exit { .. });
-        handle.update(|captured| captured.push(output, limit));
-        if last {
-            return Ok(());
-        }
-    }
-    Err(GuestError::Gone(
-        "the sandbox went away while the command ran".to_owned(),
-    ))
-}
-
 fn fail(output: &mut Captured, error: GuestError) {
     match error {
+        // What a shell answers for a command it can't find or can't execute.
         GuestError::CommandNotFound(reason) => output.fail(127, reason),
+        GuestError::Refused(reason) => output.fail(126, reason),
         other => output.fail(-1, other.to_string()),
     }
 }

@@ -15,6 +15,7 @@ mod org;
 mod platform;
 mod project;
 mod proxy;
+mod quota;
 mod reconciler;
 mod registry;
 mod sandbox;

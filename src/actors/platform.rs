@@ -13,6 +13,7 @@ use super::exec::Handles;
 use super::live::LiveSandbox;
 use super::org::{Org, OrgCommand};
 use super::project::{Project, ProjectCommand, ProjectSettings};
+use super::quota::Places;
 use super::registry::{Arbiters, Registry};
 use super::sandbox::Sandbox;
 use super::secret_store::{SecretStore, StoreCommand};
@@ -70,6 +71,7 @@ pub struct Platform {
     pub(super) live: Mutex<HashMap<SandboxId, Arc<LiveSandbox>>>,
     /// Sandboxes that somebody is starting or stopping right now: the reconciler leaves them alone.
     pub(super) in_work: Arc<Mutex<HashMap<SandboxId, usize>>>,
+    pub(super) places: Places,
     pub(super) proxy_arbiters: Arbiters,
     pub(super) handles: Handles,
 }
@@ -91,6 +93,7 @@ impl Platform {
             catalog,
             live: Mutex::default(),
             in_work: Arc::default(),
+            places: Places::default(),
             // The byte path has threads of its own, so that a busy sandbox can't slow commands.
             proxy_arbiters: Arbiters::start(2),
             handles: Handles::default(),

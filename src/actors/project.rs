@@ -87,6 +87,11 @@ impl Project {
         StreamId::of("project", id)
     }
 
+    /// Whether it was there and is gone.
+    pub fn is_deleted(&self) -> bool {
+        self.deleted
+    }
+
     /// The project as `org` may see it.
     pub fn visible_to(&self, org: &OrgId) -> Result<&ProjectCreated, Reject> {
         match &self.details {

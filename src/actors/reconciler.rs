@@ -11,7 +11,8 @@
 //! | failed | disk | keeps it for its user |
 //! | gone or unknown | anything | removes it |
 //!
-//! It also brings secrets that were rotated meanwhile to the sandboxes that use them.
+//! It also brings secrets that were rotated meanwhile to the sandboxes that use them and, at start,
+//! destroys the data keys of what was deleted right before a crash.
 
 use std::collections::HashMap;
 use std::sync::{Arc, Weak};
@@ -45,6 +46,7 @@ impl Reconciler {
     /// Starts the rounds; the first one is over before this returns.
     pub async fn start(platform: &Arc<Platform>) {
         platform.reconcile().await;
+        platform.shred_what_is_gone();
         let actor = Self {
             platform: Arc::downgrade(platform),
         };
@@ -103,6 +105,15 @@ impl Platform {
                 if let Err(error) = self.take_down(&id).await {
                     tracing::error!(%error, sandbox = %id, "what is left could not be removed");
                 }
+            }
+        }
+    }
+
+    /// A crash between a deletion's commit and the end of its data key leaves the key behind.
+    fn shred_what_is_gone(&self) {
+        for stream in self.catalog.gone() {
+            if let Err(error) = self.shred(&stream) {
+                tracing::error!(%error, %stream, "a data key could not be destroyed");
             }
         }
     }

@@ -54,6 +54,11 @@ impl Phase {
         }
     }
 
+    /// Whether nothing can happen to it any more.
+    pub fn is_final(&self) -> bool {
+        matches!(self, Self::Stopped | Self::NeverStarted)
+    }
+
     /// Whether it uses memory and processor time, or is about to.
     pub fn is_live(&self) -> bool {
         matches!(self, Self::Starting(_) | Self::Running)

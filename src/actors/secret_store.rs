@@ -61,6 +61,11 @@ impl SecretStore {
         StreamId::of("store", id)
     }
 
+    /// Whether it was there and is gone.
+    pub fn is_deleted(&self) -> bool {
+        self.deleted
+    }
+
     /// The store as `org` may see it.
     pub fn visible_to(&self, org: &OrgId) -> Result<&StoreCreated, Reject> {
         match &self.details {

@@ -1,9 +1,12 @@
-//! `oc audit log`: what happened, from the event log, newest last.
+//! `oc audit`: what happened, from the event log, newest last, and whether the log is whole.
 //!
 //! The server pages backwards from the newest event; pages are followed until `--limit` events
 //! are there or the log begins.
 
+use std::path::PathBuf;
+
 use clap::{Args, Subcommand};
+use reqwest::Method;
 use serde::{Deserialize, Serialize};
 use serde_json::{Map, Value, json};
 
@@ -11,6 +14,8 @@ use super::Context;
 use super::client::{Api, decode};
 use super::error::CliError;
 use super::output::table;
+use crate::config::default_data_dir;
+use crate::events::EventLog;
 
 /// Events shown without `--limit`.
 const EVENTS_DEFAULT: usize = 50;
@@ -26,6 +31,22 @@ const DETAIL_CHARS_MAX: usize = 100;
 pub enum Audit {
     /// Show recorded events, newest last
     Log(Log),
+    /// Have the server check its whole log: every hash, every link, no gap
+    Verify,
+    /// Take a stopped server's event log as it is, after its end was lost
+    ///
+    /// A log that ends before its witness has lost events that were acknowledged, and a server
+    /// refuses to start on it. Restore a backup if there is one; this gives the lost events up.
+    #[command(name = "accept-head")]
+    AcceptHead(AcceptHead),
+}
+
+/// `oc audit accept-head`
+#[derive(Args)]
+pub struct AcceptHead {
+    /// The server's data folder [default: the one `oc serve` uses]
+    #[arg(long, env = "OC_DATA_DIR", value_name = "DIR")]
+    data_dir: Option<PathBuf>,
 }
 
 /// `oc audit log`
@@ -66,8 +87,54 @@ pub(super) struct Event {
 
 impl Audit {
     pub(super) async fn run(self, context: &Context) -> Result<(), CliError> {
-        let Self::Log(log) = self;
-        let (events, next_before) = log.collect(&context.api).await?;
+        match self {
+            Self::Log(log) => log.run(context).await,
+            Self::Verify => verify(context).await,
+            Self::AcceptHead(accept) => accept.run(context),
+        }
+    }
+}
+
+/// Fails when the log is not whole.
+async fn verify(context: &Context) -> Result<(), CliError> {
+    let reply = context
+        .api
+        .send(Method::POST, &["audit", "verify"], None)
+        .await?;
+    if reply["ok"] != json!(true) {
+        let reason = reply["error"].as_str().unwrap_or("no reason given");
+        return Err(CliError::Damaged(reason.to_owned()));
+    }
+    context.output.reply(&reply, || {
+        format!(
+            "The log is whole: {} commits, {} events, chain {}",
+            reply["commits"],
+            reply["positions"],
+            reply["chain"].as_str().unwrap_or_default()
+        )
+    })
+}
+
+impl AcceptHead {
+    fn run(self, context: &Context) -> Result<(), CliError> {
+        let data_dir = self.data_dir.or_else(default_data_dir).ok_or_else(|| {
+            CliError::Usage("no data folder: HOME is not set; pass --data-dir".to_owned())
+        })?;
+        let head = EventLog::accept_head(&data_dir.join("log"))
+            .map_err(|error| CliError::Damaged(error.to_string()))?;
+        let reply = json!({ "position": head.position, "commit": head.commit });
+        context.output.reply(&reply, || {
+            format!(
+                "The log now ends at event {} (commit {}).",
+                head.position, head.commit
+            )
+        })
+    }
+}
+
+impl Log {
+    async fn run(self, context: &Context) -> Result<(), CliError> {
+        let (events, next_before) = self.collect(&context.api).await?;
         let reply = json!({ "events": events, "nextBefore": next_before });
         context.output.reply(&reply, || {
             if events.is_empty() {
@@ -77,9 +144,7 @@ impl Audit {
             }
         })
     }
-}
 
-impl Log {
     async fn collect(self, api: &Api) -> Result<(Vec<Event>, Option<u64>), CliError> {
         let wanted = usize::try_from(self.limit).unwrap_or(usize::MAX);
         let mut events: Vec<Event> = Vec::new();
@@ -142,6 +207,13 @@ pub(super) fn detail(data: &Value) -> String {
     let Some(fields) = data.as_object() else {
         return String::new();
     };
+    if let Some(decisions) = fields.get("decisions").and_then(Value::as_array) {
+        return cut(decisions
+            .iter()
+            .map(decision)
+            .collect::<Vec<_>>()
+            .join("; "));
+    }
     let word = |(name, value): (&String, &Value)| match value {
         Value::Null => None,
         Value::String(text) => Some(format!("{name}={text}")),
@@ -154,6 +226,29 @@ pub(super) fn detail(data: &Value) -> String {
         Value::Object(_) => None,
     };
     let line = fields.iter().filter_map(word).collect::<Vec<_>>().join(" ");
+    cut(line)
+}
+
+/// One outbound decision: what was asked for, what was decided, and which secrets took part.
+fn decision(decision: &Value) -> String {
+    let text = |field: &str| decision[field].as_str().unwrap_or_default();
+    let names: Vec<_> = decision["secrets"]
+        .as_array()
+        .map(|names| names.iter().filter_map(Value::as_str).collect())
+        .unwrap_or_default();
+    let with = match names.is_empty() {
+        true => String::new(),
+        false => format!(" with {}", names.join(",")),
+    };
+    let (host, port) = (text("host"), &decision["port"]);
+    format!(
+        "{} {host}:{port} ({}){with}",
+        text("outcome"),
+        text("reason")
+    )
+}
+
+fn cut(line: String) -> String {
     match line.char_indices().nth(DETAIL_CHARS_MAX) {
         Some((end, _)) => format!("{}…", line.get(..end).unwrap_or_default()),
         None => line,
@@ -171,6 +266,13 @@ mod tests {
             json!({"name": "KEY", "hosts": ["a", "b"], "n": 3, "ok": true, "x": {"y": 1}, "e": []});
         check(data, "hosts=a,b n=3 name=KEY ok=true");
         check(json!("text"), "");
+        check(
+            json!({"orgId": "x", "decisions": [
+                {"host": "a.test", "port": 443, "outcome": "allowed", "reason": "bound", "secrets": ["KEY"]},
+                {"host": "b.test", "port": 443, "outcome": "refused", "reason": "egress_allowlist"},
+            ]}),
+            "allowed a.test:443 (bound) with KEY; refused b.test:443 (egress_allowlist)",
+        );
         check(
             json!({"a": "é".repeat(200)}),
             &format!("a={}…", "é".repeat(98)),

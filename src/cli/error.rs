@@ -46,6 +46,9 @@ pub enum CliError {
         /// The server's own words.
         message: String,
     },
+    /// The event log is not what it should be.
+    #[error("{0}")]
+    Damaged(String),
     /// Standard input can't be read.
     #[error("cannot read standard input: {0}")]
     Input(#[source] io::Error),

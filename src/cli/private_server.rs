@@ -214,7 +214,10 @@ fn spawn(folder: &Path, arguments: &[OsString], key: &str) -> Result<Child, Serv
         fs::create_dir_all(&home)?;
         let mut command = Command::new(std::env::current_exe()?);
         command.args(arguments).env_clear().env("HOME", home);
-        command.env("OPENCOMPUTER_BOOTSTRAP_KEY", key);
+        // Plain text: its log is read by people through our own output.
+        command
+            .env("OPENCOMPUTER_BOOTSTRAP_KEY", key)
+            .env("NO_COLOR", "1");
         for name in ["PATH", "RUST_LOG", "TMPDIR"] {
             command.envs(std::env::var_os(name).map(|value| (name, value)));
         }

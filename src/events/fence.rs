@@ -2,7 +2,8 @@
 //!
 //! `flock` belongs to the open file, so the kernel takes the fence down when the holder ends in any
 //! way, `kill -9` included. The file itself stays; it says who held it last. The descriptor is
-//! close-on-exec: a supervisor that outlives the server does not keep the fence up.
+//! close-on-exec: a supervisor that outlives the server does not keep the fence up. Between fork and
+//! exec, though, a child of any other thread shares it, so an orderly end unlocks in so many words.
 
 use std::fs::{File, OpenOptions};
 use std::io::{Read, Seek, Write};
@@ -18,7 +19,7 @@ pub const FILE: &str = "lock";
 
 /// Held while it lives.
 pub struct Fence {
-    _file: File,
+    file: File,
 }
 
 impl Fence {
@@ -63,6 +64,34 @@ impl Fence {
         // The number is for the message above, the lock does not rest on it: a full disk, which
         // the log itself survives, must not keep the server from starting.
         let _ = write(&mut file);
-        Ok(Fence { _file: file })
+        Ok(Fence { file })
+    }
+}
+
+impl Drop for Fence {
+    fn drop(&mut self) {
+        // Should it fail, the lock goes with the last descriptor, a moment later.
+        let _ = flock(&self.file, FlockOperation::Unlock);
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    /// Goal: a descriptor that a forked child still shares does not keep a fence up that was taken
+    /// down in order.
+    #[test]
+    fn a_fence_taken_down_is_down_at_once() {
+        let dir = tempfile::tempdir().expect("a folder");
+        let fence = Fence::raise(dir.path()).expect("raised");
+        assert!(Fence::raise(dir.path()).is_err(), "one at a time");
+        let shared = fence
+            .file
+            .try_clone()
+            .expect("a second descriptor of the same file");
+        drop(fence);
+        assert!(Fence::raise(dir.path()).is_ok(), "still up");
+        drop(shared);
     }
 }

@@ -9,23 +9,25 @@
 //! - a secret value is in the log only as [`Sealed`] text, under a data key that lives outside the
 //!   log ([`Keyring`]); destroying the key destroys the value and leaves the history whole.
 //!
-//! The rooms: [`EventLog`] (`log.rs`) is the handle; `writer.rs` owns the one writer thread;
+//! The rooms: [`EventLog`] (`log.rs`, `open.rs`) is the handle; `writer.rs` owns the one writer thread;
 //! `plan.rs` decides what a group of commands commits (no I/O of its own); `engines/` keeps the
 //! bytes; `witness.rs` and `fence.rs` guard the folder; `verify.rs` proves it; `keys/` holds the
 //! keyring. There is no actix here.
 
 pub mod chain;
-pub mod families;
 mod engines;
 mod error;
 mod event;
 mod export;
+pub mod families;
 mod fence;
 mod keys;
 mod log;
+mod open;
 mod plan;
 mod pragmas;
 mod prepare;
+mod published;
 mod readers;
 mod recent;
 mod stream;

@@ -210,3 +210,99 @@ impl<'a> Plan<'a> {
         })
     }
 }
+
+#[cfg(test)]
+mod tests {
+    use proptest::prelude::*;
+    use serde_json::json;
+
+    use super::*;
+    use crate::events::engines::Engine;
+    use crate::events::engines::sqlite::Sqlite;
+    use crate::events::prepare::prepare;
+    use crate::events::{Actor, Append, Expected, NewEvent};
+
+    /// A command over few ids, streams and values, so that all kinds of clashes come up.
+    fn command() -> impl Strategy<Value = Append> {
+        let stream = || "[abc]".prop_map(|name| StreamId::new(name).expect("a stream name"));
+        let ulid = |max: u128| (0..max).prop_map(Ulid::from);
+        let expected = prop_oneof![
+            Just(Expected::Any),
+            Just(Expected::NoStream),
+            (0..4_u64).prop_map(Expected::Revision),
+        ];
+        let event = (ulid(40), stream(), 0..2).prop_map(|(id, stream, value)| NewEvent {
+            id,
+            stream,
+            kind: "test.happened.v1".into(),
+            data: json!(value),
+        });
+        let parts = (
+            ulid(8),
+            proptest::collection::vec((stream(), expected), 0..2),
+            proptest::collection::vec(event, 1..3),
+        );
+        parts.prop_map(|(command, expected, events)| Append {
+            command,
+            expected,
+            events,
+            actor: Actor::system(),
+            correlation: None,
+            causation: None,
+        })
+    }
+
+    /// Runs `commands` in groups of `size` on a new log; returns what each was told and the log.
+    fn run(commands: &[Append], size: usize) -> (Vec<String>, Vec<String>) {
+        let dir = tempfile::tempdir().expect("a folder");
+        let mut engine = Sqlite::open(dir.path(), true)
+            .expect("opened")
+            .expect("created");
+        let mut told = Vec::new();
+        for group in commands.chunks(size) {
+            let at = engine.view().head().expect("a head");
+            let mut plan = Plan::new(engine.view(), at, OffsetDateTime::UNIX_EPOCH);
+            let mut numbers = Vec::new();
+            for append in group {
+                let planned = prepare(append.clone()).map_err(Unplanned::Refused);
+                numbers.push(match planned.and_then(|prepared| plan.add(prepared)) {
+                    Ok(Answer::Planned { index, replayed }) => Ok((index, replayed)),
+                    Ok(Answer::Recorded(done)) => Err(format!("repeat of {}", done.commit)),
+                    Err(Unplanned::Refused(refused)) => Err(refused.to_string()),
+                    Err(Unplanned::Failed(error)) => panic!("{error}"),
+                });
+            }
+            let (_, commits) = plan.finish();
+            told.extend(numbers.into_iter().map(|number| match number {
+                Ok((index, true)) => format!("repeat of {}", commits[index].number),
+                Ok((index, false)) => format!("recorded as {}", commits[index].number),
+                Err(other) => other,
+            }));
+            if !commits.is_empty() {
+                engine.append(&at, &commits).expect("appended");
+            }
+        }
+        let events = engine.view().events(1, 1_000).expect("read");
+        let log = events
+            .into_iter()
+            .map(|e| {
+                format!(
+                    "{} {} in {} at {}",
+                    e.stream, e.revision, e.commit, e.position
+                )
+            })
+            .collect();
+        (told, log)
+    }
+
+    proptest! {
+        #![proptest_config(ProptestConfig::with_cases(24))]
+        /// Goal: a group means the same as its commands one by one, to every sender and in the log.
+        #[test]
+        fn a_group_means_the_same_as_its_commands_one_by_one(
+            commands in proptest::collection::vec(command(), 1..24), size in 2..24_usize,
+        ) {
+            prop_assert_eq!(run(&commands, size), run(&commands, 1));
+        }
+    }
+}

@@ -11,8 +11,8 @@ use tokio::sync::watch;
 
 use super::error::{EngineError, ReadError};
 use super::event::Recorded;
+use super::published::{Published, State};
 use super::readers::Readers;
-use super::writer::{Published, State};
 
 /// Events fetched at once.
 const PAGE_EVENTS: usize = 256;

@@ -10,11 +10,12 @@
 //! that the disk lost): it refuses everything until the process is restarted and the log checked.
 
 use std::path::PathBuf;
-use std::sync::atomic::{AtomicU64, Ordering};
-use std::sync::{Arc, Mutex, PoisonError};
+use std::sync::atomic::Ordering;
+use std::sync::{Arc, PoisonError};
+use std::time::Duration;
 
 use time::OffsetDateTime;
-use tokio::sync::{mpsc, oneshot, watch};
+use tokio::sync::{mpsc, oneshot};
 
 use super::engines::{Commit, Engine};
 use super::error::{AppendError, EngineError};
@@ -22,7 +23,7 @@ use super::event::{Appended, Head, from_unix_ms, unix_ms};
 use super::fence::Fence;
 use super::plan::{Answer, Plan, Unplanned};
 use super::prepare::Prepared;
-use super::recent::Recent;
+use super::published::Published;
 use super::witness::{Seen, Witness};
 
 /// Commands that wait for the writer; a caller beyond that waits to enqueue.
@@ -31,6 +32,12 @@ pub const QUEUE_COMMANDS_MAX: usize = 1_024;
 const GROUP_COMMANDS_MAX: usize = 512;
 /// Event data after which a group is closed, in bytes (8 MiB).
 const GROUP_BYTES_MAX: usize = 8 * 1024 * 1024;
+
+/// How often, and each time how long in microseconds, the writer waits for a group to fill up to
+/// the size of the one before it. Callers that were just answered are about to send their next
+/// command; without the wait the first of them would get a sync of its own and the rest another.
+const GATHER_TIMES_MAX: u32 = 3;
+const GATHER_STEP_US: u64 = 100;
 
 type Reply = oneshot::Sender<Result<Appended, AppendError>>;
 
@@ -41,41 +48,40 @@ pub enum Message {
     Close(oneshot::Sender<()>),
 }
 
-/// Where the log is, as everyone may know it.
-#[derive(Debug, Clone)]
-pub struct State {
-    pub head: Head,
-    /// Set once, for good, with the reason.
-    pub stopped: Option<Arc<str>>,
+/// Commands to be committed together.
+#[derive(Default)]
+struct Group {
+    commands: Vec<(Prepared, Reply)>,
+    bytes: usize,
 }
 
-/// What the writer shows to the rest.
-pub struct Published {
-    pub state: watch::Sender<State>,
-    pub recent: Mutex<Recent>,
-    pub commits: AtomicU64,
-    pub groups: AtomicU64,
-}
-
-impl Published {
-    pub fn new(head: Head) -> Self {
-        Self {
-            state: watch::Sender::new(State {
-                head,
-                stopped: None,
-            }),
-            recent: Mutex::default(),
-            commits: AtomicU64::new(0),
-            groups: AtomicU64::new(0),
+impl Group {
+    /// Takes `message` and whatever else is waiting; returns the order to close, if it was there.
+    fn take(
+        &mut self,
+        message: Message,
+        queue: &mut mpsc::Receiver<Message>,
+    ) -> Option<oneshot::Sender<()>> {
+        let mut next = Some(message);
+        while let Some(message) = next {
+            match message {
+                Message::Close(done) => return Some(done),
+                Message::Append(command, reply) => {
+                    self.bytes += command.bytes;
+                    self.commands.push((*command, reply));
+                }
+            }
+            next = if self.is_full() {
+                None
+            } else {
+                queue.try_recv().ok()
+            };
         }
+        None
     }
 
-    fn stop(&self, reason: &str) {
-        self.state.send_if_modified(|state| {
-            let first = state.stopped.is_none();
-            state.stopped.get_or_insert_with(|| reason.into());
-            first
-        });
+    fn is_full(&self) -> bool {
+        self.commands.len() >= GROUP_COMMANDS_MAX || self.bytes >= GROUP_BYTES_MAX
     }
 }
 
@@ -96,29 +102,33 @@ impl Writer {
     /// Works until the log is closed or every handle is gone.
     pub fn run(mut self, mut queue: mpsc::Receiver<Message>) {
         let mut closed = None;
+        let mut last_group = 0;
         while closed.is_none() {
             let Some(first) = queue.blocking_recv() else {
                 break;
             };
-            let mut group = Vec::new();
-            let (mut bytes, mut message) = (0, Some(first));
-            while let Some(taken) = message.take() {
-                match taken {
-                    Message::Append(command, reply) => {
-                        bytes += command.bytes;
-                        group.push((*command, reply));
-                    }
-                    Message::Close(done) => {
-                        closed = Some(done);
-                        break;
-                    }
+            let mut group = Group::default();
+            closed = group.take(first, &mut queue);
+            for _ in 0..GATHER_TIMES_MAX {
+                if closed.is_some() || group.commands.len() >= last_group || group.is_full() {
+                    break;
                 }
-                if group.len() < GROUP_COMMANDS_MAX && bytes < GROUP_BYTES_MAX {
-                    message = queue.try_recv().ok();
+                std::thread::sleep(Duration::from_micros(GATHER_STEP_US));
+                if let Ok(next) = queue.try_recv() {
+                    closed = group.take(next, &mut queue);
                 }
             }
-            self.commit(group);
+            last_group = group.commands.len();
+            self.commit(group.commands);
         }
+        self.end(queue);
+        if let Some(done) = closed {
+            let _ = done.send(());
+        }
+    }
+
+    /// The orderly end: upkeep, refusals for whoever came too late, the files closed.
+    fn end(mut self, mut queue: mpsc::Receiver<Message>) {
         if self.stopped().is_none()
             && let Err(error) = self.engine.close()
         {
@@ -130,10 +140,6 @@ impl Writer {
             if let Message::Append(_, reply) = message {
                 let _ = reply.send(Err(self.refusal()));
             }
-        }
-        drop(self);
-        if let Some(done) = closed {
-            let _ = done.send(());
         }
     }
 

@@ -108,8 +108,11 @@ impl From<GuestError> for ApiError {
             GuestError::NotFound(_) => StatusCode::NOT_FOUND,
             GuestError::Invalid(_)
             | GuestError::Precondition(_)
-            | GuestError::CommandNotFound(_) => StatusCode::BAD_REQUEST,
-            GuestError::Gone(_) => StatusCode::BAD_GATEWAY,
+            | GuestError::CommandNotFound(_)
+            | GuestError::Refused(_)
+            | GuestError::Upload(_) => StatusCode::BAD_REQUEST,
+            GuestError::Full(_) => StatusCode::INSUFFICIENT_STORAGE,
+            GuestError::Gone(_) | GuestError::Protocol { .. } => StatusCode::BAD_GATEWAY,
             _ => StatusCode::INTERNAL_SERVER_ERROR,
         };
         Self::new(status, error.to_string())

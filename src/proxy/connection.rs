@@ -1,4 +1,4 @@
-//! One sandbox's proxy, and the way of one connection through it.
+//! The way of one connection through a sandbox's proxy.
 //!
 //! | The connection begins with | and goes |
 //! |---|---|
@@ -25,25 +25,20 @@ use hyper::service::service_fn;
 use hyper_util::rt::{TokioIo, TokioTimer};
 use tokio::io::AsyncWriteExt;
 use tokio::net::TcpStream;
-use tokio::sync::mpsc::Sender;
-use tokio::sync::{Semaphore, watch};
 use tokio::time::timeout;
 use tokio_rustls::TlsAcceptor;
 
-use super::ca::SandboxCa;
-use super::decision::{Decision, Protocol, Record};
+use super::decision::Protocol;
 use super::exchange::Exchange;
+use super::gate::SandboxProxy;
 use super::head::Origin;
-use super::io::{Duplex, Meter, Metered, Rewind, Stream};
+use super::io::{Duplex, Meter, Rewind, Stream};
 use super::name::Host;
 use super::opening::{self, Hello, Opening};
 use super::policy::Policy;
 use super::refusal::Refusal;
-use super::settings::EgressSettings;
-use super::{dial, explicit, tunnel};
+use super::{explicit, tunnel};
 
-/// Connections of one sandbox at once.
-const CONNECTIONS_MAX: usize = 256;
 /// Bytes of one head, request or response.
 pub(crate) const HEAD_BYTES_MAX: usize = 64 * 1024;
 /// Fields of one head.
@@ -52,8 +47,6 @@ pub(crate) const HEAD_FIELDS_MAX: usize = 128;
 const HEAD_TIMEOUT: Duration = Duration::from_secs(30);
 /// Time for the TLS handshake with the sandbox.
 const HANDSHAKE_TIMEOUT: Duration = Duration::from_secs(10);
-/// A connection on which nothing moves this long is cut.
-const IDLE_TIMEOUT: Duration = Duration::from_secs(10 * 60);
 /// Silence after which the host may be one that speaks first (SSH, SMTP, databases).
 const SILENCE: Duration = Duration::from_secs(1);
 /// How long a connection may stay silent otherwise.
@@ -72,130 +65,6 @@ const METADATA_PORT: u16 = 80;
 /// A fatal `unrecognized_name` alert (RFC 6066, section 3), before any handshake.
 const ALERT_UNRECOGNIZED_NAME: [u8; 7] = [0x15, 3, 3, 0, 2, 2, 112];
 
-/// Where a connection of a sandbox was meant to go.
-#[derive(Debug, Clone)]
-pub struct Target {
-    /// The name the sandbox's DNS stub was asked for; `None` for a bare IP literal.
-    pub name: Option<String>,
-    /// The address connected to (synthetic when there is a name).
-    pub ip: IpAddr,
-    /// The port connected to.
-    pub port: u16,
-}
-
-/// The way out of one sandbox.
-pub struct SandboxProxy {
-    settings: Arc<EgressSettings>,
-    ca: SandboxCa,
-    policy: watch::Sender<Option<Arc<Policy>>>,
-    closings: watch::Sender<u64>,
-    decisions: Sender<Decision>,
-    slots: Arc<Semaphore>,
-}
-
-impl SandboxProxy {
-    /// A proxy that is closed (answers 503) while `policy` is `None`. `decisions` must be read:
-    /// when it stays full, or its reader is gone, requests are refused.
-    pub fn new(
-        settings: Arc<EgressSettings>,
-        ca: SandboxCa,
-        policy: Option<Policy>,
-        decisions: Sender<Decision>,
-    ) -> Arc<Self> {
-        Arc::new(Self {
-            settings,
-            ca,
-            policy: watch::Sender::new(policy.map(Arc::new)),
-            closings: watch::Sender::new(0),
-            decisions,
-            slots: Arc::new(Semaphore::new(CONNECTIONS_MAX)),
-        })
-    }
-
-    /// Swaps the policy; the next request is judged by it, and tunnels it no longer permits end.
-    pub fn set_policy(&self, policy: Policy) {
-        self.policy.send_replace(Some(Arc::new(policy)));
-    }
-
-    /// Drops the policy and cuts open connections; a later [`set_policy`](Self::set_policy)
-    /// opens the proxy again.
-    pub fn close(&self) {
-        self.policy.send_replace(None);
-        self.closings
-            .send_modify(|count| *count = count.wrapping_add(1));
-    }
-
-    /// The certificate to put into the sandbox's trust store.
-    pub fn ca_certificate_pem(&self) -> &str {
-        self.ca.certificate_pem()
-    }
-
-    /// Carries one accepted connection of the sandbox until it ends. Errors end the connection
-    /// and are recorded; connections beyond the sandbox's share are dropped.
-    pub async fn serve(self: Arc<Self>, stream: TcpStream, target: Target) {
-        let mut closings = self.closings.subscribe();
-        let host = match &target.name {
-            Some(name) => name.parse().map_err(|_| Refusal::HostName),
-            None => Ok(Host::Address(target.ip)),
-        };
-        let Ok(_slot) = self.slots.clone().try_acquire_owned() else {
-            let host = host.unwrap_or(Host::Address(target.ip));
-            return self
-                .refuse(&Refusal::ConnectionLimit, &host, target.port)
-                .await;
-        };
-        let host = match host {
-            Ok(host) => host,
-            // The record shows the address: the name is text of the sandbox's choosing.
-            Err(refusal) => {
-                return self
-                    .refuse(&refusal, &Host::Address(target.ip), target.port)
-                    .await;
-            }
-        };
-        let _ = stream.set_nodelay(true);
-        let meter = Meter::new();
-        let io: Stream = Box::new(Metered::new(stream, meter.clone()));
-        let work = route(self.clone(), io, meter.clone(), host, target.port);
-        tokio::select! {
-            () = work => {}
-            _ = closings.changed() => {}
-            () = meter.idle_for(IDLE_TIMEOUT) => {}
-        }
-    }
-
-    pub(crate) fn settings(&self) -> &EgressSettings {
-        &self.settings
-    }
-
-    pub(crate) fn watch_policy(&self) -> watch::Receiver<Option<Arc<Policy>>> {
-        self.policy.subscribe()
-    }
-
-    /// The current policy, if it lets `host` be spoken to, and the rule by which it does.
-    pub(crate) fn judge(&self, host: &Host) -> Result<(Arc<Policy>, &'static str), Refusal> {
-        let policy = self.policy.borrow().clone().ok_or(Refusal::Closed)?;
-        let rule = policy.judge(host)?;
-        match host {
-            Host::Address(ip) if !self.settings.allow_private.iter().any(|n| n.contains(ip)) => {
-                Err(Refusal::AddressLiteral)
-            }
-            _ => Ok((policy, rule)),
-        }
-    }
-
-    pub(crate) fn record(&self, host: &Host, port: u16, protocol: Protocol) -> Record {
-        Record::new(self.decisions.clone(), host, port, protocol)
-    }
-
-    /// Records a refusal nobody can be told of.
-    async fn refuse(&self, refusal: &Refusal, host: &Host, port: u16) {
-        let mut record = self.record(host, port, Protocol::Tunnel);
-        let _ = record.room().await;
-        record.refused(refusal);
-    }
-}
-
 /// The server side of every HTTP connection with a sandbox.
 pub(crate) fn http_server() -> http1::Builder {
     let mut server = http1::Builder::new();
@@ -207,7 +76,14 @@ pub(crate) fn http_server() -> http1::Builder {
     server
 }
 
-async fn route(proxy: Arc<SandboxProxy>, io: Stream, meter: Arc<Meter>, host: Host, port: u16) {
+/// Takes a connection to the sandbox's own services or on its way out.
+pub(crate) async fn route(
+    proxy: Arc<SandboxProxy>,
+    io: Stream,
+    meter: Arc<Meter>,
+    host: Host,
+    port: u16,
+) {
     match &host {
         Host::Address(IpAddr::V4(ip)) if SERVICE_ADDRESSES.contains(ip) => match port {
             EXPLICIT_PORT => explicit::serve(proxy, Rewind::new(io), meter, host).await,
@@ -277,12 +153,12 @@ impl Way {
         let Ok((policy, _)) = self.proxy.judge(&self.host) else {
             return false;
         };
-        !self.proxy.settings.inspect_all && opaque_to(&policy, &self.host)
+        !self.proxy.settings().inspect_all && opaque_to(&policy, &self.host)
     }
 
     /// A connection that waits for the host to speak first, or has not made up its mind.
     async fn silent(self, mut io: Rewind) {
-        let far = match dial::connect(self.proxy.settings(), &self.host, self.port).await {
+        let far = match self.proxy.dialer().connect(&self.host, self.port).await {
             Ok(far) => far,
             Err(refusal) => return self.refuse(&refusal).await,
         };
@@ -305,7 +181,7 @@ impl Way {
         };
         let far = match dialled {
             Some(far) => Ok(far),
-            None => dial::connect(self.proxy.settings(), &self.host, self.port).await,
+            None => self.proxy.dialer().connect(&self.host, self.port).await,
         };
         match far {
             Ok(far) => {
@@ -323,11 +199,11 @@ impl Way {
         let Ok((policy, rule)) = self.proxy.judge(&self.host) else {
             return self.requests(io, true).await;
         };
-        let inspect = self.proxy.settings.inspect_all || hello.encrypted_hello;
+        let inspect = self.proxy.settings().inspect_all || hello.encrypted_hello;
         if inspect || !unread_to(&policy, &self.host) {
             return self.requests(io, true).await;
         }
-        match dial::connect(self.proxy.settings(), &self.host, self.port).await {
+        match self.proxy.dialer().connect(&self.host, self.port).await {
             Ok(far) => {
                 self.tunnel(io, far, rule, |host, policy| unread_to(policy, host))
                     .await
@@ -356,7 +232,7 @@ impl Way {
         if !tls {
             return serve_requests(self.proxy, io, &origin).await;
         }
-        let Ok(config) = self.proxy.ca.server_config(&self.host) else {
+        let Ok(config) = self.proxy.ca().server_config(&self.host) else {
             return self.refuse(&Refusal::Internal).await;
         };
         match timeout(HANDSHAKE_TIMEOUT, TlsAcceptor::from(config).accept(io)).await {
@@ -427,7 +303,7 @@ fn opaque_to(policy: &Policy, host: &Host) -> bool {
 }
 
 async fn serve_requests(proxy: Arc<SandboxProxy>, io: impl Duplex + 'static, origin: &Origin) {
-    let exchange = Exchange::new(proxy);
+    let exchange = Exchange::new(proxy.clone());
     let exchange = &exchange;
     let service = service_fn(move |request: Request<Incoming>| async move {
         Ok::<_, Infallible>(exchange.answer(request, origin).await)
@@ -437,5 +313,10 @@ async fn serve_requests(proxy: Arc<SandboxProxy>, io: impl Duplex + 'static, ori
         .await
     {
         tracing::debug!(host = %origin.host, %error, "connection with the sandbox ended");
+        if error.is_parse() {
+            proxy
+                .refuse(&Refusal::Framing("malformed"), &origin.host, origin.port)
+                .await;
+        }
     }
 }

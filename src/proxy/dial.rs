@@ -4,11 +4,14 @@
 //! between check and use (rebinding) has no effect. A set of answers with one forbidden address
 //! is refused whole: a name that leads inside and outside is never an honest one.
 
-use std::net::{IpAddr, SocketAddr};
+use std::net::{IpAddr, SocketAddr, ToSocketAddrs};
+use std::sync::Arc;
 use std::time::Duration;
 
 use rustls::pki_types::ServerName;
 use tokio::net::TcpStream;
+use tokio::sync::Semaphore;
+use tokio::task::spawn_blocking;
 use tokio::time::timeout;
 use tokio_rustls::TlsConnector;
 use tokio_rustls::client::TlsStream;
@@ -22,76 +25,118 @@ use super::settings::EgressSettings;
 const RESOLVE_TIMEOUT: Duration = Duration::from_secs(5);
 /// Time for a connection, over all addresses of a host.
 const CONNECT_TIMEOUT: Duration = Duration::from_secs(10);
+/// Time for one address of a host.
+const ATTEMPT_TIMEOUT: Duration = Duration::from_secs(4);
+/// Look-ups of one sandbox at once.
+const LOOK_UPS_MAX: usize = 8;
 /// Time for the TLS handshake with a host.
 const HANDSHAKE_TIMEOUT: Duration = Duration::from_secs(10);
 /// Addresses of one host that are tried.
 const ADDRESSES_MAX: usize = 8;
 
-/// A TCP connection to `host`.
-pub(crate) async fn connect(
-    settings: &EgressSettings,
-    host: &Host,
-    port: u16,
-) -> Result<TcpStream, Refusal> {
-    let addresses = resolve(settings, host, port).await?;
-    let attempt = async {
-        for address in addresses {
-            match TcpStream::connect(address).await {
-                Ok(stream) => return Some(stream),
-                Err(error) => tracing::debug!(%host, %address, %error, "address not reached"),
-            }
-        }
-        None
-    };
-    let stream = timeout(CONNECT_TIMEOUT, attempt).await.ok().flatten();
-    let stream = stream.ok_or(Refusal::Unreachable)?;
-    // Without it small requests wait for acknowledgements; a socket that can't still works.
-    let _ = stream.set_nodelay(true);
-    Ok(stream)
+/// One sandbox's way to connections.
+pub(crate) struct Dialer {
+    settings: Arc<EgressSettings>,
+    /// A look-up occupies a thread until the system's resolver gives up, longer than we wait for
+    /// it: the thread keeps its share, so that one sandbox can't use up everybody's.
+    look_ups: Arc<Semaphore>,
 }
 
-/// A TLS connection to `name` whose certificate was verified for that name.
-pub(crate) async fn connect_tls(
-    settings: &EgressSettings,
-    name: &CanonicalName,
-    port: u16,
-) -> Result<TlsStream<TcpStream>, Refusal> {
-    let config = settings.client_tls()?;
-    let server = ServerName::try_from(name.to_string()).map_err(|_| Refusal::HostName)?;
-    let stream = connect(settings, &Host::Name(name.clone()), port).await?;
-    let handshake = TlsConnector::from(config).connect(server, stream);
-    match timeout(HANDSHAKE_TIMEOUT, handshake).await {
-        Ok(Ok(stream)) => Ok(stream),
-        Ok(Err(error)) => {
-            tracing::debug!(%name, %error, "TLS with the host failed");
-            Err(Refusal::UpstreamTls)
+impl Dialer {
+    pub fn new(settings: Arc<EgressSettings>) -> Self {
+        Self {
+            settings,
+            look_ups: Arc::new(Semaphore::new(LOOK_UPS_MAX)),
         }
-        Err(_) => Err(Refusal::Unreachable),
     }
-}
 
-async fn resolve(
-    settings: &EgressSettings,
-    host: &Host,
-    port: u16,
-) -> Result<Vec<SocketAddr>, Refusal> {
-    let name = match host {
-        Host::Name(name) => name,
-        Host::Address(ip) if settings.allow_private.iter().any(|net| net.contains(ip)) => {
-            return Ok(vec![SocketAddr::new(*ip, port)]);
+    pub fn settings(&self) -> &EgressSettings {
+        &self.settings
+    }
+
+    /// A TCP connection to `host`.
+    pub async fn connect(&self, host: &Host, port: u16) -> Result<TcpStream, Refusal> {
+        let addresses = self.resolve(host, port).await?;
+        let attempt = async {
+            for address in addresses {
+                match timeout(ATTEMPT_TIMEOUT, TcpStream::connect(address)).await {
+                    Ok(Ok(stream)) => return Some(stream),
+                    Ok(Err(error)) => tracing::debug!(%host, %address, %error, "not reached"),
+                    Err(_) => tracing::debug!(%host, %address, "not reached in time"),
+                }
+            }
+            None
+        };
+        let stream = timeout(CONNECT_TIMEOUT, attempt).await.ok().flatten();
+        let stream = stream.ok_or(Refusal::Unreachable)?;
+        // Without it small requests wait for acknowledgements; a socket that can't still works.
+        let _ = stream.set_nodelay(true);
+        Ok(stream)
+    }
+
+    /// A TLS connection to `name` whose certificate was verified for that name.
+    pub async fn connect_tls(
+        &self,
+        name: &CanonicalName,
+        port: u16,
+    ) -> Result<TlsStream<TcpStream>, Refusal> {
+        let config = self.settings.client_tls()?;
+        let server = ServerName::try_from(name.to_string()).map_err(|_| Refusal::HostName)?;
+        let stream = self.connect(&Host::Name(name.clone()), port).await?;
+        let handshake = TlsConnector::from(config).connect(server, stream);
+        match timeout(HANDSHAKE_TIMEOUT, handshake).await {
+            Ok(Ok(stream)) => Ok(stream),
+            Ok(Err(error)) => {
+                tracing::debug!(%name, %error, "TLS with the host failed");
+                Err(Refusal::UpstreamTls)
+            }
+            Err(_) => Err(Refusal::Unreachable),
         }
-        Host::Address(_) => return Err(Refusal::AddressLiteral),
-    };
-    let addresses = match settings.pinned.get(name.as_str()) {
-        Some(ip) => vec![*ip],
-        None => look_up(name, port).await?,
-    };
-    check(&addresses, settings)?;
-    Ok(addresses
-        .into_iter()
-        .take(ADDRESSES_MAX)
-        .map(|ip| SocketAddr::new(ip, port))
-        .collect())
+    }
+
+    async fn resolve(&self, host: &Host, port: u16) -> Result<Vec<SocketAddr>, Refusal> {
+        let settings = &self.settings;
+        let name = match host {
+            Host::Name(name) => name,
+            Host::Address(ip) if settings.allow_private.iter().any(|net| net.contains(ip)) => {
+                return Ok(vec![SocketAddr::new(*ip, port)]);
+            }
+            Host::Address(_) => return Err(Refusal::AddressLiteral),
+        };
+        let mut addresses = match settings.pinned.get(name.as_str()) {
+            Some(ip) => vec![*ip],
+            None => self.look_up(name).await?,
+        };
+        check(&addresses, settings)?;
+        addresses.truncate(ADDRESSES_MAX);
+        Ok(addresses
+            .into_iter()
+            .map(|ip| SocketAddr::new(ip, port))
+            .collect())
+    }
+
+    async fn look_up(&self, name: &CanonicalName) -> Result<Vec<IpAddr>, Refusal> {
+        // The trailing dot keeps the resolver from trying this machine's own search domains (and
+        // its hosts file: what an operator wants sandboxes to find goes into `pinned`).
+        let absolute = format!("{name}.");
+        let look_ups = self.look_ups.clone();
+        let answer = async move {
+            let share = look_ups.acquire_owned().await.ok()?;
+            let found = spawn_blocking(move || {
+                let _share = share;
+                (absolute.as_str(), 0).to_socket_addrs()
+            });
+            found.await.ok()?.ok()
+        };
+        let found = timeout(RESOLVE_TIMEOUT, answer).await.ok().flatten();
+        let found = found.ok_or(Refusal::NotFound)?;
+        let mut addresses: Vec<_> = found.map(|address| address.ip()).collect();
+        addresses.dedup();
+        if addresses.is_empty() {
+            return Err(Refusal::NotFound);
+        }
+        Ok(addresses)
+    }
 }
 
 /// All addresses of a set, or the first that is forbidden.
@@ -104,66 +149,42 @@ fn check(addresses: &[IpAddr], settings: &EgressSettings) -> Result<(), Refusal>
     Ok(())
 }
 
-async fn look_up(name: &CanonicalName, port: u16) -> Result<Vec<IpAddr>, Refusal> {
-    // The trailing dot keeps the resolver from trying the host's own search domains.
-    let absolute = format!("{name}.");
-    let answer = timeout(
-        RESOLVE_TIMEOUT,
-        tokio::net::lookup_host((absolute.as_str(), port)),
-    )
-    .await;
-    match answer {
-        Ok(Ok(found)) => {
-            let addresses: Vec<_> = found.map(|address| address.ip()).collect();
-            if addresses.is_empty() {
-                Err(Refusal::NotFound)
-            } else {
-                Ok(addresses)
-            }
-        }
-        Ok(Err(_)) | Err(_) => Err(Refusal::NotFound),
-    }
-}
-
 #[cfg(test)]
 mod tests {
     use super::*;
 
-    fn settings(pinned: &[(&str, &str)], allow: &[&str]) -> EgressSettings {
-        EgressSettings {
-            pinned: pinned
-                .iter()
-                .map(|(n, ip)| ((*n).into(), ip.parse().unwrap()))
-                .collect(),
+    fn dialer(pinned: &[(&str, &str)], allow: &[&str]) -> Dialer {
+        let pinned = pinned
+            .iter()
+            .map(|(name, ip)| ((*name).into(), ip.parse().unwrap()));
+        Dialer::new(Arc::new(EgressSettings {
+            pinned: pinned.collect(),
             allow_private: allow.iter().map(|net| net.parse().unwrap()).collect(),
             ..EgressSettings::default()
-        }
+        }))
     }
 
-    async fn rule(settings: &EgressSettings, host: &str) -> Result<Vec<SocketAddr>, &'static str> {
-        resolve(settings, &host.parse().unwrap(), 443)
-            .await
+    async fn resolved(dialer: &Dialer, host: &str) -> Result<String, &'static str> {
+        let addresses = dialer.resolve(&host.parse().unwrap(), 443).await;
+        addresses
+            .map(|all| all[0].to_string())
             .map_err(|refusal| refusal.rule())
     }
 
     #[tokio::test]
     async fn names_that_lead_inside_are_refused_unless_listed() {
-        let inside = settings(&[("a.test", "127.0.0.1"), ("b.test", "9.9.9.9")], &[]);
-        assert_eq!(rule(&inside, "a.test").await, Err("special_address"));
+        let inside = dialer(&[("a.test", "127.0.0.1"), ("b.test", "9.9.9.9")], &[]);
+        assert_eq!(resolved(&inside, "a.test").await, Err("special_address"));
+        assert_eq!(resolved(&inside, "b.test").await, Ok("9.9.9.9:443".into()));
+        assert_eq!(resolved(&inside, "9.9.9.9").await, Err("address_literal"));
+        let listed = dialer(&[("a.test", "127.0.0.1")], &["127.0.0.0/8"]);
         assert_eq!(
-            rule(&inside, "b.test").await,
-            Ok(vec!["9.9.9.9:443".parse().unwrap()])
-        );
-        assert_eq!(rule(&inside, "localhost").await, Err("special_address"));
-        assert_eq!(rule(&inside, "9.9.9.9").await, Err("address_literal"));
-        let listed = settings(&[("a.test", "127.0.0.1")], &["127.0.0.0/8"]);
-        assert_eq!(
-            rule(&listed, "a.test").await,
-            Ok(vec!["127.0.0.1:443".parse().unwrap()])
+            resolved(&listed, "a.test").await,
+            Ok("127.0.0.1:443".into())
         );
         assert_eq!(
-            rule(&listed, "127.0.0.9").await,
-            Ok(vec!["127.0.0.9:443".parse().unwrap()])
+            resolved(&listed, "127.0.0.9").await,
+            Ok("127.0.0.9:443".into())
         );
     }
 

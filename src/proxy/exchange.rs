@@ -18,10 +18,12 @@ use tokio::time::timeout;
 use tokio_util::task::AbortOnDropHandle;
 
 use super::body::{Coding, CountedBody, OutBody, StreamError, TransformedBody};
-use super::connection::{HEAD_BYTES_MAX, HEAD_FIELDS_MAX, SandboxProxy};
+use super::connection::{HEAD_BYTES_MAX, HEAD_FIELDS_MAX};
 use super::decision::{Outcome, Protocol, Record};
-use super::dial;
-use super::head::{Origin, check_request, place_of_body, rewrite_request, rewrite_response};
+use super::gate::SandboxProxy;
+use super::head::{
+    Origin, check_request, check_response_framing, place_of_body, rewrite_request, rewrite_response,
+};
 use super::name::Host;
 use super::policy::HostRules;
 use super::refusal::{Refusal, full};
@@ -92,6 +94,7 @@ impl Exchange {
         check_request(&parts, origin)?;
         let strict = self.proxy.settings().strict_tokens;
         let rules = policy.rules_for(&origin.host, origin.tls, strict);
+        rules.prepare().await;
 
         let mut slot = self.upstream.lock().await;
         let upstream = match slot.take() {
@@ -114,14 +117,15 @@ impl Exchange {
     }
 
     async fn connect(&self, origin: &Origin) -> Result<Upstream, Refusal> {
-        let settings = self.proxy.settings();
+        let dialer = self.proxy.dialer();
         let (sender, driver) = match (&origin.host, origin.tls) {
             (Host::Name(name), true) => {
-                let stream = dial::connect_tls(settings, name, origin.port).await?;
+                let stream = dialer.connect_tls(name, origin.port).await?;
                 client(stream).await?
             }
-            (Host::Address(_), true) => return Err(Refusal::Unreachable),
-            (host, false) => client(dial::connect(settings, host, origin.port).await?).await?,
+            // No name, no certificate to verify.
+            (Host::Address(_), true) => return Err(Refusal::AddressLiteral),
+            (host, false) => client(dialer.connect(host, origin.port).await?).await?,
         };
         Ok(Upstream {
             origin: origin.clone(),
@@ -237,6 +241,7 @@ fn incoming(
         return Err(Refusal::UpstreamSwitched);
     }
     let mut headers = parts.headers;
+    check_response_framing(&headers)?;
     let patterns = rules.patterns();
     rewrite_response(&mut headers, patterns, &record.tally)?;
     let body = if has_body(method, parts.status, &body) {

@@ -15,9 +15,10 @@ use hyper::upgrade::OnUpgrade;
 use hyper_util::rt::TokioIo;
 
 use super::body::OutBody;
-use super::connection::{SandboxProxy, http_server, transparent};
+use super::connection::{http_server, transparent};
 use super::decision::Protocol;
 use super::exchange::Exchange;
+use super::gate::SandboxProxy;
 use super::head::Origin;
 use super::io::{Meter, Rewind};
 use super::name::Host;

@@ -21,8 +21,8 @@ use super::token::SealedToken;
 pub const RESEAL_VALUE_BYTES_MIN: usize = 8;
 
 /// Longest value whose every spelling is searched for; of longer ones only the common spellings,
-/// which keeps the automaton of a 64 KiB value under some 10 MiB.
-const THOROUGH_VALUE_BYTES_MAX: usize = 4096;
+/// which keeps the automaton of a usual key file under a mebibyte or two.
+const THOROUGH_VALUE_BYTES_MAX: usize = 1024;
 
 /// Whether a value can be recognised in responses; a caller should warn about one that can't.
 pub fn reseal_possible(value: &[u8]) -> bool {
@@ -171,7 +171,7 @@ fn base64_form(
         after.push(b'.');
     }
     after.extend_from_slice(token);
-    if total % 3 != 0 {
+    if !total.is_multiple_of(3) {
         after.push(b'.');
     }
     while after.len() % 3 != total % 3 {

@@ -15,7 +15,7 @@
 //! - Memory per connection is constant, whatever the size of a body.
 //!
 //! Pure rooms first (`name`, `token`, `escape`, `substitute`, `reseal`, `address`), then the
-//! ones with I/O (`dial`, `opening`, `connection`, `explicit`, `exchange`). Another HTTP version
+//! ones with I/O (`dial`, `opening`, `gate`, `connection`, `explicit`, `exchange`). Another HTTP version
 //! becomes a sibling of `exchange`; another content coding a variant of `body::Coding`.
 
 mod address;
@@ -28,6 +28,7 @@ mod escape;
 mod exchange;
 mod explicit;
 mod forms;
+mod gate;
 mod gzip;
 mod head;
 mod io;
@@ -43,9 +44,9 @@ mod token;
 mod tunnel;
 
 pub use ca::{CaError, SandboxCa};
-pub use connection::{SandboxProxy, Target};
 pub use decision::{Decision, Outcome, Protocol};
 pub use forms::{RESEAL_VALUE_BYTES_MIN, reseal_possible};
+pub use gate::{SandboxProxy, Target};
 pub use name::{BadName, BadPattern, CanonicalName, Host, HostPattern};
 pub use policy::{Binding, Policy};
 pub use refusal::Refusal;

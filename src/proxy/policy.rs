@@ -3,6 +3,8 @@
 use std::collections::HashMap;
 use std::sync::{Arc, Mutex, OnceLock, PoisonError};
 
+use tokio::task::spawn_blocking;
+
 use super::name::{CanonicalName, Host, HostPattern};
 use super::refusal::Refusal;
 use super::reseal::Patterns;
@@ -183,6 +185,16 @@ impl HostRules {
     /// Whether request bodies must be read at all, if only to record inert tokens.
     pub fn watches_tokens(&self) -> bool {
         !self.applicable.set.is_empty()
+    }
+
+    /// Builds what [`patterns`](Self::patterns) gives, away from the runtime's threads: for a long
+    /// value it takes long enough to be felt by other connections.
+    pub async fn prepare(self: &Arc<Self>) {
+        if self.applicable.patterns.get().is_none() {
+            let rules = self.clone();
+            // A build that panicked or was cancelled is tried again where it is needed.
+            let _ = spawn_blocking(move || rules.patterns().is_some()).await;
+        }
     }
 
     /// What to look for in responses, built on first use.

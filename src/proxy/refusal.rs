@@ -182,6 +182,11 @@ impl Refusal {
         response.headers_mut().insert(header::CONTENT_TYPE, json);
         let store = HeaderValue::from_static("no-store");
         response.headers_mut().insert(header::CACHE_CONTROL, store);
+        if self.status() == StatusCode::BAD_REQUEST {
+            // Where this request ends is in doubt, and so is what would follow it.
+            let close = HeaderValue::from_static("close");
+            response.headers_mut().insert(header::CONNECTION, close);
+        }
         response
     }
 }

@@ -24,8 +24,9 @@ use super::tally::Tally;
 pub(crate) struct Patterns {
     nfa: NFA,
     start: StateID,
-    /// How many of the bytes read so far are the beginning of a spelling; absent means none.
-    depth: HashMap<StateID, usize>,
+    /// At most how many of the bytes read so far may still become a spelling; absent means none.
+    /// Sorted by state: there are as many states as bytes in all spellings, so size matters.
+    depth: Vec<(StateID, u32)>,
     finds: Vec<Find>,
     longest: usize,
 }
@@ -49,14 +50,27 @@ impl Patterns {
         }
         let nfa = NFA::new(all.keys().map(Spelling::bytes)).ok()?;
         let start = nfa.start_state(Anchored::No).ok()?;
-        let mut depth = HashMap::new();
-        for pattern in all.keys() {
-            let mut state = start;
-            for (read, &byte) in pattern.bytes().iter().enumerate() {
-                state = nfa.next_state(Anchored::No, state, byte);
-                depth.insert(state, read + 1);
+        let mut depth: HashMap<StateID, usize> = HashMap::new();
+        // A spelling that no other one continues is settled at its last byte: there the bytes
+        // that may still grow are fewer than it. Interiors come second and win.
+        for interior in [false, true] {
+            for pattern in all.keys().map(Spelling::bytes) {
+                let mut state = start;
+                for (read, &byte) in (1..).zip(pattern) {
+                    state = nfa.next_state(Anchored::No, state, byte);
+                    if interior && read < pattern.len() {
+                        depth.insert(state, read);
+                    } else if !interior && read == pattern.len() {
+                        depth.insert(state, read - 1);
+                    }
+                }
             }
         }
+        let mut depth: Vec<(StateID, u32)> = depth
+            .into_iter()
+            .map(|(state, read)| (state, read as u32))
+            .collect();
+        depth.sort_unstable_by_key(|(state, _)| *state);
         let longest = all.keys().map(|pattern| pattern.bytes().len()).max()?;
         // The automaton numbers patterns in the order it was given them, which for an unchanged
         // map is the order of this second walk.
@@ -78,7 +92,10 @@ impl Patterns {
     }
 
     fn depth(&self, state: StateID) -> usize {
-        self.depth.get(&state).copied().unwrap_or(0)
+        match self.depth.binary_search_by_key(&state, |(state, _)| *state) {
+            Ok(at) => self.depth[at].1 as usize,
+            Err(_) => 0,
+        }
     }
 
     /// The longest pattern that ends in `state`.

@@ -5,8 +5,8 @@
 
 use tokio::net::TcpStream;
 
-use super::connection::SandboxProxy;
 use super::decision::{Outcome, Record};
+use super::gate::SandboxProxy;
 use super::io::Rewind;
 use super::policy::Policy;
 
@@ -21,6 +21,8 @@ pub(crate) async fn run(
 ) {
     record.passed(Outcome::Tunnelled, rule);
     let mut policy = proxy.watch_policy();
+    // Looked at once at the start: it may have changed since it was asked.
+    policy.mark_changed();
     let copy = tokio::io::copy_bidirectional(&mut near, &mut far);
     tokio::pin!(copy);
     loop {

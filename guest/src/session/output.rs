@@ -232,7 +232,7 @@ mod tests {
 
     /// The smallest scrollback a session has.
     const BYTES_MAX: usize = 2 * oc_guest::OUTPUT_BYTES_MAX;
-    const CHUNK: [u8; oc_guest::OUTPUT_BYTES_MAX] = [b'x'; oc_guest::OUTPUT_BYTES_MAX];
+    static CHUNK: [u8; oc_guest::OUTPUT_BYTES_MAX] = [b'x'; oc_guest::OUTPUT_BYTES_MAX];
 
     fn output(reserve_first: bool) -> Arc<Output> {
         Arc::new(Output::new(BYTES_MAX as u32, reserve_first))

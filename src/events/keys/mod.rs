@@ -18,6 +18,7 @@
 mod cipher;
 mod keyring;
 mod master;
+mod store;
 
 use std::path::PathBuf;
 
@@ -75,6 +76,15 @@ pub enum KeyError {
     #[error("{path} does not open with this master key: put back the one it was made with")]
     WrongMaster {
         /// The keyring.
+        path: PathBuf,
+    },
+    /// The master key is gone but what it opens is there.
+    #[error(
+        "the master key {path} is missing while a keyring or event log made with it exists: \
+         restore it from a backup (a new one would open nothing)"
+    )]
+    MasterLost {
+        /// The key file.
         path: PathBuf,
     },
     /// The log has events but the keyring is gone.

@@ -10,6 +10,11 @@ use tempfile::TempDir;
 
 use super::support::{copy, fill, note, open, refusal, try_open};
 use crate::events::EventLog;
+use crate::events::engines::Engine;
+use crate::events::engines::sqlite::Sqlite;
+use crate::events::plan::Plan;
+use crate::events::prepare::prepare;
+use crate::events::verify::walk;
 
 const CANARY: &str = "a-value-to-find-in-the-file";
 
@@ -259,6 +264,99 @@ async fn a_forged_history_is_noticed() {
         forger(dir.path()).execute_batch(sql).expect("forged");
         assert_says(&refusal(dir.path()), &[says]);
     }
+}
+
+/// Goal: of a log too large to be read whole at start-up, the chain is still checked from the first
+/// commit on and the tail's content too. Method: the walk such a log gets, on a small one.
+#[tokio::test]
+async fn a_partial_check_covers_the_whole_chain_and_the_tail() {
+    let dir = closed_log().await;
+    let log = open(dir.path());
+    let head = log.head();
+    log.close().await;
+    let walk = |sql: &str| {
+        let copied = tempfile::tempdir().expect("a folder");
+        copy(dir.path(), copied.path());
+        forger(copied.path()).execute_batch(sql).expect("forged");
+        let engine = Sqlite::open(copied.path(), false)
+            .expect("opened")
+            .expect("there");
+        walk(engine.view(), head, 9).map_err(|error| error.to_string())
+    };
+    assert_eq!(
+        walk("").map(|report| (report.commits, report.events)),
+        Ok((12, 4))
+    );
+    let old_content = "UPDATE events SET kind = 'x' WHERE position = 3";
+    assert!(
+        walk(old_content).is_ok(),
+        "left to `oc audit verify` and to the next read of it"
+    );
+    let old_chain = "UPDATE commits SET event_hashes = zeroblob(32) WHERE number = 3";
+    assert_says(
+        &walk(old_chain).expect_err("broken"),
+        &["commit 3", "chain hash"],
+    );
+    let tail = "UPDATE events SET kind = 'x' WHERE position = 10";
+    assert_says(&walk(tail).expect_err("broken"), &["event 10", "content"]);
+}
+
+/// Goal: what is done to the files while the log is open is found by `verify`, by the next read of
+/// the event, and by the writer before it writes again.
+#[tokio::test]
+async fn tampering_with_an_open_log_is_noticed() {
+    let dir = tempfile::tempdir().expect("a folder");
+    let log = open(dir.path());
+    fill(&log, "a", 5).await;
+    log.verify().await.expect("whole so far");
+    forger(dir.path())
+        .execute_batch("UPDATE events SET data = '{}' WHERE position = 3")
+        .expect("forged");
+    let parts = ["event 3", "does not match its hash"];
+    assert_says(&log.verify().await.expect_err("broken").to_string(), &parts);
+    assert_says(
+        &log.read_all(3, 1).await.expect_err("broken").to_string(),
+        &parts,
+    );
+    Connection::open(dir.path().join("log.db"))
+        .expect("the database opens")
+        .execute_batch("PRAGMA foreign_keys = OFF; DELETE FROM commits WHERE number = 5")
+        .expect("forged");
+    let refused = log
+        .append(note("b", 6))
+        .await
+        .expect_err("stopped")
+        .to_string();
+    assert_says(&refused, &["stopped", "head moved under its writer"]);
+    log.close().await;
+}
+
+/// Goal: time never goes backwards in the log, whatever the clock does. Method: an event from the
+/// future, as a clock that was wrong leaves it, then one of now.
+#[tokio::test]
+async fn recorded_time_never_goes_backwards() {
+    let dir = tempfile::tempdir().expect("a folder");
+    let future = time::OffsetDateTime::now_utc()
+        .replace_nanosecond(0)
+        .expect("a time")
+        + time::Duration::days(300);
+    {
+        let mut engine = Sqlite::open(dir.path(), true)
+            .expect("opened")
+            .expect("created");
+        let head = engine.view().head().expect("a head");
+        let mut plan = Plan::new(engine.view(), head, future);
+        plan.add(prepare(note("a", 1)).expect("prepared"))
+            .expect("planned");
+        let (_, commits) = plan.finish();
+        engine.append(&head, &commits).expect("appended");
+    }
+    EventLog::accept_head(dir.path()).expect("accepted");
+    let log = open(dir.path());
+    let done = log.append(note("a", 2)).await.expect("appended");
+    assert_eq!(done.events[0].recorded_at, future);
+    log.verify().await.expect("verified");
+    log.close().await;
 }
 
 /// Goal: the database itself refuses to change or remove what is recorded.

@@ -168,30 +168,25 @@ struct Content {
 
 impl Content {
     async fn next(mut self) -> Result<Option<(Bytes, Self)>, GuestError> {
-        loop {
-            let data = match self.first.take() {
-                Some(data) => data,
-                None => match within(CALL_TIME_MAX, self.chunks.message()).await? {
-                    Some(chunk) => chunk.data,
-                    None if self.left == 0 => return Ok(None),
-                    None => {
-                        return Err(GuestError::Broken(
-                            "it sent less of a file than told".into(),
-                        ));
-                    }
-                },
-            };
-            let Some(left) = self.left.checked_sub(data.len() as u64) else {
-                return Err(GuestError::Broken(
-                    "it sent more of a file than told".into(),
-                ));
-            };
-            self.left = left;
-            if !data.is_empty() {
-                return Ok(Some((data.into(), self)));
-            }
-        }
+        let first = self.first.take().filter(|data| !data.is_empty());
+        let data = match first {
+            Some(data) => data,
+            None => match within(CALL_TIME_MAX, self.chunks.message()).await? {
+                // A stream of nothing would keep its reader busy for ever.
+                Some(chunk) if chunk.data.is_empty() => return Err(broken("an empty part")),
+                Some(chunk) => chunk.data,
+                None if self.left == 0 => return Ok(None),
+                None => return Err(broken("less than told")),
+            },
+        };
+        let left = self.left.checked_sub(data.len() as u64);
+        self.left = left.ok_or_else(|| broken("more than told"))?;
+        Ok(Some((data.into(), self)))
     }
+}
+
+fn broken(what: &str) -> GuestError {
+    GuestError::Broken(format!("it sent {what} of a file"))
 }
 
 /// Sends the path, the content in chunks, and the end mark. A failing source ends the messages

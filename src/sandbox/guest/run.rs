@@ -2,7 +2,7 @@
 
 use std::time::Duration;
 
-use super::{Attachment, GuestClient, GuestError, SessionOutput, StartSession};
+use super::{GuestClient, GuestError, SessionOutput, StartSession};
 
 /// How long after a command's own limit the guest may take to say that it has ended.
 const EXIT_GRACE: Duration = Duration::from_secs(10);
@@ -23,18 +23,31 @@ pub struct RunOutput {
 }
 
 impl GuestClient {
-    /// Runs a command to its end and keeps the first `capture_bytes_max` bytes of each stream.
-    /// None of its early output is lost, and its session is forgotten with its exit. Its standard
-    /// input is empty. When the future is dropped the command is killed.
-    ///
-    /// # Errors
-    /// As [`GuestClient::start`]; [`GuestError::Gone`] when a command with a limit has not ended
-    /// 10 s after it.
+    /// Runs a command to its end and keeps the first `capture_bytes_max` bytes of each stream;
+    /// otherwise as [`GuestClient::run_with`].
     pub async fn run(
         &self,
         session: StartSession,
         capture_bytes_max: usize,
     ) -> Result<RunOutput, GuestError> {
+        let mut output = RunOutput::default();
+        self.run_with(session, |piece| output.take(piece, capture_bytes_max))
+            .await?;
+        Ok(output)
+    }
+
+    /// Runs a command to its end and hands its output over as it comes, its exit last. None of its
+    /// early output is lost, and its session is forgotten with its exit. Its standard input is
+    /// empty. When the future is dropped the command is killed.
+    ///
+    /// # Errors
+    /// As [`GuestClient::start`]; [`GuestError::Gone`] when a command with a limit has not ended
+    /// 10 s after it.
+    pub async fn run_with(
+        &self,
+        session: StartSession,
+        mut each: impl FnMut(SessionOutput),
+    ) -> Result<(), GuestError> {
         let id = session.session_id.clone();
         let limit = session.timeout;
         let mut request = session.into_request(true);
@@ -43,13 +56,16 @@ impl GuestClient {
         request.kill_after_detach_ms = 1;
         self.start_request(request).await?;
         let collect = async {
-            let attachment = self.attach(&id).await?;
-            collect(attachment, capture_bytes_max).await
+            let mut attachment = self.attach(&id).await?;
+            while let Some(piece) = attachment.next().await? {
+                each(piece);
+            }
+            Ok(())
         };
         match limit {
             None => collect.await,
             Some(limit) => match tokio::time::timeout(limit + EXIT_GRACE, collect).await {
-                Ok(output) => output,
+                Ok(ended) => ended,
                 Err(_) => Err(GuestError::Gone(
                     "the command did not end at its limit".into(),
                 )),
@@ -58,29 +74,27 @@ impl GuestClient {
     }
 }
 
-async fn collect(mut attachment: Attachment, bytes_max: usize) -> Result<RunOutput, GuestError> {
-    let mut output = RunOutput::default();
-    while let Some(piece) = attachment.next().await? {
+impl RunOutput {
+    fn take(&mut self, piece: SessionOutput, bytes_max: usize) {
         match piece {
             SessionOutput::Stdout(data) => {
-                output.truncated |= !keep(&mut output.stdout, &data, bytes_max);
+                self.truncated |= !keep(&mut self.stdout, &data, bytes_max);
             }
             SessionOutput::Stderr(data) => {
-                output.truncated |= !keep(&mut output.stderr, &data, bytes_max);
+                self.truncated |= !keep(&mut self.stderr, &data, bytes_max);
             }
             SessionOutput::ReplayEnd => {}
             SessionOutput::Exit {
                 code, timed_out, ..
             } => {
-                output.exit_code = code;
-                output.timed_out = timed_out;
+                self.exit_code = code;
+                self.timed_out = timed_out;
             }
         }
     }
-    Ok(output)
 }
 
-/// Keeps what fits; whether all did.
+/// Keeps what fits under the limit; false when something did not.
 fn keep(kept: &mut Vec<u8>, data: &[u8], bytes_max: usize) -> bool {
     let room = bytes_max.saturating_sub(kept.len());
     kept.extend_from_slice(data.get(..room).unwrap_or(data));

@@ -24,8 +24,10 @@ pub const FILE: &str = "log.db";
 const WAL_BYTES_DUE: usize = 4 * 1024 * 1024;
 /// WAL pages after which a checkpoint waits for readers instead of passing them by (64 MiB).
 const WAL_PAGES_MAX: i64 = 16 * 1024;
-/// What one transaction adds to the WAL beside its data: the tips of four trees, in bytes.
-const WAL_BYTES_PER_COMMIT: usize = 24 * 1024;
+/// What a transaction adds to the WAL beside its data, in bytes: the tips of the trees once, and
+/// for each event about one page of the index by stream, which is written all over.
+const WAL_BYTES_PER_GROUP: usize = 24 * 1024;
+const WAL_BYTES_PER_EVENT: usize = 5 * 1024;
 
 /// The writer's connection.
 pub struct Sqlite {
@@ -43,7 +45,7 @@ impl Engine for Sqlite {
         let written = write(&mut self.view, at, commits);
         match written {
             Ok(bytes) => {
-                self.wal_bytes += bytes;
+                self.wal_bytes = self.wal_bytes.saturating_add(bytes);
                 Ok(())
             }
             // "Full" promises that nothing changed; look rather than believe.
@@ -78,7 +80,7 @@ fn write(view: &mut View, at: &Head, commits: &[Commit]) -> Result<usize, Engine
     if view.head()? != *at {
         return Err(EngineError::HeadMoved);
     }
-    let mut bytes = 0;
+    let mut bytes = WAL_BYTES_PER_GROUP;
     let tx = view
         .conn
         .transaction_with_behavior(TransactionBehavior::Immediate)
@@ -110,7 +112,6 @@ fn write(view: &mut View, at: &Head, commits: &[Commit]) -> Result<usize, Engine
                     commit.chain,
                 ])
                 .map_err(failed)?;
-            bytes += WAL_BYTES_PER_COMMIT;
             for event in &commit.events {
                 insert_event
                     .execute(params![
@@ -124,7 +125,7 @@ fn write(view: &mut View, at: &Head, commits: &[Commit]) -> Result<usize, Engine
                         event.data.get(),
                     ])
                     .map_err(failed)?;
-                bytes += event.data.get().len();
+                bytes += WAL_BYTES_PER_EVENT + event.data.get().len();
             }
         }
     }

@@ -96,10 +96,12 @@ impl Sqlite {
             ))));
         }
         let log = log_id(&conn).map_err(told)?;
+        // What an earlier run left in the WAL counts towards the next checkpoint.
+        let wal = std::fs::metadata(dir.join(format!("{FILE}-wal"))).map_or(0, |meta| meta.len());
         Ok(Some(Sqlite {
             view: View::new(conn, log),
             path,
-            wal_bytes: 0,
+            wal_bytes: usize::try_from(wal).unwrap_or(usize::MAX),
         }))
     }
 }

@@ -22,7 +22,7 @@ fn whole(data: &[u8]) -> impl Stream<Item = Result<Bytes, std::io::Error>> + Sen
 #[tokio::test]
 async fn files_are_written_and_read() {
     let guest = Fixture::start().await;
-    let large: Vec<u8> = (0..3_000_000u32).map(|i| (i * 7 >> 3) as u8).collect();
+    let large: Vec<u8> = (0..3_000_000u32).map(|i| ((i * 7) >> 3) as u8).collect();
     for (name, data) in [
         ("empty", &b""[..]),
         ("odd name\nü 'x'", b"odd"),

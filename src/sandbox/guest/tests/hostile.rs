@@ -89,7 +89,7 @@ impl Guest for Hostile {
             "more" => vec![chunk(5, 0), chunk(0, 4), chunk(0, 2)],
             "less" => vec![chunk(5, 3)],
             "endless" => {
-                let endless = stream::repeat_with(move || chunk(10, 0));
+                let endless = stream::repeat_with(move || chunk(5, 0));
                 return Ok(Response::new(Box::pin(endless)));
             }
             _ => vec![],
@@ -188,7 +188,7 @@ async fn wrong_answers_are_errors() {
 #[tokio::test]
 async fn wrong_files_are_errors() {
     let (guest, _folder) = hostile().await;
-    for path in ["more", "less"] {
+    for path in ["more", "less", "endless"] {
         let (size, content) = guest.read_file(path).await.unwrap();
         assert_eq!(size, 5);
         let content: Result<Vec<Bytes>, _> = content.try_collect().await;

@@ -6,17 +6,29 @@ use super::*;
 #[tokio::test]
 async fn runs_a_command_to_its_end() {
     let guest = Fixture::start().await;
-    let cmd = "echo \"$GREETING\"; env | wc -l; id -u; echo oops >&2; exit 7";
-    let output = guest.client.run(shell(1, cmd), 1024).await.unwrap();
-    let uid = if rustix::process::geteuid().is_root() {
-        "1000"
-    } else {
-        ""
-    };
-    let stdout = text(&output.stdout);
-    assert!(stdout.starts_with("sealed hello\n"), "{stdout:?}");
-    assert!(stdout.contains(uid), "{stdout:?}");
+    let output = guest
+        .client
+        .run(shell(1, "id -u; echo oops >&2; exit 7"), 1024)
+        .await
+        .unwrap();
+    let own = rustix::process::geteuid();
+    let uid = if own.is_root() { 1000 } else { own.as_raw() };
+    assert_eq!(text(&output.stdout), format!("{uid}\n"));
     assert_eq!((text(&output.stderr), output.exit_code), ("oops\n", 7));
+    let direct = StartSession {
+        direct: true,
+        ..shell(2, "env")
+    };
+    let expected = direct
+        .env
+        .iter()
+        .map(|(name, value)| format!("{name}={value}"));
+    let mut expected: Vec<String> = expected.collect();
+    let output = guest.client.run(direct, 1024).await.unwrap();
+    let mut env: Vec<&str> = text(&output.stdout).lines().collect();
+    env.sort_unstable();
+    expected.sort_unstable();
+    assert_eq!(env, expected);
     assert!(
         guest.client.sessions().await.unwrap().is_empty(),
         "a run leaves no session"

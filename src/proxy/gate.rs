@@ -1,0 +1,162 @@
+//! One sandbox's proxy: its policy, its certificate authority, and the connections it carries.
+//!
+//! Invariants: connections hold nothing of a policy longer than a request or a tunnel it still
+//! permits; closing cuts them all; their number and their silence are bounded.
+
+use std::net::IpAddr;
+use std::sync::Arc;
+use std::time::Duration;
+
+use tokio::net::TcpStream;
+use tokio::sync::mpsc::Sender;
+use tokio::sync::{Semaphore, watch};
+
+use super::ca::SandboxCa;
+use super::connection::route;
+use super::decision::{Decision, Protocol, Record};
+use super::dial::Dialer;
+use super::io::{Meter, Metered, Stream};
+use super::name::Host;
+use super::policy::Policy;
+use super::refusal::Refusal;
+use super::settings::EgressSettings;
+
+/// Connections of one sandbox at once.
+const CONNECTIONS_MAX: usize = 256;
+/// A connection on which nothing moves this long is cut.
+const IDLE_TIMEOUT: Duration = Duration::from_secs(10 * 60);
+/// Where a connection of a sandbox was meant to go.
+#[derive(Debug, Clone)]
+pub struct Target {
+    /// The name the sandbox's DNS stub was asked for; `None` for a bare IP literal.
+    pub name: Option<String>,
+    /// The address connected to (synthetic when there is a name).
+    pub ip: IpAddr,
+    /// The port connected to.
+    pub port: u16,
+}
+
+/// The way out of one sandbox.
+pub struct SandboxProxy {
+    dialer: Dialer,
+    ca: SandboxCa,
+    policy: watch::Sender<Option<Arc<Policy>>>,
+    closings: watch::Sender<u64>,
+    decisions: Sender<Decision>,
+    slots: Arc<Semaphore>,
+}
+
+impl SandboxProxy {
+    /// A proxy that is closed (answers 503) while `policy` is `None`. `decisions` must be read:
+    /// when it stays full, or its reader is gone, requests are refused.
+    pub fn new(
+        settings: Arc<EgressSettings>,
+        ca: SandboxCa,
+        policy: Option<Policy>,
+        decisions: Sender<Decision>,
+    ) -> Arc<Self> {
+        Arc::new(Self {
+            dialer: Dialer::new(settings),
+            ca,
+            policy: watch::Sender::new(policy.map(Arc::new)),
+            closings: watch::Sender::new(0),
+            decisions,
+            slots: Arc::new(Semaphore::new(CONNECTIONS_MAX)),
+        })
+    }
+
+    /// Swaps the policy; the next request is judged by it, and tunnels it no longer permits end.
+    pub fn set_policy(&self, policy: Policy) {
+        self.policy.send_replace(Some(Arc::new(policy)));
+    }
+
+    /// Drops the policy and cuts open connections; a later [`set_policy`](Self::set_policy)
+    /// opens the proxy again.
+    pub fn close(&self) {
+        self.policy.send_replace(None);
+        self.closings
+            .send_modify(|count| *count = count.wrapping_add(1));
+    }
+
+    /// The certificate to put into the sandbox's trust store.
+    pub fn ca_certificate_pem(&self) -> &str {
+        self.ca.certificate_pem()
+    }
+
+    /// Carries one accepted connection of the sandbox until it ends. Errors end the connection
+    /// and are recorded; connections beyond the sandbox's share are dropped.
+    pub async fn serve(self: Arc<Self>, stream: TcpStream, target: Target) {
+        let mut closings = self.closings.subscribe();
+        let host = match &target.name {
+            Some(name) => name.parse().map_err(|_| Refusal::HostName),
+            None => Ok(Host::Address(target.ip)),
+        };
+        let Ok(_slot) = self.slots.clone().try_acquire_owned() else {
+            // A flood must not queue up for the trail: beyond its room it is only logged.
+            tracing::warn!("connection limit of a sandbox reached");
+            if self.decisions.capacity() > 0 {
+                let host = host.unwrap_or(Host::Address(target.ip));
+                let mut record = self.record(&host, target.port, Protocol::Tunnel);
+                record.refused(&Refusal::ConnectionLimit);
+            }
+            return;
+        };
+        let host = match host {
+            Ok(host) => host,
+            // The record shows the address: the name is text of the sandbox's choosing.
+            Err(refusal) => {
+                return self
+                    .refuse(&refusal, &Host::Address(target.ip), target.port)
+                    .await;
+            }
+        };
+        let _ = stream.set_nodelay(true);
+        let meter = Meter::new();
+        let io: Stream = Box::new(Metered::new(stream, meter.clone()));
+        let work = route(self.clone(), io, meter.clone(), host, target.port);
+        tokio::select! {
+            () = work => {}
+            _ = closings.changed() => {}
+            () = meter.idle_for(IDLE_TIMEOUT) => {}
+        }
+    }
+
+    pub(crate) fn settings(&self) -> &EgressSettings {
+        self.dialer.settings()
+    }
+
+    pub(crate) fn ca(&self) -> &SandboxCa {
+        &self.ca
+    }
+
+    pub(crate) fn dialer(&self) -> &Dialer {
+        &self.dialer
+    }
+
+    pub(crate) fn watch_policy(&self) -> watch::Receiver<Option<Arc<Policy>>> {
+        self.policy.subscribe()
+    }
+
+    /// The current policy, if it lets `host` be spoken to, and the rule by which it does.
+    pub(crate) fn judge(&self, host: &Host) -> Result<(Arc<Policy>, &'static str), Refusal> {
+        let policy = self.policy.borrow().clone().ok_or(Refusal::Closed)?;
+        let rule = policy.judge(host)?;
+        match host {
+            Host::Address(ip) if !self.settings().allow_private.iter().any(|n| n.contains(ip)) => {
+                Err(Refusal::AddressLiteral)
+            }
+            _ => Ok((policy, rule)),
+        }
+    }
+
+    pub(crate) fn record(&self, host: &Host, port: u16, protocol: Protocol) -> Record {
+        Record::new(self.decisions.clone(), host, port, protocol)
+    }
+
+    /// Records a refusal nobody can be told of.
+    pub(crate) async fn refuse(&self, refusal: &Refusal, host: &Host, port: u16) {
+        let mut record = self.record(host, port, Protocol::Tunnel);
+        let _ = record.room().await;
+        record.refused(refusal);
+    }
+}

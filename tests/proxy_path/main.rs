@@ -1,0 +1,11 @@
+//! The sealing proxy end to end: real TLS hosts on loopback, real TLS clients, real bytes.
+//!
+//! Every test ends with [`world::World::finish`], which searches every decision and every log
+//! line of the process for the secret values used.
+
+mod bodies;
+mod hosts;
+mod refusals;
+mod seal;
+mod wire;
+mod world;
