@@ -10,7 +10,7 @@ use crate::events::families::SandboxCreated;
 use crate::sandbox::GuestClient;
 
 /// Where the explicit proxy answers inside a sandbox.
-pub const PROXY_URL: &str = "http://169.254.169.254:3128";
+pub const PROXY_URL: &str = "http://169.254.169.253:3128";
 /// The trust bundle inside a sandbox: public roots and the sandbox's own authority.
 pub const CA_BUNDLE: &str = "/usr/local/share/ca-certificates/opensandbox-proxy.crt";
 const NO_PROXY: &str = "localhost,127.0.0.1,::1,169.254.169.254";

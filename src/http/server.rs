@@ -107,17 +107,17 @@ pub async fn serve(config: Config, first_key: impl FnOnce(FirstKey<'_>)) -> Resu
         tracing::info!(file = %config.master_key_file.display(), "made a new master key; back it up");
     }
     let driver = NamespaceDriver::new(&config.data_dir.join("sandboxes"))?;
-    let platform = Platform::start(Parts {
-        log: log.clone(),
-        keyring: Arc::new(keyring),
-        driver: Arc::new(driver),
-        egress: Arc::new(egress_settings(&config.egress)?),
-        limits: config.limits,
-    });
     let listener = TcpListener::bind(config.listen).map_err(|source| ServeError::Listen {
         addr: config.listen,
         source,
     })?;
+    let platform = Platform::start(Parts {
+        log: log.clone(),
+        keyring: Arc::new(keyring),
+        driver: Arc::new(driver),
+        egress: Arc::new(egress_settings(&config.egress, listener.local_addr()?)?),
+        limits: config.limits,
+    });
     let url = format!("http://{}", listener.local_addr()?);
     let org = bootstrap(&platform, &url, first_key).await?;
     Reconciler::start(&platform).await;
@@ -190,7 +190,7 @@ fn make_private_dir(path: &Path) -> Result<(), ServeError> {
     std::fs::set_permissions(path, std::fs::Permissions::from_mode(0o700)).map_err(error)
 }
 
-fn egress_settings(egress: &Egress) -> Result<EgressSettings, ServeError> {
+fn egress_settings(egress: &Egress, own: SocketAddr) -> Result<EgressSettings, ServeError> {
     let mut extra_roots = Vec::new();
     for path in &egress.extra_roots {
         let error = |message: String| ServeError::Roots {
@@ -210,6 +210,7 @@ fn egress_settings(egress: &Egress) -> Result<EgressSettings, ServeError> {
         allow_private: egress.allow_private.clone(),
         pinned: egress.hosts.clone().into_iter().collect(),
         extra_roots,
+        own: vec![own],
         inspect_all: egress.inspect_all,
         strict_tokens: egress.strict_tokens,
         ..EgressSettings::default()

@@ -99,7 +99,11 @@ impl Dialer {
         let name = match host {
             Host::Name(name) => name,
             Host::Address(ip) if settings.allow_private.iter().any(|net| net.contains(ip)) => {
-                return Ok(vec![SocketAddr::new(*ip, port)]);
+                let address = SocketAddr::new(*ip, port);
+                return match settings.is_own(address) {
+                    true => Err(Refusal::OwnAddress),
+                    false => Ok(vec![address]),
+                };
             }
             Host::Address(_) => return Err(Refusal::AddressLiteral),
         };
@@ -109,10 +113,12 @@ impl Dialer {
         };
         check(&addresses, settings)?;
         addresses.truncate(ADDRESSES_MAX);
-        Ok(addresses
-            .into_iter()
-            .map(|ip| SocketAddr::new(ip, port))
-            .collect())
+        let addresses = addresses.into_iter().map(|ip| SocketAddr::new(ip, port));
+        let addresses: Vec<_> = addresses.collect();
+        match addresses.iter().any(|address| settings.is_own(*address)) {
+            true => Err(Refusal::OwnAddress),
+            false => Ok(addresses),
+        }
     }
 
     async fn look_up(&self, name: &CanonicalName) -> Result<Vec<IpAddr>, Refusal> {
@@ -186,6 +192,33 @@ mod tests {
             resolved(&listed, "127.0.0.9").await,
             Ok("127.0.0.9:443".into())
         );
+    }
+
+    /// The platform's own API is out of reach, whatever the operator lists and however its
+    /// address is written.
+    #[tokio::test]
+    async fn the_servers_own_address_is_refused_even_when_listed() {
+        for (own, refused, passed) in [
+            ("127.0.0.1:443", "127.0.0.1", "127.0.0.2"),
+            ("0.0.0.0:443", "127.0.0.2", "9.9.9.9"),
+        ] {
+            let names = [("refused.test", refused), ("passed.test", passed)];
+            let pinned = names.map(|(name, ip)| (name.to_owned(), ip.parse().unwrap()));
+            let dialer = Dialer::new(Arc::new(EgressSettings {
+                pinned: pinned.into(),
+                allow_private: vec!["127.0.0.0/8".parse().unwrap()],
+                own: vec![own.parse().unwrap()],
+                ..EgressSettings::default()
+            }));
+            for host in ["refused.test", refused] {
+                assert_eq!(
+                    resolved(&dialer, host).await,
+                    Err("own_address"),
+                    "{own} {host}"
+                );
+            }
+            assert!(resolved(&dialer, "passed.test").await.is_ok(), "{own}");
+        }
     }
 
     /// A rebinding answer mixes public and private addresses: none of them may be used.

@@ -131,7 +131,7 @@ pub(crate) fn json(text: &str, style: Json) -> Zeroizing<Vec<u8>> {
         };
         let unicode = style.all
             || (c < ' ')
-            || (style.html && matches!(c, '<' | '>' | '&'))
+            || (style.html && matches!(c, '<' | '>' | '&' | '\u{2028}' | '\u{2029}'))
             || (style.ascii && !c.is_ascii());
         match short {
             Some(letter) if !style.all => out.extend([b'\\', letter]),

@@ -81,19 +81,27 @@ pub(crate) fn forms(value: &[u8], token: &SealedToken) -> Forms {
 }
 
 fn percent_forms(value: &[u8], thorough: bool, add: &mut impl FnMut(Zeroizing<Vec<u8>>)) {
-    // RFC 3986; encodeURIComponent; encodeURI; forms of the WHATWG URL standard.
-    let kept: [&[u8]; 4] = [UNRESERVED, b"-._~!'()*", b"-._~!'()*;/?:@&=+$,#", b"*-._"];
+    // RFC 3986; encodeURIComponent; encodeURI; forms of the WHATWG URL standard; Python's quote;
+    // Go's PathEscape; JavaScript's escape.
+    let kept: [&[u8]; 7] = [
+        UNRESERVED,
+        b"-._~!'()*",
+        b"-._~!'()*;/?:@&=+$,#",
+        b"*-._",
+        b"-._~/",
+        b"-._~$&+=:@",
+        b"@*_+-./",
+    ];
     for hex in [Hex::Upper, Hex::Lower] {
         for set in kept {
             add(percent(value, hex, |b| set.contains(&b)));
         }
-        let spaced = percent(value, hex, |b| b"*-._ ".contains(&b));
-        add(Zeroizing::new(
-            spaced
-                .iter()
-                .map(|&b| if b == b' ' { b'+' } else { b })
-                .collect(),
-        ));
+        // Forms write a space as a plus.
+        for set in [&b"*-._ "[..], b"-._~ "] {
+            let spaced = percent(value, hex, |b| set.contains(&b));
+            let plus = |&b: &u8| if b == b' ' { b'+' } else { b };
+            add(Zeroizing::new(spaced.iter().map(plus).collect()));
+        }
         if thorough {
             let mut all = Zeroizing::new(Vec::with_capacity(value.len() * 3));
             for &byte in value {

@@ -36,6 +36,9 @@ pub enum Refusal {
         /// What it is for.
         range: &'static str,
     },
+    /// The address is the one this server listens on.
+    #[error("this address is the sandbox platform's own, which sandboxes may not reach")]
+    OwnAddress,
     /// The name does not resolve.
     #[error("this host name could not be resolved")]
     NotFound,
@@ -141,6 +144,7 @@ impl Refusal {
             Self::AddressLiteral => ("address_literal", S::FORBIDDEN),
             Self::HostName => ("host_name", S::FORBIDDEN),
             Self::SpecialAddress { .. } => ("special_address", S::FORBIDDEN),
+            Self::OwnAddress => ("own_address", S::FORBIDDEN),
             Self::NotFound => ("host_not_found", S::BAD_GATEWAY),
             Self::Unreachable => ("host_unreachable", S::BAD_GATEWAY),
             Self::UpstreamTls => ("upstream_certificate", S::BAD_GATEWAY),

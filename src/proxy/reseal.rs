@@ -307,6 +307,10 @@ mod tests {
             form.clone(),
             form.to_lowercase(),
             form.replace('+', "%20").replace("%7E", "~"),
+            form.replace("%7E", "~"),
+            form.replace("%2F", "/")
+                .replace("%7E", "~")
+                .replace('+', "%20"),
             "s3cr/et+&quot;&lt;v&gt;&amp;é&#39;\\ ~x".to_owned(),
             hex::encode(value),
             hex::encode_upper(value),

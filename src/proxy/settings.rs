@@ -1,7 +1,7 @@
 //! What the operator decides for every sandbox of a server.
 
 use std::collections::HashMap;
-use std::net::IpAddr;
+use std::net::{IpAddr, SocketAddr};
 use std::sync::{Arc, OnceLock};
 
 use ipnet::IpNet;
@@ -22,6 +22,9 @@ pub struct EgressSettings {
     pub pinned: HashMap<String, IpAddr>,
     /// Certificates trusted for upstream hosts beside the system's.
     pub extra_roots: Vec<CertificateDer<'static>>,
+    /// Where this server itself listens: never dialled for a sandbox, not even when
+    /// `allow_private` covers it.
+    pub own: Vec<SocketAddr>,
     /// Look into TLS to hosts without secrets too, instead of tunnelling it.
     pub inspect_all: bool,
     /// Refuse a token whose secret is not bound to the host, instead of passing it inert.
@@ -35,6 +38,17 @@ pub struct EgressSettings {
 pub struct UpstreamTls(OnceLock<Option<Arc<ClientConfig>>>);
 
 impl EgressSettings {
+    /// Whether dialling `address` would reach this server. One that listens on every address is
+    /// reached by each address of this machine, which is told by being able to bind it.
+    pub(crate) fn is_own(&self, address: SocketAddr) -> bool {
+        let ip = address.ip().to_canonical();
+        let local = || std::net::UdpSocket::bind((ip, 0)).is_ok();
+        self.own.iter().any(|own| {
+            let own_ip = own.ip().to_canonical();
+            own.port() == address.port() && (own_ip == ip || own_ip.is_unspecified() && local())
+        })
+    }
+
     /// TLS towards hosts: verified certificates, HTTP/1.1.
     pub(crate) fn client_tls(&self) -> Result<Arc<ClientConfig>, Refusal> {
         let config = self.tls.0.get_or_init(|| {

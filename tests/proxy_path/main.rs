@@ -4,6 +4,7 @@
 //! line of the process for the secret values used.
 
 mod bodies;
+mod clients;
 mod hosts;
 mod refusals;
 mod seal;
