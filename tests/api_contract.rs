@@ -13,7 +13,11 @@ use serde_json::{Value, json};
 async fn projects_are_made_with_the_contracts_defaults() {
     let server = Server::start();
     let api = server.api();
-    assert_eq!(api.get("/api/projects").await.ok(200).text, "[]", "an empty list is a list");
+    assert_eq!(
+        api.get("/api/projects").await.ok(200).text,
+        "[]",
+        "an empty list is a list"
+    );
 
     let saying_nothing = json!({
         "name": "b", "template": "", "cpuCount": 0, "memoryMB": -5, "timeoutSec": 0,
@@ -28,7 +32,10 @@ async fn projects_are_made_with_the_contracts_defaults() {
         });
         assert_eq!(made, wanted);
         assert!(made["id"].as_str().is_some_and(is_uuid_v7), "{made}");
-        assert!(made["createdAt"].as_str().is_some_and(is_utc_time), "{made}");
+        assert!(
+            made["createdAt"].as_str().is_some_and(is_utc_time),
+            "{made}"
+        );
         let path = format!("/api/projects/{}", made["id"].as_str().unwrap_or_default());
         assert_eq!(api.get(&path).await.ok(200).json(), made);
     }
@@ -65,9 +72,17 @@ async fn updates_change_only_what_they_name() {
         json!({ "unknown": 1 }),
     ];
     for body in keeping {
-        assert_eq!(api.put(&path, &body).await.ok(200).json(), before, "{body} changes nothing");
+        assert_eq!(
+            api.put(&path, &body).await.ok(200).json(),
+            before,
+            "{body} changes nothing"
+        );
     }
-    assert_eq!(api.call("PUT", &path, None).await.ok(200).json(), before, "no body, no change");
+    assert_eq!(
+        api.call("PUT", &path, None).await.ok(200).json(),
+        before,
+        "no body, no change"
+    );
     let mut now = before.clone();
     for (field, value) in [
         ("name", json!("q")),
@@ -78,20 +93,44 @@ async fn updates_change_only_what_they_name() {
         ("egressAllowlist", json!(["b.test", "c.test"])),
         ("egressAllowlist", json!([])),
     ] {
-        let changed = api.put(&path, &json!({ field: value })).await.ok(200).json();
-        assert_ne!(changed["updatedAt"], now["updatedAt"], "{field} moves updatedAt");
+        let changed = api
+            .put(&path, &json!({ field: value }))
+            .await
+            .ok(200)
+            .json();
+        assert_ne!(
+            changed["updatedAt"], now["updatedAt"],
+            "{field} moves updatedAt"
+        );
         now["updatedAt"] = changed["updatedAt"].clone();
         now[field] = value;
         assert_eq!(changed, now, "only {field} changes");
     }
-    let id = api.store(&json!({ "name": "s", "egressAllowlist": ["a.test"] })).await;
+    let id = api
+        .store(&json!({ "name": "s", "egressAllowlist": ["a.test"] }))
+        .await;
     let path = format!("/api/secret-stores/{id}");
     let before = api.get(&path).await.json();
-    for body in [json!({}), json!({ "name": "", "egressAllowlist": null }), json!({ "name": "s" })] {
-        assert_eq!(api.put(&path, &body).await.ok(200).json(), before, "{body} changes nothing");
+    for body in [
+        json!({}),
+        json!({ "name": "", "egressAllowlist": null }),
+        json!({ "name": "s" }),
+    ] {
+        assert_eq!(
+            api.put(&path, &body).await.ok(200).json(),
+            before,
+            "{body} changes nothing"
+        );
     }
-    let changed = api.put(&path, &json!({ "egressAllowlist": [] })).await.ok(200).json();
-    assert_eq!((&changed["name"], &changed["egressAllowlist"]), (&json!("s"), &json!([])));
+    let changed = api
+        .put(&path, &json!({ "egressAllowlist": [] }))
+        .await
+        .ok(200)
+        .json();
+    assert_eq!(
+        (&changed["name"], &changed["egressAllowlist"]),
+        (&json!("s"), &json!([]))
+    );
 }
 
 /// Goal: of many creates of one name at once exactly one wins; a rename and a delete free the name;
@@ -116,8 +155,13 @@ async fn names_are_unique_and_come_free() {
 
         let first = format!("{path}/{}", won[0].id());
         api.post(path, &json!({ "name": "One" })).await.ok(201);
-        let second = format!("{path}/{}", api.post(path, &json!({ "name": "two" })).await.id());
-        api.put(&second, &json!({ "name": "one" })).await.refused(409, taken);
+        let second = format!(
+            "{path}/{}",
+            api.post(path, &json!({ "name": "two" })).await.id()
+        );
+        api.put(&second, &json!({ "name": "one" }))
+            .await
+            .refused(409, taken);
         api.put(&first, &json!({ "name": "three" })).await.ok(200);
         api.put(&second, &json!({ "name": "one" })).await.ok(200);
         api.put(&first, &json!({ "name": "two" })).await.ok(200);
@@ -129,14 +173,28 @@ async fn names_are_unique_and_come_free() {
 
         // Each organization has names of its own.
         assert_eq!(server.other().get(path).await.ok(200).text, "[]");
-        server.other().post(path, &json!({ "name": "one" })).await.ok(201);
+        server
+            .other()
+            .post(path, &json!({ "name": "one" }))
+            .await
+            .ok(201);
     }
     // Renames that cross: each name ends with at most one owner, and nobody loses its own.
-    let a = format!("/api/projects/{}", api.project(&json!({ "name": "left" })).await);
-    let b = format!("/api/projects/{}", api.project(&json!({ "name": "right" })).await);
+    let a = format!(
+        "/api/projects/{}",
+        api.project(&json!({ "name": "left" })).await
+    );
+    let b = format!(
+        "/api/projects/{}",
+        api.project(&json!({ "name": "right" })).await
+    );
     let (to_right, to_left) = (json!({ "name": "right" }), json!({ "name": "left" }));
     let crossing = futures_util::join!(api.put(&a, &to_right), api.put(&b, &to_left));
-    assert_eq!((crossing.0.status, crossing.1.status), (409, 409), "both names were taken");
+    assert_eq!(
+        (crossing.0.status, crossing.1.status),
+        (409, 409),
+        "both names were taken"
+    );
 }
 
 /// Goal: values go in and never come out; names are listed in order; setting replaces; delete
@@ -146,13 +204,20 @@ async fn secrets_are_listed_without_their_values() {
     const VALUE: &str = "value-4c1d77e0";
     let server = Server::start();
     let api = server.api();
-    let project = format!("/api/projects/{}/secrets", api.project(&json!({ "name": "p" })).await);
+    let project = format!(
+        "/api/projects/{}/secrets",
+        api.project(&json!({ "name": "p" })).await
+    );
     let id = api.store(&json!({ "name": "s" })).await;
     let store = format!("/api/secret-stores/{id}/secrets");
     let mut seen = String::new();
     for path in [&project, &store] {
         assert_eq!(api.get(path).await.ok(200).text, "[]");
-        for (name, hosts) in [("B", json!(["a.test"])), ("_a1", json!(null)), ("A", json!([]))] {
+        for (name, hosts) in [
+            ("B", json!(["a.test"])),
+            ("_a1", json!(null)),
+            ("A", json!([])),
+        ] {
             let body = json!({ "value": VALUE, "allowedHosts": hosts });
             let set = api.put(&format!("{path}/{name}"), &body).await.ok(200);
             // Strings only: the CLI reads this as a map of strings.
@@ -161,7 +226,10 @@ async fn secrets_are_listed_without_their_values() {
         }
         seen.push_str(&api.get(path).await.text);
     }
-    assert_eq!(api.get(&project).await.ok(200).json(), json!(["A", "B", "_a1"]));
+    assert_eq!(
+        api.get(&project).await.ok(200).json(),
+        json!(["A", "B", "_a1"])
+    );
     let entries = api.get(&store).await.ok(200).json();
     let entry = |index: usize| entries[index].clone();
     let wanted = json!({
@@ -171,15 +239,22 @@ async fn secrets_are_listed_without_their_values() {
     assert_eq!(entry(1), wanted);
 
     // Again, without hosts: the entry keeps its id and birth, and the restriction is lifted.
-    api.put(&format!("{store}/B"), &json!({ "value": "other" })).await.ok(200);
+    api.put(&format!("{store}/B"), &json!({ "value": "other" }))
+        .await
+        .ok(200);
     let again = api.get(&store).await.json()[1].clone();
-    assert_eq!((&again["id"], &again["createdAt"]), (&wanted["id"], &wanted["createdAt"]));
+    assert_eq!(
+        (&again["id"], &again["createdAt"]),
+        (&wanted["id"], &wanted["createdAt"])
+    );
     assert_eq!(again["allowedHosts"], json!([]));
     assert_ne!(again["updatedAt"], wanted["updatedAt"]);
 
     for path in [&project, &store] {
         api.delete(&format!("{path}/B")).await.ok(204);
-        api.delete(&format!("{path}/B")).await.refused(404, "secret not found");
+        api.delete(&format!("{path}/B"))
+            .await
+            .refused(404, "secret not found");
     }
     assert_eq!(api.get(&project).await.json(), json!(["A", "_a1"]));
     let trail = api.get("/api/audit/events?limit=500").await.ok(200).text;
@@ -206,18 +281,48 @@ const ROUTES: &[(&str, &str, &[&str], Who)] = &[
     ("health", "/readyz", &["GET"], Who::Anybody),
     ("identity", "/whoami", &["GET"], Who::Key),
     ("projects", "/projects", &["GET", "POST"], Who::Key),
-    ("projects", "/projects/{id}", &["DELETE", "GET", "PUT"], Who::Key),
+    (
+        "projects",
+        "/projects/{id}",
+        &["DELETE", "GET", "PUT"],
+        Who::Key,
+    ),
     ("projects", "/projects/{id}/secrets", &["GET"], Who::Key),
-    ("projects", "/projects/{id}/secrets/{name}", &["DELETE", "PUT"], Who::Key),
+    (
+        "projects",
+        "/projects/{id}/secrets/{name}",
+        &["DELETE", "PUT"],
+        Who::Key,
+    ),
     ("sandboxes", "", &["DELETE", "GET"], Who::Sandbox),
     ("sandboxes", "/allowed-hosts", &["GET"], Who::Sandbox),
     ("sandboxes", "/sandboxes", &["GET", "POST"], Who::Key),
     ("sandboxes", "/timeout", &["POST"], Who::Sandbox),
     ("sandboxes", "/token/refresh", &["POST"], Who::Sandbox),
-    ("secret_stores", "/secret-stores", &["GET", "POST"], Who::Key),
-    ("secret_stores", "/secret-stores/{id}", &["DELETE", "GET", "PUT"], Who::Key),
-    ("secret_stores", "/secret-stores/{id}/secrets", &["GET"], Who::Key),
-    ("secret_stores", "/secret-stores/{id}/secrets/{name}", &["DELETE", "PUT"], Who::Key),
+    (
+        "secret_stores",
+        "/secret-stores",
+        &["GET", "POST"],
+        Who::Key,
+    ),
+    (
+        "secret_stores",
+        "/secret-stores/{id}",
+        &["DELETE", "GET", "PUT"],
+        Who::Key,
+    ),
+    (
+        "secret_stores",
+        "/secret-stores/{id}/secrets",
+        &["GET"],
+        Who::Key,
+    ),
+    (
+        "secret_stores",
+        "/secret-stores/{id}/secrets/{name}",
+        &["DELETE", "PUT"],
+        Who::Key,
+    ),
 ];
 
 #[derive(Clone, Copy, PartialEq)]
@@ -237,7 +342,11 @@ async fn no_route_answers_without_a_credential() {
         .iter()
         .map(|(file, path, methods, _)| format!("{file} {path} {}", methods.join(",")))
         .collect();
-    assert_eq!(declared, routes_of_the_source(), "left: this table, right: src/http");
+    assert_eq!(
+        declared,
+        routes_of_the_source(),
+        "left: this table, right: src/http"
+    );
 
     let server = Server::start();
     let nobody = server.api().without_key();
@@ -248,12 +357,21 @@ async fn no_route_answers_without_a_credential() {
             Who::Key => &["/api"],
             Who::Sandbox => &["/api/sandboxes/{id}", "/sandboxes/{id}"],
         };
-        for (prefix, method) in below.iter().flat_map(|at| methods.iter().map(move |m| (at, m))) {
+        for (prefix, method) in below
+            .iter()
+            .flat_map(|at| methods.iter().map(move |m| (at, m)))
+        {
             let path = format!("{prefix}{path}")
                 .replace("{id}", "sb-01m806v6r12w1bmtyq39z8xdwq")
                 .replace(['{', '}'], "");
-            nobody.call(method, &path, None).await.refused(401, "missing API key");
-            stranger.call(method, &path, None).await.refused(401, "invalid API key");
+            nobody
+                .call(method, &path, None)
+                .await
+                .refused(401, "missing API key");
+            stranger
+                .call(method, &path, None)
+                .await
+                .refused(401, "invalid API key");
         }
     }
     for (path, body) in [
@@ -262,7 +380,10 @@ async fn no_route_answers_without_a_credential() {
     ] {
         assert_eq!(nobody.get(path).await.ok(200).json(), body);
     }
-    assert_eq!(nobody.get("/readyz").await.ok(200).json()["status"], "ready");
+    assert_eq!(
+        nobody.get("/readyz").await.ok(200).json()["status"],
+        "ready"
+    );
 }
 
 /// `file path METHODS` of every `web::resource("…")` in `src/http`.
@@ -271,7 +392,11 @@ fn routes_of_the_source() -> BTreeSet<String> {
     let mut found = BTreeSet::new();
     for entry in std::fs::read_dir(folder).expect("src/http") {
         let path = entry.expect("an entry").path();
-        let file = path.file_stem().and_then(|stem| stem.to_str()).unwrap_or_default().to_owned();
+        let file = path
+            .file_stem()
+            .and_then(|stem| stem.to_str())
+            .unwrap_or_default()
+            .to_owned();
         let text = std::fs::read_to_string(&path).expect("source");
         let mut pieces = text.split("web::resource(").skip(1);
         for piece in &mut pieces {
@@ -283,11 +408,17 @@ fn routes_of_the_source() -> BTreeSet<String> {
             let (at, rest) = piece.split_once('"').expect("a closed literal");
             let routes = rest.split(".default_service").next().unwrap_or_default();
             let verbs = ["DELETE", "GET", "PATCH", "POST", "PUT"];
-            let used = verbs.into_iter().filter(|verb| {
-                routes.contains(&format!("web::{}()", verb.to_lowercase()))
-            });
-            found.insert(format!("{file} {at} {}", used.collect::<Vec<_>>().join(",")));
-            assert!(rest.contains(".default_service(web::to(no_method))"), "{file} {at}: 405");
+            let used = verbs
+                .into_iter()
+                .filter(|verb| routes.contains(&format!("web::{}()", verb.to_lowercase())));
+            found.insert(format!(
+                "{file} {at} {}",
+                used.collect::<Vec<_>>().join(",")
+            ));
+            assert!(
+                rest.contains(".default_service(web::to(no_method))"),
+                "{file} {at}: 405"
+            );
         }
     }
     found
@@ -316,7 +447,9 @@ async fn a_key_is_taken_from_header_bearer_and_query() {
 async fn every_reply_has_a_request_id_and_cors() {
     let server = Server::start();
     let api = server.api();
-    let named = api.with_header("x-request-id", "my-id-1").with_header("origin", "https://x.test");
+    let named = api
+        .with_header("x-request-id", "my-id-1")
+        .with_header("origin", "https://x.test");
     for (method, path, status) in [
         ("GET", "/api/projects", 200),
         ("GET", "/api/projects/x", 400),
@@ -326,27 +459,61 @@ async fn every_reply_has_a_request_id_and_cors() {
     ] {
         let reply = named.call(method, path, None).await.ok(status);
         assert_eq!(reply.header("x-request-id"), "my-id-1", "{path}");
-        assert!(!reply.header("access-control-allow-origin").is_empty(), "{path}");
+        assert!(
+            !reply.header("access-control-allow-origin").is_empty(),
+            "{path}"
+        );
         let made = api.call(method, path, None).await.ok(status);
         assert!(!made.header("x-request-id").is_empty(), "{path}");
     }
     let refused = named.without_key().with_header("x-request-id", "my-id-2");
-    assert_eq!(refused.get("/api/projects").await.ok(401).header("x-request-id"), "my-id-2");
+    assert_eq!(
+        refused
+            .get("/api/projects")
+            .await
+            .ok(401)
+            .header("x-request-id"),
+        "my-id-2"
+    );
     let long = "i".repeat(129);
-    let reply = api.with_header("x-request-id", &long).get("/health").await.ok(200);
-    assert_ne!(reply.header("x-request-id"), long, "an over-long id is not echoed");
+    let reply = api
+        .with_header("x-request-id", &long)
+        .get("/health")
+        .await
+        .ok(200);
+    assert_ne!(
+        reply.header("x-request-id"),
+        long,
+        "an over-long id is not echoed"
+    );
 
     let preflight = api
         .without_key()
         .with_header("origin", "https://x.test")
         .with_header("access-control-request-method", "PUT")
         .with_header("access-control-request-headers", "x-api-key, content-type");
-    for path in ["/api/projects", "/api/secret-stores/x/secrets/A", "/sandboxes/x/exec/run"] {
+    for path in [
+        "/api/projects",
+        "/api/secret-stores/x/secrets/A",
+        "/sandboxes/x/exec/run",
+    ] {
         let reply = preflight.call("OPTIONS", path, None).await.ok(200);
-        assert_eq!(reply.header("access-control-allow-origin"), "https://x.test", "{path}");
-        assert!(reply.header("access-control-allow-methods").contains("PUT"), "{path}");
-        let headers = reply.header("access-control-allow-headers").to_ascii_lowercase();
-        assert!(headers.contains("x-api-key") && headers.contains("content-type"), "{path}");
+        assert_eq!(
+            reply.header("access-control-allow-origin"),
+            "https://x.test",
+            "{path}"
+        );
+        assert!(
+            reply.header("access-control-allow-methods").contains("PUT"),
+            "{path}"
+        );
+        let headers = reply
+            .header("access-control-allow-headers")
+            .to_ascii_lowercase();
+        assert!(
+            headers.contains("x-api-key") && headers.contains("content-type"),
+            "{path}"
+        );
         assert!(!reply.header("x-request-id").is_empty(), "{path}");
     }
 }
@@ -359,25 +526,39 @@ async fn the_audit_trail_is_the_organizations_own() {
     let (api, other) = (server.api(), server.other());
     let id = api.project(&json!({ "name": "a" })).await;
     other.project(&json!({ "name": "theirs" })).await;
-    api.put(&format!("/api/projects/{id}"), &json!({ "cpuCount": 2 })).await.ok(200);
+    api.put(&format!("/api/projects/{id}"), &json!({ "cpuCount": 2 }))
+        .await
+        .ok(200);
     let path = format!("/api/audit/events?entity={id}");
     let kinds = |page: &Value| -> Vec<String> {
         let events = page["events"].as_array().expect("events").iter();
-        events.map(|event| event["type"].as_str().unwrap_or_default().to_owned()).collect()
+        events
+            .map(|event| event["type"].as_str().unwrap_or_default().to_owned())
+            .collect()
     };
     let trail = api.get(&path).await.ok(200).json();
     assert_eq!(kinds(&trail), ["project.updated.v1", "project.created.v1"]);
     assert_eq!(trail["nextBefore"], Value::Null);
     assert_eq!(trail["events"][0]["data"]["cpuCount"], 2);
     assert_eq!(trail["events"][0]["actor"]["kind"], "api");
-    let only = api.get("/api/audit/events?type=project.created").await.json();
+    let only = api
+        .get("/api/audit/events?type=project.created")
+        .await
+        .json();
     assert_eq!(kinds(&only), ["project.created.v1"]);
 
     let whole = api.get("/api/audit/events?limit=500").await.json();
-    assert!(!whole.to_string().contains("theirs"), "another organization's event");
+    assert!(
+        !whole.to_string().contains("theirs"),
+        "another organization's event"
+    );
     let (mut joined, mut before) = (Vec::new(), String::new());
     loop {
-        let page = api.get(&format!("/api/audit/events?limit=1{before}")).await.ok(200).json();
+        let page = api
+            .get(&format!("/api/audit/events?limit=1{before}"))
+            .await
+            .ok(200)
+            .json();
         joined.extend(page["events"].as_array().expect("events").clone());
         match page["nextBefore"].as_u64() {
             Some(position) => before = format!("&before={position}"),
@@ -390,7 +571,8 @@ async fn the_audit_trail_is_the_organizations_own() {
 async fn names_of(api: &Api, path: &str) -> Vec<String> {
     let rows = api.get(path).await.ok(200).json();
     let rows = rows.as_array().expect("a list").iter();
-    rows.map(|row| row["name"].as_str().expect("a name").to_owned()).collect()
+    rows.map(|row| row["name"].as_str().expect("a name").to_owned())
+        .collect()
 }
 
 fn is_uuid_v7(text: &str) -> bool {

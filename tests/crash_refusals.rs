@@ -14,7 +14,11 @@ async fn stopped_server() -> Server {
     let mut server = Server::start();
     let id = server.api().project(&json!({ "name": "p" })).await;
     let path = format!("/api/projects/{id}/secrets/A");
-    server.api().put(&path, &json!({ "value": "v" })).await.ok(200);
+    server
+        .api()
+        .put(&path, &json!({ "value": "v" }))
+        .await
+        .ok(200);
     assert!(server.stop().success());
     server
 }
@@ -40,7 +44,10 @@ async fn a_second_server_on_the_same_folder_is_refused() {
     let holder = fs::read_to_string(server.data().join("log/lock")).expect("a lock file");
     let said = server.refusal(|_| {});
     assert!(said.contains("is in use by another server"), "{said}");
-    assert!(said.contains(&format!("process {}", holder.trim())), "{said}");
+    assert!(
+        said.contains(&format!("process {}", holder.trim())),
+        "{said}"
+    );
     // The first one is not disturbed, and is still the one that is announced.
     server.api().get("/api/projects").await.ok(200);
     let announced = fs::read_to_string(server.data().join("endpoint.json")).expect("an endpoint");
@@ -51,7 +58,10 @@ async fn a_second_server_on_the_same_folder_is_refused() {
 #[actix_rt::test]
 async fn a_doubtful_master_key_is_refused() {
     let mut server = stopped_server().await;
-    let (key, keys) = (server.data().join("master.key"), server.data().join("keys.db"));
+    let (key, keys) = (
+        server.data().join("master.key"),
+        server.data().join("keys.db"),
+    );
     let right = fs::read(&key).expect("readable");
 
     fs::set_permissions(&key, Permissions::from_mode(0o644)).expect("chmod");
@@ -59,7 +69,13 @@ async fn a_doubtful_master_key_is_refused() {
     fs::set_permissions(&key, Permissions::from_mode(0o600)).expect("chmod");
 
     fs::write(&key, format!("{}\n", "7".repeat(64))).expect("writable");
-    check(&server, &["keys.db does not open with this master key", "put back the one"]);
+    check(
+        &server,
+        &[
+            "keys.db does not open with this master key",
+            "put back the one",
+        ],
+    );
     fs::write(&key, "not a key").expect("writable");
     check(&server, &["is not a master key", "64 hexadecimal digits"]);
 
@@ -72,7 +88,10 @@ async fn a_doubtful_master_key_is_refused() {
     fs::set_permissions(&key, Permissions::from_mode(0o600)).expect("chmod");
     let aside = server.data().join("keys.aside");
     fs::rename(&keys, &aside).expect("renamed");
-    check(&server, &["keys.db is missing or empty", "restore it from a backup"]);
+    check(
+        &server,
+        &["keys.db is missing or empty", "restore it from a backup"],
+    );
     let _ = fs::remove_file(&keys);
     fs::rename(&aside, &keys).expect("renamed");
     server.restart();
@@ -95,13 +114,19 @@ async fn a_damaged_log_is_refused() {
     copy(&kept, &log);
 
     fs::write(&db, b"").expect("writable");
-    check(&server, &["ends at position 0", "acknowledged events are missing"]);
+    check(
+        &server,
+        &["ends at position 0", "acknowledged events are missing"],
+    );
     copy(&kept, &log);
 
     // In the middle of an event's text, where no page structure would notice.
     let bytes = fs::read(&db).expect("readable");
     let needle = b"\"timeoutSec\":300";
-    let at = bytes.windows(needle.len()).position(|window| window == needle).expect("an event");
+    let at = bytes
+        .windows(needle.len())
+        .position(|window| window == needle)
+        .expect("an event");
     flip(&db, at + needle.len() - 1);
     check(&server, &["is damaged"]);
     copy(&kept, &log);
@@ -130,11 +155,19 @@ async fn unsafe_settings_are_refused() {
     });
     assert!(said.contains("--no-auth with 0.0.0.0:0"), "{said}");
     assert!(said.contains("loopback"), "{said}");
-    for bad in ["osb_short", "plain", &"a".repeat(68), &format!("osb_{}", "A".repeat(64))] {
+    for bad in [
+        "osb_short",
+        "plain",
+        &"a".repeat(68),
+        &format!("osb_{}", "A".repeat(64)),
+    ] {
         let said = server.refusal(|command| {
             command.env("OPENCOMPUTER_BOOTSTRAP_KEY", bad);
         });
-        assert!(said.contains("OPENCOMPUTER_BOOTSTRAP_KEY must be `osb_` followed by"), "{said}");
+        assert!(
+            said.contains("OPENCOMPUTER_BOOTSTRAP_KEY must be `osb_` followed by"),
+            "{said}"
+        );
         assert!(!said.contains(bad), "the bad key is repeated: {said}");
     }
     // The corrected start works on the same folder, and the key is the one given.
@@ -144,10 +177,22 @@ async fn unsafe_settings_are_refused() {
 }
 
 /// `oc serve` with these arguments and the environment of `command`.
-fn without_listen(command: &std::process::Command, data: &Path, args: &[&str]) -> std::process::Command {
+fn without_listen(
+    command: &std::process::Command,
+    data: &Path,
+    args: &[&str],
+) -> std::process::Command {
     let mut other = std::process::Command::new(command.get_program());
-    other.env_clear().arg("serve").arg("--data-dir").arg(data).args(args);
-    for (name, value) in command.get_envs().filter_map(|(name, value)| Some((name, value?))) {
+    other
+        .env_clear()
+        .arg("serve")
+        .arg("--data-dir")
+        .arg(data)
+        .args(args);
+    for (name, value) in command
+        .get_envs()
+        .filter_map(|(name, value)| Some((name, value?)))
+    {
         other.env(name, value);
     }
     other
@@ -161,7 +206,10 @@ async fn a_full_disk_loses_nothing() {
         println!("skipped: mounting a small file system needs root");
         return;
     }
-    let root = tempfile::Builder::new().prefix("oc-test-").tempdir().expect("a folder");
+    let root = tempfile::Builder::new()
+        .prefix("oc-test-")
+        .tempdir()
+        .expect("a folder");
     let disk = Disk::mount(&root.path().join("disk"));
     let data = disk.0.join("data");
     let mut server = Server::prepare_in(root, data);
@@ -185,15 +233,25 @@ async fn a_full_disk_loses_nothing() {
         }
     }
     let refused = refused.expect("a write that found the disk full");
-    let error = refused.json()["error"].as_str().unwrap_or_default().to_owned();
+    let error = refused.json()["error"]
+        .as_str()
+        .unwrap_or_default()
+        .to_owned();
     println!("{} after {} writes: {error}", refused.status, names.len());
     assert!((500..600).contains(&refused.status), "{refused:?}");
     assert!(error.contains("full") || error.contains("space"), "{error}");
-    assert!(server.log().contains("full") || server.log().contains("space"), "{}", server.log());
+    assert!(
+        server.log().contains("full") || server.log().contains("space"),
+        "{}",
+        server.log()
+    );
 
     fs::remove_file(&filler).expect("removable");
     match server.has_ended() {
-        true => assert!(!server.wait_end().success(), "ending on a full disk is no success"),
+        true => assert!(
+            !server.wait_end().success(),
+            "ending on a full disk is no success"
+        ),
         // A server that goes on takes writes again.
         false => {
             api.project(&json!({ "name": "after" })).await;
@@ -244,7 +302,8 @@ fn fill(path: &Path) {
     let mut file = fs::File::create(path).expect("a file");
     while file.write_all(&[0; 64 * 1024]).is_ok() {}
     let length = file.metadata().expect("its size").len();
-    file.set_len(length.saturating_sub(512 * 1024)).expect("some space is left");
+    file.set_len(length.saturating_sub(512 * 1024))
+        .expect("some space is left");
 }
 
 fn copy(from: &Path, to: &Path) {

@@ -59,15 +59,25 @@ impl Ledger {
             expected[field] = value.clone();
         }
         self.note(&key, |object| object.in_flight = Some(expected));
-        let reply = api.send(method, path, Some(body.to_string().into_bytes())).await.ok()?;
-        assert!(matches!(reply.status, 200 | 201 | 503), "{method} {path}: {}", reply.text);
+        let reply = api
+            .send(method, path, Some(body.to_string().into_bytes()))
+            .await
+            .ok()?;
+        assert!(
+            matches!(reply.status, 200 | 201 | 503),
+            "{method} {path}: {}",
+            reply.text
+        );
         if reply.status == 503 {
             return None;
         }
         let found = reply.json();
         self.acknowledged.fetch_add(1, Ordering::SeqCst);
         self.note(&key, |object| {
-            *object = Object { acknowledged: Some(found.clone()), in_flight: None };
+            *object = Object {
+                acknowledged: Some(found.clone()),
+                in_flight: None,
+            };
         });
         Some(found)
     }
@@ -80,7 +90,10 @@ impl Ledger {
         };
         told(false);
         let body = json!({ "value": value }).to_string().into_bytes();
-        let reply = api.send("PUT", &format!("{path}/secrets/TOKEN"), Some(body)).await.ok()?;
+        let reply = api
+            .send("PUT", &format!("{path}/secrets/TOKEN"), Some(body))
+            .await
+            .ok()?;
         (reply.status == 200).then_some(())?;
         self.acknowledged.fetch_add(1, Ordering::SeqCst);
         told(true);
@@ -89,12 +102,18 @@ impl Ledger {
 
     fn object(&self, key: &(&'static str, String)) -> Object {
         let objects = self.objects.lock().expect("not poisoned");
-        objects.get(key).cloned().unwrap_or(Object { acknowledged: None, in_flight: None })
+        objects.get(key).cloned().unwrap_or(Object {
+            acknowledged: None,
+            in_flight: None,
+        })
     }
 
     fn note(&self, key: &(&'static str, String), change: impl FnOnce(&mut Object)) {
         let mut objects = self.objects.lock().expect("not poisoned");
-        let fresh = || Object { acknowledged: None, in_flight: None };
+        let fresh = || Object {
+            acknowledged: None,
+            in_flight: None,
+        };
         change(objects.entry(key.clone()).or_insert_with(fresh));
     }
 
@@ -133,20 +152,38 @@ async fn writer(api: Api, ledger: Arc<Ledger>, round: u32, number: usize) -> Opt
     let name = format!("r{round}-w{number}");
     let value = format!("value-{name}");
     let project = ledger
-        .write(&api, ("/api/projects", &name), ("POST", "/api/projects"), &json!({
-            "name": name, "cpuCount": 2, "egressAllowlist": ["a.test"],
-        }))
+        .write(
+            &api,
+            ("/api/projects", &name),
+            ("POST", "/api/projects"),
+            &json!({
+                "name": name, "cpuCount": 2, "egressAllowlist": ["a.test"],
+            }),
+        )
         .await?;
     let id = project["id"].as_str()?;
     let path = format!("/api/projects/{id}");
     let update = json!({ "memoryMB": 2048, "egressAllowlist": [format!("{name}.test")] });
-    ledger.write(&api, ("/api/projects", &name), ("PUT", &path), &update).await?;
-    ledger.secret(&api, format!("project-{id}"), &path, &value).await?;
+    ledger
+        .write(&api, ("/api/projects", &name), ("PUT", &path), &update)
+        .await?;
+    ledger
+        .secret(&api, format!("project-{id}"), &path, &value)
+        .await?;
     let stores = "/api/secret-stores";
     let store = json!({ "name": name, "egressAllowlist": [] });
-    let store = ledger.write(&api, (stores, &name), ("POST", stores), &store).await?;
+    let store = ledger
+        .write(&api, (stores, &name), ("POST", stores), &store)
+        .await?;
     let id = store["id"].as_str()?;
-    ledger.secret(&api, format!("store-{id}"), &format!("{stores}/{id}"), &value).await
+    ledger
+        .secret(
+            &api,
+            format!("store-{id}"),
+            &format!("{stores}/{id}"),
+            &value,
+        )
+        .await
 }
 
 /// Goal: ten times over, a server killed amid 200 writes keeps every acknowledged one, and shows
@@ -181,13 +218,20 @@ async fn acknowledged_writes_survive_kill_9() {
         }
         server.api().verified_positions().await;
     }
-    let acknowledged: usize =
-        ledgers.iter().map(|ledger| ledger.acknowledged.load(Ordering::SeqCst)).sum();
-    println!("{acknowledged} of {} writes acknowledged", ROUNDS as usize * WRITERS * WRITES_EACH);
+    let acknowledged: usize = ledgers
+        .iter()
+        .map(|ledger| ledger.acknowledged.load(Ordering::SeqCst))
+        .sum();
+    println!(
+        "{acknowledged} of {} writes acknowledged",
+        ROUNDS as usize * WRITERS * WRITES_EACH
+    );
     assert!(acknowledged > 0, "nothing was tested");
     assert!(server.stop().success());
     let data = server.data().to_owned();
-    std::thread::spawn(move || check_secrets(&data, &ledgers)).join().expect("secrets checked");
+    std::thread::spawn(move || check_secrets(&data, &ledgers))
+        .join()
+        .expect("secrets checked");
 }
 
 /// Opens the last recorded value of each secret that was set.
@@ -234,14 +278,19 @@ async fn a_delete_cut_short_still_destroys_the_key() {
     let api = server.api();
     let id = api.project(&json!({ "name": "p" })).await;
     let path = format!("/api/projects/{id}");
-    api.put(&format!("{path}/secrets/TOKEN"), &json!({ "value": "v" })).await.ok(200);
+    api.put(&format!("{path}/secrets/TOKEN"), &json!({ "value": "v" }))
+        .await
+        .ok(200);
     let org: OrgId = api.get("/api/whoami").await.json()["org_id"]
         .as_str()
         .and_then(|id| id.parse().ok())
         .expect("an organization");
     server.kill();
     let stream = StreamId::of("project", id.parse::<ProjectId>().expect("an id"));
-    let context = SealContext { event_kind: "project.secret_set.v1", name: "TOKEN" };
+    let context = SealContext {
+        event_kind: "project.secret_set.v1",
+        name: "TOKEN",
+    };
     let seals = |data: std::path::PathBuf, delete: bool| {
         let stream = stream.clone();
         let work = move || {
@@ -249,17 +298,25 @@ async fn a_delete_cut_short_still_destroys_the_key() {
             let value = SecretValue::new(b"v".to_vec());
             let seals = offline.keyring().seal(&stream, &context, &value).is_ok();
             if delete {
-                let deleted = ProjectDeleted { at: time::OffsetDateTime::now_utc() };
+                let deleted = ProjectDeleted {
+                    at: time::OffsetDateTime::now_utc(),
+                };
                 offline.append(&stream, Some(org), &[ProjectEvent::Deleted(deleted)]);
             }
             seals
         };
-        std::thread::spawn(work).join().expect("the keyring answers")
+        std::thread::spawn(work)
+            .join()
+            .expect("the keyring answers")
     };
     let data = server.data().to_owned();
     assert!(seals(data.clone(), true), "the key is there before");
     server.restart();
-    server.api().get(&path).await.refused(404, "project not found");
+    server
+        .api()
+        .get(&path)
+        .await
+        .refused(404, "project not found");
     server.stop();
     assert!(!seals(data, false), "the key outlived its project");
 }
@@ -274,7 +331,10 @@ async fn no_half_made_sandbox_survives_kill_9() {
         println!("skipped: sandboxes need root here: {}", probe.text);
         return;
     }
-    let kept = probe.ok(201).json()["sandboxID"].as_str().expect("an id").to_owned();
+    let kept = probe.ok(201).json()["sandboxID"]
+        .as_str()
+        .expect("an id")
+        .to_owned();
     let mut ever = BTreeSet::from([kept.clone()]);
     for round in 0..2 {
         let api = server.api();
@@ -297,14 +357,22 @@ async fn no_half_made_sandbox_survives_kill_9() {
         ever.extend(world::folders(server.data()));
         server.restart();
         let (made, deleted) = told.lock().expect("not poisoned").clone();
-        let list = server.api().get("/api/sandboxes?limit=200").await.ok(200).json();
+        let list = server
+            .api()
+            .get("/api/sandboxes?limit=200")
+            .await
+            .ok(200)
+            .json();
         let listed: BTreeSet<String> = list
             .as_array()
             .expect("a list")
             .iter()
             .map(|row| row["sandboxID"].as_str().expect("an id").to_owned())
             .collect();
-        assert!(listed.contains(&kept), "the sandbox from before is still there");
+        assert!(
+            listed.contains(&kept),
+            "the sandbox from before is still there"
+        );
         for id in made.difference(&deleted) {
             assert!(listed.contains(id), "{id} was acknowledged and is gone");
         }
@@ -312,7 +380,10 @@ async fn no_half_made_sandbox_survives_kill_9() {
             assert!(!listed.contains(id), "{id} was deleted and is back");
         }
         let traces = world::traces(server.data(), &ever);
-        assert_eq!(traces.folders, listed, "folders are those of the listed sandboxes");
+        assert_eq!(
+            traces.folders, listed,
+            "folders are those of the listed sandboxes"
+        );
         assert!(traces.groups.is_subset(&listed), "{:?}", traces.groups);
         for id in &listed {
             let run = json!({ "cmd": "echo", "args": ["alive"] });
@@ -321,11 +392,25 @@ async fn no_half_made_sandbox_survives_kill_9() {
             assert_eq!(reply["stdout"], "alive\n", "{reply}");
         }
     }
-    for row in server.api().get("/api/sandboxes").await.json().as_array().expect("a list") {
+    for row in server
+        .api()
+        .get("/api/sandboxes")
+        .await
+        .json()
+        .as_array()
+        .expect("a list")
+    {
         let id = row["sandboxID"].as_str().expect("an id");
-        server.api().delete(&format!("/api/sandboxes/{id}")).await.ok(204);
+        server
+            .api()
+            .delete(&format!("/api/sandboxes/{id}"))
+            .await
+            .ok(204);
     }
-    assert_eq!(world::traces(server.data(), &ever), world::Traces::default());
+    assert_eq!(
+        world::traces(server.data(), &ever),
+        world::Traces::default()
+    );
 }
 
 type Told = Arc<Mutex<(BTreeSet<String>, BTreeSet<String>)>>;
@@ -334,7 +419,11 @@ type Told = Arc<Mutex<(BTreeSet<String>, BTreeSet<String>)>>;
 async fn make_and_delete(api: Api, told: Told, number: usize) -> Option<()> {
     loop {
         let body = json!({ "memoryMB": 128, "alias": format!("maker-{number}") });
-        let made = api.send("POST", "/api/sandboxes", Some(body.to_string().into_bytes()));
+        let made = api.send(
+            "POST",
+            "/api/sandboxes",
+            Some(body.to_string().into_bytes()),
+        );
         let made = made.await.ok()?;
         (made.status == 201).then_some(())?;
         let id = made.json()["sandboxID"].as_str()?.to_owned();
@@ -342,7 +431,10 @@ async fn make_and_delete(api: Api, told: Told, number: usize) -> Option<()> {
         if number % 2 == 0 {
             // Without a reply it may be either; so it is no longer known as made.
             told.lock().expect("not poisoned").0.remove(&id);
-            let gone = api.send("DELETE", &format!("/api/sandboxes/{id}"), None).await.ok()?;
+            let gone = api
+                .send("DELETE", &format!("/api/sandboxes/{id}"), None)
+                .await
+                .ok()?;
             (gone.status == 204).then_some(())?;
             let mut told = told.lock().expect("not poisoned");
             told.0.insert(id.clone());

@@ -21,7 +21,11 @@ pub struct Reply {
 
 impl Api {
     pub fn new(client: reqwest::Client, url: &str, key: Option<&str>) -> Self {
-        let api = Self { client, url: url.to_owned(), headers: HeaderMap::new() };
+        let api = Self {
+            client,
+            url: url.to_owned(),
+            headers: HeaderMap::new(),
+        };
         match key {
             Some(key) => api.with_key(key),
             None => api,
@@ -35,7 +39,10 @@ impl Api {
 
     /// The same without any credential.
     pub fn without_key(&self) -> Self {
-        Self { headers: HeaderMap::new(), ..self.clone() }
+        Self {
+            headers: HeaderMap::new(),
+            ..self.clone()
+        }
     }
 
     /// The same with a header set.
@@ -59,11 +66,17 @@ impl Api {
             .request(method, format!("{}{path}", self.url))
             .headers(self.headers.clone());
         if let Some(body) = body {
-            request = request.header("content-type", "application/json").body(body);
+            request = request
+                .header("content-type", "application/json")
+                .body(body);
         }
         let reply = request.send().await?;
         let (status, headers) = (reply.status().as_u16(), reply.headers().clone());
-        Ok(Reply { status, headers, text: reply.text().await? })
+        Ok(Reply {
+            status,
+            headers,
+            text: reply.text().await?,
+        })
     }
 
     /// Sends a request to a server that must answer.
@@ -86,11 +99,13 @@ impl Api {
     }
 
     pub async fn post(&self, path: &str, body: &Value) -> Reply {
-        self.call("POST", path, Some(body.to_string().into_bytes())).await
+        self.call("POST", path, Some(body.to_string().into_bytes()))
+            .await
     }
 
     pub async fn put(&self, path: &str, body: &Value) -> Reply {
-        self.call("PUT", path, Some(body.to_string().into_bytes())).await
+        self.call("PUT", path, Some(body.to_string().into_bytes()))
+            .await
     }
 
     pub async fn delete(&self, path: &str) -> Reply {
@@ -109,7 +124,11 @@ impl Api {
 
     /// Position of the log's last event, after its proof held.
     pub async fn verified_positions(&self) -> u64 {
-        let proof = self.call("POST", "/api/audit/verify", None).await.ok(200).json();
+        let proof = self
+            .call("POST", "/api/audit/verify", None)
+            .await
+            .ok(200)
+            .json();
         assert_eq!(proof["ok"], true, "the chain verifies: {proof}");
         proof["positions"].as_u64().expect("a number of events")
     }
@@ -145,6 +164,9 @@ impl Reply {
 
     /// A header as text; empty when it isn't there.
     pub fn header(&self, name: &str) -> &str {
-        self.headers.get(name).and_then(|value| value.to_str().ok()).unwrap_or_default()
+        self.headers
+            .get(name)
+            .and_then(|value| value.to_str().ok())
+            .unwrap_or_default()
     }
 }

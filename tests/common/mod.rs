@@ -62,7 +62,10 @@ impl Server {
 
     /// A folder with no server yet.
     pub fn prepare() -> Self {
-        let root = tempfile::Builder::new().prefix("oc-test-").tempdir().expect("a temporary folder");
+        let root = tempfile::Builder::new()
+            .prefix("oc-test-")
+            .tempdir()
+            .expect("a temporary folder");
         let data = root.path().join("data");
         Self::prepare_in(root, data)
     }
@@ -75,7 +78,14 @@ impl Server {
             .timeout(PATIENCE)
             .build()
             .expect("an HTTP client");
-        Self { root, data, args: Vec::new(), child: None, url: String::new(), client }
+        Self {
+            root,
+            data,
+            args: Vec::new(),
+            child: None,
+            url: String::new(),
+            client,
+        }
     }
 
     /// Further arguments of `oc serve`, from the next start on.
@@ -105,7 +115,11 @@ impl Server {
 
     /// `oc serve` as a command that was not run yet.
     pub fn command(&self) -> Command {
-        let log = File::options().create(true).append(true).open(self.log_path()).expect("a log");
+        let log = File::options()
+            .create(true)
+            .append(true)
+            .open(self.log_path())
+            .expect("a log");
         let mut command = Command::new(env!("CARGO_BIN_EXE_oc"));
         command
             .arg("serve")
@@ -178,14 +192,19 @@ impl Server {
     /// Whether the server has ended by itself.
     pub fn has_ended(&mut self) -> bool {
         let child = self.child.as_mut().expect("a server was started");
-        child.try_wait().expect("the server can be asked for").is_some()
+        child
+            .try_wait()
+            .expect("the server can be asked for")
+            .is_some()
     }
 
     /// Starts the server where it must refuse, and gives what it says on its error output.
     pub fn refusal(&self, change: impl FnOnce(&mut Command)) -> String {
         let said = self.root.path().join("refusal.log");
         let mut command = self.command();
-        command.stderr(File::create(&said).expect("a file")).stdout(Stdio::null());
+        command
+            .stderr(File::create(&said).expect("a file"))
+            .stdout(Stdio::null());
         change(&mut command);
         let mut child = command.spawn().expect("`oc serve` starts");
         let status = wait(&mut child).unwrap_or_else(|| {
@@ -197,7 +216,9 @@ impl Server {
         assert_eq!(status.signal(), None, "refusing is not crashing: {said}");
         assert_eq!(status.code(), Some(1), "{said}");
         let last = said.lines().last().unwrap_or_default();
-        last.strip_prefix("oc: ").unwrap_or_else(|| panic!("no `oc:` line in:\n{said}")).to_owned()
+        last.strip_prefix("oc: ")
+            .unwrap_or_else(|| panic!("no `oc:` line in:\n{said}"))
+            .to_owned()
     }
 
     /// Where the server listens.
@@ -234,7 +255,8 @@ fn endpoint(data: &Path, pid: u32) -> Option<String> {
     let text = fs::read_to_string(data.join("endpoint.json")).ok()?;
     let value: serde_json::Value = serde_json::from_str(&text).ok()?;
     let own = value["pid"].as_u64() == Some(pid.into());
-    own.then(|| value["url"].as_str().map(str::to_owned)).flatten()
+    own.then(|| value["url"].as_str().map(str::to_owned))
+        .flatten()
 }
 
 fn wait(child: &mut Child) -> Option<ExitStatus> {

@@ -22,13 +22,19 @@ pub struct Offline {
 impl Offline {
     /// Opens both; the server must not run.
     pub fn open(data: &Path) -> Self {
-        let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build();
-        let log = EventLog::open(LogOptions { dir: data.join("log") });
+        let runtime = tokio::runtime::Builder::new_current_thread()
+            .enable_all()
+            .build();
+        let log = EventLog::open(LogOptions {
+            dir: data.join("log"),
+        });
         let keyring = open_keyring(&data.join("master.key"), &data.join("keys.db"), true);
         Self {
             runtime: runtime.expect("a runtime"),
             log: Some(log.unwrap_or_else(|error| panic!("the log opens: {error}"))),
-            keyring: keyring.unwrap_or_else(|error| panic!("the keyring opens: {error}")).0,
+            keyring: keyring
+                .unwrap_or_else(|error| panic!("the keyring opens: {error}"))
+                .0,
         }
     }
 
@@ -41,7 +47,11 @@ impl Offline {
         self.runtime.block_on(async {
             let mut all = Vec::new();
             loop {
-                let page = self.log().read_all(all.len() as u64 + 1, 1000).await.expect("read");
+                let page = self
+                    .log()
+                    .read_all(all.len() as u64 + 1, 1000)
+                    .await
+                    .expect("read");
                 if page.is_empty() {
                     return all;
                 }
@@ -62,11 +72,16 @@ impl Offline {
             command: Ulid::generate(),
             expected: vec![(stream.clone(), Expected::Any)],
             events: events.iter().map(record).collect(),
-            actor: Actor { org, ..Actor::system() },
+            actor: Actor {
+                org,
+                ..Actor::system()
+            },
             correlation: None,
             causation: None,
         };
-        self.runtime.block_on(self.log().append(append)).expect("appended");
+        self.runtime
+            .block_on(self.log().append(append))
+            .expect("appended");
     }
 
     /// The keys.
@@ -76,9 +91,15 @@ impl Offline {
 
     /// Opens a sealed value of an event.
     pub fn unseal(&self, event: &Recorded, name: &str, sealed: &Sealed) -> Vec<u8> {
-        let context = SealContext { event_kind: &event.kind, name };
+        let context = SealContext {
+            event_kind: &event.kind,
+            name,
+        };
         let value = self.keyring.unseal(&event.stream, &context, sealed);
-        value.unwrap_or_else(|error| panic!("{name} opens: {error}")).expose().to_vec()
+        value
+            .unwrap_or_else(|error| panic!("{name} opens: {error}"))
+            .expose()
+            .to_vec()
     }
 }
 
@@ -97,7 +118,11 @@ impl Drop for Offline {
 pub fn add_org(data: &Path, name: &str, key: &str) {
     let add = || {
         let (org_id, at) = (OrgId::generate(), OffsetDateTime::now_utc());
-        let created = OrgCreated { org_id, name: name.to_owned(), at };
+        let created = OrgCreated {
+            org_id,
+            name: name.to_owned(),
+            at,
+        };
         let key = KeyCreated {
             key_id: KeyId::generate(),
             name: "first".to_owned(),

@@ -24,7 +24,10 @@ pub struct Traces {
 
 /// Ids of the sandboxes that have a folder below `data`.
 pub fn folders(data: &Path) -> BTreeSet<String> {
-    let entries = fs::read_dir(data.join("sandboxes")).into_iter().flatten().flatten();
+    let entries = fs::read_dir(data.join("sandboxes"))
+        .into_iter()
+        .flatten()
+        .flatten();
     let names = entries.filter_map(|entry| entry.file_name().into_string().ok());
     names.filter(|name| name.starts_with("sb-")).collect()
 }
@@ -38,7 +41,11 @@ pub fn traces(data: &Path, ids: &BTreeSet<String>) -> Traces {
     for group in control_groups() {
         groups.extend(sandbox_of(&group).filter(|id| known.contains(id)));
     }
-    Traces { processes: holders(data, &known), folders, groups }
+    Traces {
+        processes: holders(data, &known),
+        folders,
+        groups,
+    }
 }
 
 /// Ends and removes whatever is left of the sandboxes of `data`. For a server that does not run.
@@ -79,27 +86,39 @@ fn holders(data: &Path, ids: &BTreeSet<String>) -> BTreeSet<i32> {
 
 fn locks(process: &Path, data: &Path) -> bool {
     let sandboxes = data.join("sandboxes");
-    let fds = fs::read_dir(process.join("fd")).into_iter().flatten().flatten();
+    let fds = fs::read_dir(process.join("fd"))
+        .into_iter()
+        .flatten()
+        .flatten();
     fds.filter_map(|fd| fs::read_link(fd.path()).ok())
         .any(|target| target.starts_with(&sandboxes) && target.ends_with("run/lock"))
 }
 
 fn is_in(process: &Path, ids: &BTreeSet<String>) -> bool {
     let text = fs::read_to_string(process.join("cgroup")).unwrap_or_default();
-    text.lines().filter_map(|line| sandbox_of(Path::new(line))).any(|id| ids.contains(&id))
+    text.lines()
+        .filter_map(|line| sandbox_of(Path::new(line)))
+        .any(|id| ids.contains(&id))
 }
 
 /// The sandbox that a control group is named after.
 fn sandbox_of(group: &Path) -> Option<String> {
     let name = group.file_name()?.to_str()?.strip_prefix("oc-")?;
-    name.rfind("sb-").and_then(|at| name.get(at..)).map(str::to_owned)
+    name.rfind("sb-")
+        .and_then(|at| name.get(at..))
+        .map(str::to_owned)
 }
 
 /// Mount points below `folder`, in the order in which they were made.
 fn mounts_below(folder: &Path) -> Vec<PathBuf> {
     let text = fs::read_to_string("/proc/self/mounts").unwrap_or_default();
-    let points = text.lines().filter_map(|line| line.split(' ').nth(1)).map(PathBuf::from);
-    points.filter(|point| point.starts_with(folder) && point != folder).collect()
+    let points = text
+        .lines()
+        .filter_map(|line| line.split(' ').nth(1))
+        .map(PathBuf::from);
+    points
+        .filter(|point| point.starts_with(folder) && point != folder)
+        .collect()
 }
 
 fn control_groups() -> Vec<PathBuf> {
