@@ -5,7 +5,7 @@
 
 use std::fs::{self, File};
 use std::io::{self, Read};
-use std::os::unix::fs::{FileExt, OpenOptionsExt};
+use std::os::unix::fs::{FileExt, OpenOptionsExt, PermissionsExt};
 use std::path::{Path, PathBuf};
 
 use aho_corasick::AhoCorasick;
@@ -150,7 +150,7 @@ impl Search {
         }
         let kind = fs::symlink_metadata(path)?.file_type();
         if kind.is_dir() {
-            for entry in fs::read_dir(path)? {
+            for entry in open_dir(path)? {
                 waiting.push(entry?.path());
             }
         } else if kind.is_file() {
@@ -243,6 +243,18 @@ impl Search {
             at += (read.saturating_sub(OVERLAP_BYTES)).max(1) as u64;
         }
         false
+    }
+}
+
+/// Reads a folder, and opens it first where its owner has closed it to himself: overlayfs leaves
+/// such working folders, which only matters to a user who isn't root.
+fn open_dir(path: &Path) -> io::Result<fs::ReadDir> {
+    match fs::read_dir(path) {
+        Err(error) if error.kind() == io::ErrorKind::PermissionDenied => {
+            fs::set_permissions(path, fs::Permissions::from_mode(0o700))?;
+            fs::read_dir(path)
+        }
+        read => read,
     }
 }
 

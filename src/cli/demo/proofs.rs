@@ -178,8 +178,13 @@ pub async fn nowhere_else(scene: &Scene<'_>, story: &mut Narrator) -> Result<(),
         &told(&files, "files"),
     );
     let claim = "environment and memory of the sandbox's processes: not a trace";
-    // Supervisor, guest and the marked command at least: a search of nothing proves nothing.
-    let whole = pids.len() >= 3 && memory.things >= 3 && memory.bytes > 0;
+    // Supervisor, guest and the marked command at least: a search of nothing proves nothing. The
+    // guest is closed to every other process but root's, so an ordinary user sees it named below.
+    let readable = match rustix::process::geteuid().is_root() {
+        true => 3,
+        false => 2,
+    };
+    let whole = pids.len() >= 3 && memory.things >= readable && memory.bytes > 0;
     story.check(
         whole && memory.hits.is_empty(),
         claim,
