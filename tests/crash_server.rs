@@ -332,10 +332,8 @@ async fn no_half_made_sandbox_survives_kill_9() {
         println!("skipped: sandboxes need root here: {}", probe.text);
         return;
     }
-    let kept = probe.ok(201).json()["sandboxID"]
-        .as_str()
-        .expect("an id")
-        .to_owned();
+    let kept = probe.ok(201).json()["sandboxID"].as_str().expect("an id").to_owned();
+    let guest_start = first_process_start(&server.api(), &kept).await;
     let mut ever = BTreeSet::from([kept.clone()]);
     for round in 0..2 {
         let api = server.api();
@@ -357,6 +355,7 @@ async fn no_half_made_sandbox_survives_kill_9() {
         }
         ever.extend(world::folders(server.data()));
         server.restart();
+        assert!(ever.len() > 1, "nothing was tested");
         let (made, deleted) = told.lock().expect("not poisoned").clone();
         let list = server
             .api()
@@ -380,6 +379,8 @@ async fn no_half_made_sandbox_survives_kill_9() {
         for id in &deleted {
             assert!(!listed.contains(id), "{id} was deleted and is back");
         }
+        // The very same sandbox: the server's death stopped nothing in it.
+        assert_eq!(first_process_start(&server.api(), &kept).await, guest_start);
         let traces = world::traces(server.data(), &ever);
         assert_eq!(
             traces.folders, listed,
@@ -412,6 +413,14 @@ async fn no_half_made_sandbox_survives_kill_9() {
         world::traces(server.data(), &ever),
         world::Traces::default()
     );
+}
+
+/// When a sandbox's first process was started, in ticks since boot.
+async fn first_process_start(api: &Api, id: &str) -> String {
+    let body = json!({ "cmd": "sh", "args": ["-c", "cut -d' ' -f22 /proc/1/stat"] });
+    let reply = api.post(&format!("/api/sandboxes/{id}/exec/run"), &body).await.ok(200).json();
+    assert_eq!(reply["exitCode"], 0, "{reply}");
+    reply["stdout"].as_str().expect("output").to_owned()
 }
 
 type Told = Arc<Mutex<(BTreeSet<String>, BTreeSet<String>)>>;
