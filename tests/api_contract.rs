@@ -264,6 +264,38 @@ async fn secrets_are_listed_without_their_values() {
     }
 }
 
+/// Goal: a write that meets the delete of its object is refused as if it had come after it; never
+/// as a failure of the server.
+#[actix_rt::test]
+async fn writes_that_race_a_delete_find_nothing() {
+    let server = Server::start();
+    let api = server.api();
+    for (at, gone) in [
+        ("/api/projects", "project not found"),
+        ("/api/secret-stores", "secret store not found"),
+    ] {
+        for round in 0..20 {
+            let id = api.post(at, &json!({ "name": "raced" })).await.ok(201).id();
+            let path = format!("{at}/{id}");
+            let secret = |name: String| {
+                let (api, path) = (api.clone(), format!("{path}/secrets/{name}"));
+                async move { api.put(&path, &json!({ "value": "v" })).await }
+            };
+            secret("FIRST".to_owned()).await.ok(200);
+            let early = futures_util::future::join_all((0..4).map(|n| secret(format!("E{n}"))));
+            let late = futures_util::future::join_all((0..4).map(|n| secret(format!("L{n}"))));
+            let (early, deleted, late) = futures_util::join!(early, api.delete(&path), late);
+            deleted.ok(204);
+            for reply in early.iter().chain(&late).filter(|reply| reply.status != 200) {
+                reply.refused(404, gone);
+            }
+            api.get(&path).await.refused(404, gone);
+            assert_eq!(api.get(at).await.text, "[]", "round {round}");
+        }
+    }
+    api.verified_positions().await;
+}
+
 /// Every resource of the door as the source declares it: file, path there, methods, who may.
 const ROUTES: &[(&str, &str, &[&str], Who)] = &[
     ("audit", "/audit/events", &["GET"], Who::Key),

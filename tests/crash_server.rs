@@ -17,8 +17,8 @@ use opencomputer::events::families::{Family, ProjectDeleted, ProjectEvent, Secre
 use opencomputer::events::{Recorded, SealContext, StreamId};
 use opencomputer::ids::{OrgId, ProjectId};
 use opencomputer::secret::SecretValue;
-use proptest::test_runner::{RngAlgorithm, TestRng};
-use rand::{Rng, RngCore};
+use rand::rngs::StdRng;
+use rand::{Rng, SeedableRng};
 use serde_json::{Value, json};
 
 const ROUNDS: u32 = 10;
@@ -192,16 +192,17 @@ async fn writer(api: Api, ledger: Arc<Ledger>, round: u32, number: usize) -> Opt
 async fn acknowledged_writes_survive_kill_9() {
     let mut server = Server::start();
     let mut ledgers: Vec<Arc<Ledger>> = Vec::new();
-    let seed: [u8; 32] = rand::random();
-    println!("seed {}", hex::encode(seed));
-    let mut random = TestRng::from_seed(RngAlgorithm::ChaCha, &seed);
+    let given = std::env::var("OC_TEST_SEED").ok().and_then(|seed| seed.parse().ok());
+    let seed: u64 = given.unwrap_or_else(rand::random);
+    println!("again with OC_TEST_SEED={seed}");
+    let mut random = StdRng::seed_from_u64(seed);
     for round in 0..ROUNDS {
         let (api, ledger) = (server.api(), Arc::new(Ledger::default()));
         let writers: Vec<_> = (0..WRITERS)
             .map(|number| actix_rt::spawn(writer(api.clone(), ledger.clone(), round, number)))
             .collect();
         // After a random number of replies, and then a random moment that no reply marks.
-        let until = (random.next_u32() as usize) % (WRITERS * WRITES_EACH);
+        let until = random.random_range(0..WRITERS * WRITES_EACH);
         while ledger.acknowledged.load(Ordering::SeqCst) < until {
             assert!(!server.has_ended(), "the server ended by itself");
             actix_rt::time::sleep(Duration::from_micros(200)).await;
@@ -331,10 +332,8 @@ async fn no_half_made_sandbox_survives_kill_9() {
         println!("skipped: sandboxes need root here: {}", probe.text);
         return;
     }
-    let kept = probe.ok(201).json()["sandboxID"]
-        .as_str()
-        .expect("an id")
-        .to_owned();
+    let kept = probe.ok(201).json()["sandboxID"].as_str().expect("an id").to_owned();
+    let guest_start = first_process_start(&server.api(), &kept).await;
     let mut ever = BTreeSet::from([kept.clone()]);
     for round in 0..2 {
         let api = server.api();
@@ -356,6 +355,7 @@ async fn no_half_made_sandbox_survives_kill_9() {
         }
         ever.extend(world::folders(server.data()));
         server.restart();
+        assert!(ever.len() > 1, "nothing was tested");
         let (made, deleted) = told.lock().expect("not poisoned").clone();
         let list = server
             .api()
@@ -379,6 +379,8 @@ async fn no_half_made_sandbox_survives_kill_9() {
         for id in &deleted {
             assert!(!listed.contains(id), "{id} was deleted and is back");
         }
+        // The very same sandbox: the server's death stopped nothing in it.
+        assert_eq!(first_process_start(&server.api(), &kept).await, guest_start);
         let traces = world::traces(server.data(), &ever);
         assert_eq!(
             traces.folders, listed,
@@ -411,6 +413,14 @@ async fn no_half_made_sandbox_survives_kill_9() {
         world::traces(server.data(), &ever),
         world::Traces::default()
     );
+}
+
+/// When a sandbox's first process was started, in ticks since boot.
+async fn first_process_start(api: &Api, id: &str) -> String {
+    let body = json!({ "cmd": "sh", "args": ["-c", "cut -d' ' -f22 /proc/1/stat"] });
+    let reply = api.post(&format!("/api/sandboxes/{id}/exec/run"), &body).await.ok(200).json();
+    assert_eq!(reply["exitCode"], 0, "{reply}");
+    reply["stdout"].as_str().expect("output").to_owned()
 }
 
 type Told = Arc<Mutex<(BTreeSet<String>, BTreeSet<String>)>>;
