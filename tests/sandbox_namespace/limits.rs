@@ -2,7 +2,7 @@
 
 use opencomputer::sandbox::Enforcement;
 
-use crate::support::{World, root_or_skip, spec, text};
+use crate::support::{World, root_or_skip, run_by, spec, text};
 
 /// Goal: a program that eats memory dies inside; the sandbox and the host live on.
 #[tokio::test]
@@ -93,4 +93,74 @@ print(t.user + t.system + t.children_user + t.children_system)
         .parse()
         .unwrap();
     assert!(used < 2.2, "{used}");
+}
+
+/// Goal: what the kernel counts by user (inotify, descriptors on their way through sockets) or
+/// for the whole machine (terminals), one sandbox can't use up for another or for the host.
+#[tokio::test]
+async fn one_sandbox_uses_up_nothing_of_another() {
+    if !root_or_skip() {
+        return;
+    }
+    let world = World::new();
+    let (greedy, modest) = (world.start(&spec()).await, world.start(&spec()).await);
+    let take_all = r#"
+import ctypes, os, pty, socket, time
+libc, kept = ctypes.CDLL(None), []
+while len(kept) < 20000 and libc.inotify_init1(0) >= 0: kept.append(None)
+watches = len(kept)
+try:
+    while len(kept) < 20000: kept.append(pty.openpty())
+except OSError: pass
+terminals = len(kept) - watches
+flying = 0
+try:
+    for _ in range(400):
+        pair = socket.socketpair(socket.AF_UNIX, socket.SOCK_DGRAM)
+        pair[0].setblocking(False)
+        kept.append(pair)
+        try:
+            while True:
+                socket.send_fds(pair[0], [b"x"], [0] * 250)
+                flying += 250
+        except BlockingIOError: pass
+except OSError: pass
+print(watches, terminals, flying, flush=True)
+open("/tmp/taken", "w").close()
+time.sleep(40)
+"#;
+    let guest = greedy.guest.clone();
+    let taking = tokio::spawn(async move {
+        run_by(&guest, &format!("timeout 30 python3 -c '{take_all}'")).await
+    });
+    greedy
+        .output("for i in $(seq 150); do [ -e /tmp/taken ] && exit; sleep 0.1; done; exit 1")
+        .await;
+    let take_one = r#"
+import ctypes, pty, socket
+assert ctypes.CDLL(None).inotify_init1(0) >= 0, "inotify"
+pty.openpty()
+a, b = socket.socketpair()
+socket.send_fds(a, [b"x"], [0])
+print("all there")
+"#;
+    assert_eq!(
+        modest.output(&format!("python3 -c '{take_one}'")).await,
+        "all there"
+    );
+    assert_eq!(modest.output("sudo id -u").await, "0");
+    let watch = rustix::fs::inotify::init(rustix::fs::inotify::CreateFlags::CLOEXEC);
+    assert!(watch.is_ok(), "the host has watches left");
+    greedy.run_as_root("kill -9 -1").await;
+    let taken = text(&taking.await.unwrap());
+    let taken: Vec<u32> = taken
+        .split_ascii_whitespace()
+        .take(3)
+        .map(|number| number.parse().unwrap())
+        .collect();
+    // It had really come to the ends of what there is.
+    let [_, terminals, flying] = taken[..] else {
+        panic!("{taken:?}");
+    };
+    assert!(terminals <= 256 && flying > 1000, "{taken:?}");
 }

@@ -16,7 +16,8 @@ use super::launch::{NAMESPACES, map_ids};
 use super::rootfs::{Disk, Mounts};
 use super::sys::{self, Cloned, Step, StepError};
 use super::template::Template;
-use super::{SELF, SUPERVISE_SUBCOMMAND, can_be_privileged, net, packet};
+use super::{SELF, SUPERVISE_SUBCOMMAND, can_be_privileged, host_ids, net, packet};
+use crate::ids::SandboxId;
 
 /// One thing that was looked at.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
@@ -217,7 +218,7 @@ fn inside(
     };
     drop(theirs);
     let exchange = || -> Result<(), StepError> {
-        map_ids(pid, privileged)?;
+        map_ids(pid, privileged.then(|| host_ids::first_of(&SandboxId::generate())))?;
         packet::send(&ours, &"go", &[]).step("start the probe")?;
         let said = packet::recv::<Result<(), String>>(&ours).step("hear the probe")?;
         match said {

@@ -26,12 +26,12 @@ use rustix::thread::UnshareFlags;
 use super::cgroup::Group;
 use super::child::{Child, FromChild, ToChild};
 use super::net::Sockets;
-use super::plan::{HOST_ID_COUNT, HOST_ID_FIRST, Plan};
+use super::plan::Plan;
 use super::rootfs::Mounts;
 use super::seccomp::Filters;
 use super::sys::{Cloned, Step, StepError};
 use super::template::SANDBOX_UID;
-use super::{packet, sys};
+use super::{host_ids, packet, sys};
 use crate::sandbox::Limits;
 
 /// How long the child may take for one step.
@@ -101,11 +101,16 @@ pub fn launch(plan: &Plan) -> Result<Launched, StepError> {
         set_socket_timeout(side, Timeout::Recv, Some(STEP_TIMEOUT)).step("bound the waiting")?;
     }
     let born_in = group.unified_dir();
+    let first_id = plan.privileged.then(|| host_ids::first_of(&plan.spec.id));
     // SAFETY: the supervisor has started no thread yet.
-    let cloned = match unsafe { sys::clone3(NAMESPACES, born_in.as_ref().map(AsFd::as_fd)) } {
+    let clone = || match unsafe { sys::clone3(NAMESPACES, born_in.as_ref().map(AsFd::as_fd)) } {
         // Not allowed to be born there: it will be moved, if that is allowed.
         Err(_) if born_in.is_some() => unsafe { sys::clone3(NAMESPACES, None) }.map(|c| (c, false)),
         other => other.map(|c| (c, born_in.is_some())),
+    };
+    let cloned = match first_id {
+        Some(owner) => host_ids::as_owner(owner, clone),
+        None => clone(),
     };
     let (init, born_in) = match cloned.step("make the namespaces (user namespaces allowed?)")? {
         (Cloned::Child, _) => {
@@ -175,9 +180,9 @@ fn finish(
 
 /// Maps the ids and hands in what has to be made outside.
 fn build(plan: &Plan, pid: u32, child: &OwnedFd) -> Result<(), StepError> {
-    map_ids(pid, plan.privileged)?;
-    let owner = plan.privileged.then_some(HOST_ID_FIRST);
     let (disk, template, spec) = (plan.home().disk(), plan.template(), &plan.spec);
+    let owner = plan.privileged.then(|| host_ids::first_of(&spec.id));
+    map_ids(pid, owner)?;
     disk.prepare(&template, spec.id.as_str(), &spec.ca_pem, owner)
         .step("prepare the disk")?;
     if !plan.privileged {
@@ -235,12 +240,12 @@ fn private_mounts() -> io::Result<()> {
     Ok(rustix::mount::mount_change("/", all)?)
 }
 
-/// Gives the child's user namespace its ids: a range of unprivileged ones, or as an ordinary
-/// user only our own, which is the user `sandbox` inside.
-pub fn map_ids(pid: u32, privileged: bool) -> Result<(), StepError> {
+/// Gives the child's user namespace its ids: the unprivileged ones from `first` on, or as an
+/// ordinary user only our own, which is the user `sandbox` inside.
+pub fn map_ids(pid: u32, first: Option<u32>) -> Result<(), StepError> {
     let write = |file: &str, text: String| fs::write(format!("/proc/{pid}/{file}"), text);
-    if privileged {
-        let map = format!("0 {HOST_ID_FIRST} {HOST_ID_COUNT}");
+    if let Some(first) = first {
+        let map = format!("0 {first} {}", host_ids::COUNT);
         write("uid_map", map.clone()).step("map user ids")?;
         return write("gid_map", map).step("map group ids");
     }

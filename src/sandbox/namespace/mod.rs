@@ -15,6 +15,7 @@ mod child;
 mod control;
 mod dns;
 pub(super) mod doctor;
+mod host_ids;
 mod launch;
 mod names;
 mod net;
@@ -47,7 +48,7 @@ use sha2::{Digest, Sha256};
 use self::attachment::Supervisor;
 use self::cgroup::Layout;
 use self::control::Want;
-use self::plan::{HOST_ID_COUNT, HOST_ID_FIRST, Home, Plan, State};
+use self::plan::{Home, Plan, State};
 use self::supervisor::{Exit, Report};
 use self::template::Template;
 use super::{Capabilities, Driver, DriverError, Running, SandboxSpec};
@@ -352,20 +353,11 @@ fn data_tag(data: &Path) -> String {
     hash.chars().take(8).collect()
 }
 
-/// Whether sandboxes can have a range of ids of their own: as root, with the range mapped (in a
-/// container it may not be).
+/// Whether sandboxes can have ranges of ids of their own: as root, with the ranges mapped (in a
+/// container they may not be).
 fn can_be_privileged() -> bool {
     let maps = fs::read_to_string("/proc/self/uid_map").unwrap_or_default();
-    let mapped = maps.lines().any(|line| {
-        let mut numbers = line
-            .split_ascii_whitespace()
-            .map(|n| n.parse().unwrap_or(0u64));
-        let (first, _, count) = (numbers.next(), numbers.next(), numbers.next());
-        let (first, count) = (first.unwrap_or(0), count.unwrap_or(0));
-        let last = u64::from(HOST_ID_FIRST) + u64::from(HOST_ID_COUNT);
-        first <= u64::from(HOST_ID_FIRST) && last <= first + count
-    });
-    rustix::process::geteuid().is_root() && mapped
+    rustix::process::geteuid().is_root() && host_ids::all_mapped(&maps)
 }
 
 /// Reads a report to its end, at most [`START_TIMEOUT`] long.

@@ -19,10 +19,6 @@ use super::template::Template;
 use crate::ids::SandboxId;
 use crate::sandbox::SandboxSpec;
 
-/// First host id of the sandboxes' range, and its length: root inside is this unprivileged user.
-pub const HOST_ID_FIRST: u32 = 200_000;
-/// Ids in the range.
-pub const HOST_ID_COUNT: u32 = 65_536;
 /// Longest plan read, in bytes.
 pub const PLAN_BYTES_MAX: u64 = 64 * 1024;
 

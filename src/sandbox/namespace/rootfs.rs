@@ -34,6 +34,8 @@ const EXTRA_BUNDLE: &str = "local/share/ca-certificates/opensandbox-proxy.crt";
 const OWN_CERTIFICATE: &str = "local/share/ca-certificates/opensandbox-ca.crt";
 /// Nodes of `/dev` every program may use.
 const DEVICES: [&str; 6] = ["null", "zero", "full", "random", "urandom", "tty"];
+/// Terminals at once; without it one sandbox could take all that the machine has.
+const TERMINALS_MAX: u32 = 256;
 /// Kernel interfaces of no use to a sandbox: replaced by an empty file.
 const MASKED_FILES: [&str; 13] = [
     "kcore",
@@ -309,7 +311,8 @@ fn dev(devices: &[OwnedFd], dress: Dress) -> io::Result<()> {
     }
     fs::create_dir("dev/pts")?;
     let group = if dress.tty_group { ",gid=5" } else { "" };
-    let options = std::ffi::CString::new(format!("newinstance,ptmxmode=0666,mode=0620{group}"))?;
+    let options = format!("newinstance,ptmxmode=0666,mode=0620,max={TERMINALS_MAX}{group}");
+    let options = std::ffi::CString::new(options)?;
     rustix::mount::mount("devpts", "dev/pts", "devpts", quiet, options.as_c_str())?;
     fs::create_dir("dev/shm")?;
     let options = format!("mode=1777,size={}m", dress.shm_mb);
