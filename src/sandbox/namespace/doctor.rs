@@ -218,7 +218,10 @@ fn inside(
     };
     drop(theirs);
     let exchange = || -> Result<(), StepError> {
-        map_ids(pid, privileged.then(|| host_ids::first_of(&SandboxId::generate())))?;
+        map_ids(
+            pid,
+            privileged.then(|| host_ids::first_of(&SandboxId::generate())),
+        )?;
         packet::send(&ours, &"go", &[]).step("start the probe")?;
         let said = packet::recv::<Result<(), String>>(&ours).step("hear the probe")?;
         match said {

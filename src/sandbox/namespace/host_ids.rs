@@ -100,7 +100,11 @@ mod tests {
         let firsts: std::collections::BTreeSet<u32> = ids.iter().map(first_of).collect();
         assert!(firsts.len() > 48, "{firsts:?}");
         assert!(firsts.iter().all(|first| first % COUNT == 0));
-        assert!(firsts.iter().all(|first| *first >= IDS_FIRST && *first < 0x6000_0000));
+        assert!(
+            firsts
+                .iter()
+                .all(|first| *first >= IDS_FIRST && *first < 0x6000_0000)
+        );
         assert_eq!(first_of(&ids[0]), first_of(&ids[0].clone()));
     }
 
