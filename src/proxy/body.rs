@@ -16,7 +16,7 @@ use http_body_util::combinators::UnsyncBoxBody;
 use super::refusal::Refusal;
 
 /// Most bytes given to a transform at once.
-const STEP_BYTES_MAX: usize = 64 * 1024;
+pub(crate) const STEP_BYTES_MAX: usize = 64 * 1024;
 /// Steps without output after which other tasks get their turn.
 const STEPS_WITHOUT_OUTPUT_MAX: usize = 64;
 

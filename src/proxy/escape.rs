@@ -32,6 +32,15 @@ impl Place {
             Self::Raw => "a body",
         }
     }
+
+    /// How many bytes one byte of a value may become here.
+    pub fn growth_max(self) -> usize {
+        match self {
+            Self::Header | Self::Credentials | Self::Raw => 1,
+            Self::Url => 3,
+            Self::Json => 6,
+        }
+    }
 }
 
 /// `value` as it must be written in `place`, or `None` when it can't be.

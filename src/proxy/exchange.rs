@@ -13,7 +13,7 @@ use http_body_util::{BodyExt, Limited};
 use hyper::body::Incoming;
 use hyper::client::conn::http1::{self, SendRequest};
 use hyper_util::rt::TokioIo;
-use tokio::sync::Mutex;
+use tokio::sync::{Mutex, OwnedSemaphorePermit, Semaphore};
 use tokio::time::timeout;
 use tokio_util::task::AbortOnDropHandle;
 
@@ -34,7 +34,7 @@ use super::substitute::Substituter;
 /// longer ones stream and turn to chunked, since the length is known only at their end.
 const GATHERED_BODY_BYTES_MAX: u64 = 1024 * 1024;
 /// Room a gathered body has after values took the place of tokens.
-const GATHERED_GROWTH_FACTOR_MAX: usize = 16;
+const GATHERED_GROWTH_FACTOR_MAX: usize = 4;
 /// How long a kept connection to a host may take to become ready again.
 const REUSE_TIMEOUT: Duration = Duration::from_millis(200);
 
@@ -106,7 +106,7 @@ impl Exchange {
             None => self.connect(origin).await?,
         };
         let method = parts.method.clone();
-        let body = outgoing_body(&parts, body, &rules, record).await?;
+        let body = outgoing_body(&parts, body, &rules, record, self.proxy.gathering()).await?;
         rewrite_request(&mut parts, origin, &rules, &record.tally)?;
         record.passed(Outcome::Allowed, rule);
         let request = Request::from_parts(parts, body);
@@ -190,6 +190,7 @@ async fn outgoing_body(
     body: Incoming,
     rules: &Arc<HostRules>,
     record: &Record,
+    gathering: &Arc<Semaphore>,
 ) -> Result<OutBody, Refusal> {
     let length = body.size_hint().exact();
     let empty = body.is_end_stream();
@@ -206,18 +207,30 @@ async fn outgoing_body(
     let substituter = Substituter::new(rules.clone(), place, record.tally.clone());
     let body = TransformedBody::new(counted, coding.within(substituter), !changes);
     match length {
-        Some(length) if changes && length <= GATHERED_BODY_BYTES_MAX => gather(body).await,
+        Some(length) if changes && length <= GATHERED_BODY_BYTES_MAX => {
+            match gathering.clone().try_acquire_owned() {
+                Ok(place) => gather(body, place).await,
+                // So many at once: this one goes in chunks, and its length stays unknown.
+                Err(_) => Ok(body.boxed_unsync()),
+            }
+        }
         _ => Ok(body.boxed_unsync()),
     }
 }
 
-/// Reads a short body whole, substituted.
-async fn gather(body: TransformedBody<CountedBody<Incoming, ()>>) -> Result<OutBody, Refusal> {
+/// Reads a short body whole, substituted; it keeps its place until it is sent.
+async fn gather(
+    body: TransformedBody<CountedBody<Incoming, ()>>,
+    place: OwnedSemaphorePermit,
+) -> Result<OutBody, Refusal> {
     // A gibibyte of values can't come of a mebibyte of tokens; the factor covers secrets some
-    // six hundred bytes long in nothing but tokens.
+    // hundred and fifty bytes long in nothing but tokens.
     let limit = GATHERED_BODY_BYTES_MAX as usize * GATHERED_GROWTH_FACTOR_MAX;
     match Limited::new(body, limit).collect().await {
-        Ok(whole) => Ok(full(whole.to_bytes())),
+        Ok(whole) => {
+            let body = full(whole.to_bytes());
+            Ok(CountedBody::new(body, Arc::default(), place).boxed_unsync())
+        }
         Err(error) => match error.downcast::<StreamError>() {
             Ok(reason) => match *reason {
                 StreamError::Refused(refusal) => Err(refusal),
@@ -242,13 +255,15 @@ fn incoming(
     }
     let mut headers = parts.headers;
     check_response_framing(&headers)?;
+    // Before a field can be lost for being named in `Connection`.
+    let coding = Coding::of(&headers);
     let patterns = rules.patterns();
     rewrite_response(&mut headers, patterns, &record.tally)?;
     let body = if has_body(method, parts.status, &body) {
         headers.remove(header::CONTENT_LENGTH);
         match patterns {
             Some(patterns) => {
-                let coding = Coding::of(&headers).ok_or(Refusal::ResponseCoding)?;
+                let coding = coding.ok_or(Refusal::ResponseCoding)?;
                 drop_digests(&mut headers);
                 let resealer = Resealer::new(patterns.clone(), record.tally.clone());
                 TransformedBody::new(body, coding.within(resealer), false).boxed_unsync()

@@ -62,6 +62,9 @@ pub(crate) fn forms(value: &[u8], token: &SealedToken) -> Forms {
     if let Ok(text) = std::str::from_utf8(value) {
         json_forms(text, thorough, &mut plain);
         html_forms(text, &mut plain);
+        if thorough {
+            wide_forms(text, &token, &mut forms);
+        }
     }
     for engine in [&STANDARD_NO_PAD, &URL_SAFE_NO_PAD] {
         for alignment in 0..3 {
@@ -103,6 +106,9 @@ fn percent_forms(value: &[u8], thorough: bool, add: &mut impl FnMut(Zeroizing<Ve
             add(Zeroizing::new(spaced.iter().map(plus).collect()));
         }
         if thorough {
+            // A link inside a link, as in the return address of a login page.
+            let once = percent(value, hex, |b| UNRESERVED.contains(&b));
+            add(percent(&once, hex, |b| UNRESERVED.contains(&b)));
             let mut all = Zeroizing::new(Vec::with_capacity(value.len() * 3));
             for &byte in value {
                 all.push(b'%');
@@ -138,12 +144,36 @@ fn json_forms(text: &str, thorough: bool, add: &mut impl FnMut(Zeroizing<Vec<u8>
     }
 }
 
+/// UTF-16 in both byte orders, which some hosts write when they are asked for it.
+fn wide_forms(text: &str, token: &[u8], forms: &mut Forms) {
+    let spread = |bytes: [u8; 2], byte: u8| if bytes[0] == 0 { [0, byte] } else { [byte, 0] };
+    for order in [u16::to_le_bytes as fn(u16) -> [u8; 2], u16::to_be_bytes] {
+        let wide: Vec<u8> = text.encode_utf16().flat_map(order).collect();
+        let replacement = token.iter().flat_map(|&byte| spread(order(1), byte));
+        let replacement = replacement.collect();
+        forms
+            .entry(Spelling(Zeroizing::new(wide)))
+            .or_insert(replacement);
+    }
+}
+
+/// How the common template engines write `"`, `'` and what else they escape beyond `&<>`: many
+/// none of it, Go `+`, Handlebars `=`, Mustache `=` and `/`.
 fn html_forms(text: &str, add: &mut impl FnMut(Zeroizing<Vec<u8>>)) {
-    for (double, single) in [
-        ("&quot;", "&#39;"),
-        ("&quot;", "&#x27;"),
-        ("&#34;", "&#39;"),
-        ("\"", "'"),
+    let others: [&[(char, &str)]; 4] = [
+        &[],
+        &[('+', "&#43;")],
+        &[('=', "&#x3D;"), ('`', "&#x60;")],
+        &[('=', "&#x3D;"), ('`', "&#x60;"), ('/', "&#x2F;")],
+    ];
+    for (double, single, others) in [
+        ("&quot;", "&#39;", others[0]),
+        ("&quot;", "&#x27;", others[0]),
+        ("&#34;", "&#39;", others[0]),
+        ("\"", "'", others[0]),
+        ("&#34;", "&#39;", others[1]),
+        ("&quot;", "&#x27;", others[2]),
+        ("&quot;", "&#39;", others[3]),
     ] {
         let mut out = Zeroizing::new(Vec::with_capacity(text.len() * 6));
         for c in text.chars() {
@@ -153,6 +183,9 @@ fn html_forms(text: &str, add: &mut impl FnMut(Zeroizing<Vec<u8>>)) {
                 '>' => out.extend(b"&gt;"),
                 '"' => out.extend(double.as_bytes()),
                 '\'' => out.extend(single.as_bytes()),
+                _ if let Some((_, other)) = others.iter().find(|(from, _)| *from == c) => {
+                    out.extend(other.as_bytes());
+                }
                 _ => out.extend(c.encode_utf8(&mut [0; 4]).as_bytes()),
             }
         }

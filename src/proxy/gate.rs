@@ -23,6 +23,8 @@ use super::settings::EgressSettings;
 
 /// Connections of one sandbox at once.
 const CONNECTIONS_MAX: usize = 256;
+/// Request bodies of one sandbox held in memory at once, four mebibytes each at most.
+const GATHERED_BODIES_MAX: usize = 32;
 /// A connection on which nothing moves this long is cut.
 const IDLE_TIMEOUT: Duration = Duration::from_secs(10 * 60);
 /// Where a connection of a sandbox was meant to go.
@@ -44,6 +46,7 @@ pub struct SandboxProxy {
     closings: watch::Sender<u64>,
     decisions: Sender<Decision>,
     slots: Arc<Semaphore>,
+    gathering: Arc<Semaphore>,
 }
 
 impl SandboxProxy {
@@ -62,6 +65,7 @@ impl SandboxProxy {
             closings: watch::Sender::new(0),
             decisions,
             slots: Arc::new(Semaphore::new(CONNECTIONS_MAX)),
+            gathering: Arc::new(Semaphore::new(GATHERED_BODIES_MAX)),
         })
     }
 
@@ -131,6 +135,10 @@ impl SandboxProxy {
 
     pub(crate) fn dialer(&self) -> &Dialer {
         &self.dialer
+    }
+
+    pub(crate) fn gathering(&self) -> &Arc<Semaphore> {
+        &self.gathering
     }
 
     pub(crate) fn watch_policy(&self) -> watch::Receiver<Option<Arc<Policy>>> {

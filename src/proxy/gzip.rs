@@ -8,7 +8,8 @@ use flate2::write::{GzEncoder, MultiGzDecoder};
 use super::body::{StreamError, Transform};
 
 /// Compressed bytes decoded at once. Deflate expands at most 1032 times, so one step never holds
-/// much more than a mebibyte however hostile the stream.
+/// much more than a mebibyte however hostile the stream. A transform that makes more of its input
+/// gets less of it.
 const STEP_BYTES_MAX: usize = 1024;
 
 /// `T`, applied to the text inside a gzip stream.
@@ -33,10 +34,12 @@ impl<T: Transform> WithinGzip<T> {
 
     fn pass_on(&mut self, out: &mut Vec<u8>) -> Result<(), StreamError> {
         let plain = std::mem::take(self.decoder.get_mut());
-        let mut changed = Vec::with_capacity(plain.len());
-        self.inner.push(&plain, &mut changed)?;
-        self.encoder.write_all(&changed)?;
-        self.unflushed |= !changed.is_empty();
+        for piece in plain.chunks(self.inner.step_bytes_max()) {
+            let mut changed = Vec::with_capacity(piece.len());
+            self.inner.push(piece, &mut changed)?;
+            self.encoder.write_all(&changed)?;
+            self.unflushed |= !changed.is_empty();
+        }
         out.append(self.encoder.get_mut());
         Ok(())
     }
@@ -76,7 +79,8 @@ impl<T: Transform> Transform for WithinGzip<T> {
     }
 
     fn step_bytes_max(&self) -> usize {
-        STEP_BYTES_MAX
+        let share = STEP_BYTES_MAX * self.inner.step_bytes_max() / super::body::STEP_BYTES_MAX;
+        share.max(1)
     }
 }
 

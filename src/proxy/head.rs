@@ -21,6 +21,9 @@ use super::reseal::{Patterns, reseal_all};
 use super::substitute::substitute_all;
 use super::tally::Tally;
 
+/// Most bytes of all fields of a head that hold a value.
+const SUBSTITUTED_BYTES_MAX: usize = 256 * 1024;
+
 /// Where requests on a connection go.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub(crate) struct Origin {
@@ -42,7 +45,8 @@ impl Origin {
         };
         let port_fits = match authority.port() {
             Some(port) => port.as_u16() == self.port,
-            None => !authority.as_str().ends_with(':'),
+            // Nothing where a port could stand: not even one that is no number.
+            None => authority.as_str() == authority.host(),
         };
         let plain = !authority.as_str().contains('@');
         plain
@@ -183,9 +187,16 @@ pub(crate) fn rewrite_request(
         limit_codings(headers);
     }
     headers.insert(header::HOST, origin.authority()?);
+    let mut length = 0;
     for (name, value) in headers.iter_mut() {
         if let Some(changed) = rewrite_value(name, value, rules, tally)? {
+            length += changed.len();
             *value = changed;
+        }
+        if length > SUBSTITUTED_BYTES_MAX {
+            return Err(Refusal::Framing(
+                "the head is too long with values in place",
+            ));
         }
     }
     Ok(())
@@ -269,10 +280,10 @@ pub(crate) fn rewrite_response(
     let Some(patterns) = patterns else {
         return Ok(());
     };
-    // A name can be an echo as well; nothing of use has a value for its name.
+    // A name can be an echo as well, in lower case; nothing of use has a value for its name.
     let echoes: Vec<HeaderName> = headers
         .keys()
-        .filter(|name| reseal_all(patterns, tally, name.as_str().as_bytes()).is_some())
+        .filter(|name| patterns.is_in_name(name.as_str()))
         .cloned()
         .collect();
     for name in echoes {
@@ -344,6 +355,7 @@ mod tests {
             "api.example:80",
             "api.example:",
             "api.example:443:1",
+            "api.example:99999999",
             "user@api.example",
             "api.example/",
             "api.example,other.example",

@@ -182,6 +182,14 @@ impl HostRules {
         self.substitute && self.applicable.set.contains(&true)
     }
 
+    /// Bytes of the longest value a token can be replaced by.
+    pub fn longest_value(&self) -> usize {
+        let Applicable { secrets, set, .. } = &*self.applicable;
+        let applying = secrets.bindings.iter().zip(set).filter(|(_, set)| **set);
+        let lengths = applying.map(|(binding, _)| binding.value.expose().len());
+        lengths.max().unwrap_or(0)
+    }
+
     /// Whether request bodies must be read at all, if only to record inert tokens.
     pub fn watches_tokens(&self) -> bool {
         !self.applicable.set.is_empty()

@@ -29,6 +29,8 @@ pub(crate) struct Patterns {
     depth: Vec<(StateID, u32)>,
     finds: Vec<Find>,
     longest: usize,
+    /// The values as they look in the name of a field, which has no upper case.
+    names: Vec<Zeroizing<Vec<u8>>>,
 }
 
 /// What a pattern stands for.
@@ -42,7 +44,9 @@ impl Patterns {
     /// `None` when none of the values can be recognised (all too short).
     pub fn new<'a>(bindings: impl Iterator<Item = &'a Binding>) -> Option<Arc<Self>> {
         let mut all: HashMap<Spelling, (Vec<u8>, &str)> = HashMap::new();
+        let mut names = Vec::new();
         for binding in bindings.filter(|binding| reseal_possible(binding.value.expose())) {
+            names.push(Zeroizing::new(binding.value.expose().to_ascii_lowercase()));
             let spellings: Forms = forms(binding.value.expose(), &binding.token);
             for (pattern, replacement) in spellings {
                 all.entry(pattern).or_insert((replacement, &binding.name));
@@ -88,7 +92,15 @@ impl Patterns {
             depth,
             finds,
             longest,
+            names,
         }))
+    }
+
+    /// Whether the name of a header field holds a value.
+    pub fn is_in_name(&self, name: &str) -> bool {
+        self.names
+            .iter()
+            .any(|value| memchr::memmem::find(name.as_bytes(), value).is_some())
     }
 
     fn depth(&self, state: StateID) -> usize {
@@ -312,6 +324,11 @@ mod tests {
                 .replace("%7E", "~")
                 .replace('+', "%20"),
             "s3cr/et+&quot;&lt;v&gt;&amp;é&#39;\\ ~x".to_owned(),
+            form.replace('+', "%20")
+                .replace("%7E", "~")
+                .replace('%', "%25"),
+            "s3cr/et&#43;&#34;&lt;v&gt;&amp;é&#39;\\ ~x".to_owned(),
+            "s3cr&#x2F;et+&quot;&lt;v&gt;&amp;é&#39;\\ ~x".to_owned(),
             hex::encode(value),
             hex::encode_upper(value),
             value.bytes().map(|b| format!("%{b:02X}")).collect(),
@@ -336,6 +353,27 @@ mod tests {
             let single: Vec<&[u8]> = bytes.chunks(1).collect();
             assert_eq!(run(&patterns, &single), whole);
         }
+    }
+
+    /// UTF-16 comes back as UTF-16, so that what reads it reads the token.
+    #[test]
+    fn wide_text_is_resealed() {
+        let one = binding("ONE", "Real-välue-0001");
+        let patterns = Patterns::new([&one].into_iter()).unwrap();
+        for order in [u16::to_le_bytes as fn(u16) -> [u8; 2], u16::to_be_bytes] {
+            let wide = |text: &str| -> Vec<u8> { text.encode_utf16().flat_map(order).collect() };
+            let (sent, expected) = ("<Real-välue-0001>", format!("<{}>", one.token));
+            assert_eq!(run(&patterns, &[&wide(sent)]), wide(&expected));
+        }
+    }
+
+    /// HTTP has no upper case in the names of fields.
+    #[test]
+    fn a_value_is_seen_in_the_name_of_a_field() {
+        let one = binding("ONE", "Ghp_AbCdEfGh0123");
+        let patterns = Patterns::new([&one].into_iter()).unwrap();
+        assert!(patterns.is_in_name("x-ghp_abcdefgh0123-y"));
+        assert!(!patterns.is_in_name("x-ghp_abcdefgh012"));
     }
 
     /// A value inside another, and values that overlap, leave nothing of either.

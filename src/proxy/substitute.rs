@@ -1,18 +1,24 @@
 //! Tokens to values, as a stream.
 //!
-//! Invariant: the output does not depend on how the input was cut. At most one byte less than a
-//! token is held back, and only bytes that may be the beginning of one.
+//! Invariants: the output does not depend on how the input was cut. At most one byte less than a
+//! token is held back, and only bytes that may be the beginning of one. However much longer than
+//! its token a value is, one step's output stays in the order of a mebibyte.
 
 use std::sync::Arc;
 
 use memchr::memmem;
 
-use super::body::{StreamError, Transform};
+use super::body::{STEP_BYTES_MAX, StreamError, Transform};
 use super::escape::{Place, express};
 use super::policy::{HostRules, Lookup};
 use super::refusal::Refusal;
 use super::tally::{Tally, UNKNOWN_TOKEN};
 use super::token::{PREFIX, SealedToken, TOKEN_BYTES};
+
+/// Bytes that one step may bring out, about.
+const OUTPUT_BYTES_AIM: usize = 1024 * 1024;
+/// Most bytes of one field of a head with its values in place: the longest value and then some.
+const FIELD_BYTES_MAX: usize = 128 * 1024;
 
 /// Replaces the tokens a host may receive; others pass as they are and are recorded, or are
 /// refused when the rules are strict.
@@ -21,21 +27,26 @@ pub(crate) struct Substituter {
     tally: Arc<Tally>,
     place: Place,
     held: Vec<u8>,
+    step_bytes_max: usize,
 }
 
 impl Substituter {
     pub fn new(rules: Arc<HostRules>, place: Place, tally: Arc<Tally>) -> Self {
+        let token_becomes = rules.longest_value() * place.growth_max();
+        // So much of nothing but tokens becomes a mebibyte, or a single token what it becomes.
+        let step = OUTPUT_BYTES_AIM * TOKEN_BYTES / token_becomes.max(1);
         Self {
             rules,
             tally,
             place,
             held: Vec::new(),
+            step_bytes_max: step.clamp(TOKEN_BYTES, STEP_BYTES_MAX),
         }
     }
 
     /// Copies `bytes` to `out` with the tokens in it replaced; returns where the tail begins
-    /// that may be an unfinished token.
-    fn scan(&self, bytes: &[u8], out: &mut Vec<u8>) -> Result<usize, Refusal> {
+    /// that may be an unfinished token. Refuses what would make `out` longer than `limit`.
+    fn scan(&self, bytes: &[u8], out: &mut Vec<u8>, limit: usize) -> Result<usize, Refusal> {
         let mut copied = 0;
         let mut from = 0;
         while let Some(at) = memmem::find(&bytes[from..], PREFIX).map(|found| from + found) {
@@ -50,6 +61,11 @@ impl Substituter {
             let end = at + TOKEN_BYTES;
             if let Some(value) = self.look_up(token)? {
                 out.extend_from_slice(&bytes[copied..at]);
+                if out.len() + value.len() > limit {
+                    return Err(Refusal::Framing(
+                        "the head is too long with values in place",
+                    ));
+                }
                 out.extend_from_slice(&value);
                 copied = end;
             }
@@ -98,7 +114,7 @@ impl Transform for Substituter {
             &joined
         };
         let tail = self
-            .scan(bytes, out)
+            .scan(bytes, out, usize::MAX)
             .inspect_err(|refusal| self.tally.refuse(refusal.clone()))?;
         self.held = bytes[tail..].to_vec();
         Ok(())
@@ -108,9 +124,14 @@ impl Transform for Substituter {
         out.append(&mut self.held);
         Ok(())
     }
+
+    fn step_bytes_max(&self) -> usize {
+        self.step_bytes_max
+    }
 }
 
-/// `bytes` with its tokens replaced, or `None` when there was nothing to replace.
+/// `bytes`, a field of a head, with its tokens replaced, or `None` when there was nothing to
+/// replace.
 pub(crate) fn substitute_all(
     rules: &Arc<HostRules>,
     place: Place,
@@ -122,7 +143,7 @@ pub(crate) fn substitute_all(
     }
     let substituter = Substituter::new(rules.clone(), place, tally.clone());
     let mut out = zeroize::Zeroizing::new(Vec::with_capacity(bytes.len()));
-    let tail = substituter.scan(bytes, &mut out)?;
+    let tail = substituter.scan(bytes, &mut out, FIELD_BYTES_MAX)?;
     out.extend_from_slice(&bytes[tail..]);
     Ok((out.as_slice() != bytes).then_some(out))
 }
@@ -145,6 +166,30 @@ mod tests {
         }
         stream.finish(&mut out).unwrap();
         Ok(out)
+    }
+
+    /// Goal: a long value behind every token of a body or a head costs a bounded amount of memory,
+    /// in plain and inside gzip, which makes kilobytes of tokens out of bytes.
+    #[test]
+    fn a_flood_of_tokens_for_a_long_value_stays_small() {
+        let fixture = fixture("api.example", &"\u{1}".repeat(64 * 1024));
+        let tokens = fixture.token.to_string().repeat(20_000);
+        let new = |place| Substituter::new(fixture.rules.clone(), place, Arc::default());
+        let plain: Box<dyn Transform> = Box::new(new(Place::Raw));
+        let packed = super::super::body::Coding::Gzip.within(new(Place::Raw));
+        let mut encoder = flate2::write::GzEncoder::new(Vec::new(), flate2::Compression::best());
+        std::io::Write::write_all(&mut encoder, tokens.as_bytes()).unwrap();
+        let gzip = encoder.finish().unwrap();
+        for (mut transform, body) in [(plain, tokens.as_bytes()), (packed, gzip.as_slice())] {
+            for piece in body.chunks(transform.step_bytes_max()).take(200) {
+                let mut out = Vec::new();
+                transform.push(piece, &mut out).unwrap();
+                assert!(out.capacity() < 16 * 1024 * 1024, "{}", out.capacity());
+            }
+        }
+        let head = tokens.get(..TOKEN_BYTES * 1500).unwrap();
+        let refused = substitute_all(&fixture.rules, Place::Url, &Arc::default(), head.as_bytes());
+        assert!(matches!(refused, Err(Refusal::Framing(_))));
     }
 
     /// Cutting the stream at every pair of places must not change what comes out.
