@@ -10,6 +10,7 @@ use std::time::Duration;
 
 use actix::prelude::*;
 use tokio::sync::mpsc;
+use tokio::time::Instant;
 use ulid::Ulid;
 
 use crate::events::families::{EgressDecided, EgressEvent, Family};
@@ -24,6 +25,10 @@ const DECISIONS_MAX: usize = 1024;
 const BATCH_MAX: usize = 128;
 /// Longest a decision waits for others before it is recorded.
 const BATCH_WAIT: Duration = Duration::from_millis(200);
+/// Decisions a sandbox may have recorded at once, and each second from then on. Beyond it they
+/// wait, and connections with them: one sandbox must not fill the server's disk by asking.
+const BURST_MAX: u32 = 20_000;
+const PER_SECOND_MAX: u32 = 200;
 /// Attempts to record a batch; after them the batch goes to the server's own log.
 const RECORD_ATTEMPTS_MAX: u32 = 5;
 
@@ -135,6 +140,28 @@ impl Handler<Close> for ProxyActor {
     }
 }
 
+/// How fast a sandbox's decisions are recorded.
+struct Pace {
+    /// When the burst will be whole again; in the past while it is.
+    whole_at: Instant,
+}
+
+impl Pace {
+    fn new() -> Self {
+        Self {
+            whole_at: Instant::now(),
+        }
+    }
+
+    /// When `count` more may be recorded, which counts as done.
+    fn admit(&mut self, count: usize, now: Instant) -> Instant {
+        let cost = Duration::from_secs(1) / PER_SECOND_MAX;
+        let count = u32::try_from(count).unwrap_or(u32::MAX);
+        self.whole_at = self.whole_at.max(now) + cost.saturating_mul(count);
+        self.whole_at.checked_sub(cost * BURST_MAX).unwrap_or(now)
+    }
+}
+
 /// Writes decisions to the log in batches.
 struct Recorder {
     sandbox: SandboxId,
@@ -145,6 +172,7 @@ struct Recorder {
 impl Recorder {
     async fn run(self, mut decisions: mpsc::Receiver<Decision>) {
         let mut batch = Vec::with_capacity(BATCH_MAX);
+        let mut pace = Pace::new();
         while let Some(first) = decisions.recv().await {
             batch.push(first);
             let full = tokio::time::sleep(BATCH_WAIT);
@@ -158,6 +186,8 @@ impl Recorder {
                     },
                 }
             }
+            batch.dedup_by(|next, entry| entry.absorb(next));
+            tokio::time::sleep_until(pace.admit(batch.len(), Instant::now())).await;
             self.record(&batch).await;
             batch.clear();
         }
@@ -211,5 +241,24 @@ impl Recorder {
             correlation: None,
             causation: None,
         })
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    /// Goal: however many decisions there are, the log grows by a bounded number a second, and a
+    /// usual burst does not wait at all.
+    #[test]
+    fn a_flood_of_decisions_is_slowed_down() {
+        let (begun, mut pace) = (Instant::now(), Pace::new());
+        let mut admit = |count: u32| {
+            let batches = count as usize / BATCH_MAX;
+            let last = (0..batches).map(|_| pace.admit(BATCH_MAX, begun)).last();
+            last.unwrap().saturating_duration_since(begun)
+        };
+        assert_eq!(admit(BURST_MAX), Duration::ZERO);
+        assert!((98..102).contains(&admit(100 * PER_SECOND_MAX).as_secs()));
     }
 }

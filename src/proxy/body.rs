@@ -8,6 +8,7 @@ use std::pin::Pin;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicU64, Ordering};
 use std::task::{Context, Poll};
+use std::time::{Duration, Instant};
 
 use bytes::Bytes;
 use http_body::{Body, Frame, SizeHint};
@@ -17,8 +18,9 @@ use super::refusal::Refusal;
 
 /// Most bytes given to a transform at once.
 pub(crate) const STEP_BYTES_MAX: usize = 64 * 1024;
-/// Steps without output after which other tasks get their turn.
-const STEPS_WITHOUT_OUTPUT_MAX: usize = 64;
+/// How long a body works before other tasks get their turn: a bomb of a few kilobytes holds
+/// seconds of work, and other sandboxes' connections are served by the same thread.
+const TURN_TIME_MAX: Duration = Duration::from_millis(2);
 
 /// Why a body ended early.
 #[derive(Debug, thiserror::Error)]
@@ -59,6 +61,8 @@ pub(crate) struct TransformedBody<B> {
     transform: Box<dyn Transform>,
     pending: Bytes,
     ended: bool,
+    /// When the present turn of work began.
+    turn: Option<Instant>,
     /// Set when the transform keeps the length, so that the framing may stay as it is.
     keeps_length: bool,
 }
@@ -71,6 +75,7 @@ impl<B> TransformedBody<B> {
             transform,
             pending: Bytes::new(),
             ended: false,
+            turn: None,
             keeps_length,
         }
     }
@@ -99,15 +104,18 @@ where
         cx: &mut Context<'_>,
     ) -> Poll<Option<Result<Frame<Bytes>, StreamError>>> {
         let this = self.get_mut();
-        let mut steps = 0;
         while !this.ended {
-            if steps == STEPS_WITHOUT_OUTPUT_MAX {
+            if this.turn.get_or_insert_with(Instant::now).elapsed() > TURN_TIME_MAX {
+                this.turn = None;
                 cx.waker().wake_by_ref();
                 return Poll::Pending;
             }
-            steps += 1;
             let out = if this.pending.is_empty() {
-                match std::task::ready!(Pin::new(&mut this.inner).poll_frame(cx)) {
+                let Poll::Ready(frame) = Pin::new(&mut this.inner).poll_frame(cx) else {
+                    this.turn = None;
+                    return Poll::Pending;
+                };
+                match frame {
                     Some(Ok(frame)) => {
                         this.pending = frame.into_data().unwrap_or_default();
                         continue;

@@ -79,6 +79,33 @@ pub struct Decision {
     pub bytes_up: u64,
     /// Body bytes (for a tunnel all bytes) to the sandbox.
     pub bytes_down: u64,
+    /// How often, when several in a row that differ in nothing but their time share this entry.
+    #[serde(skip_serializing_if = "is_once")]
+    pub times: u32,
+}
+
+fn is_once(times: &u32) -> bool {
+    *times == 1
+}
+
+impl Decision {
+    /// Takes `next` into this entry, if both are the same refusal of nothing: a program that asks
+    /// again and again must not fill the trail with it.
+    pub fn absorb(&mut self, next: &Self) -> bool {
+        let same = self.outcome == Outcome::Refused
+            && next.outcome == Outcome::Refused
+            && (&self.host, self.port, self.protocol) == (&next.host, next.port, next.protocol)
+            && (&self.method, &self.reason) == (&next.method, &next.reason)
+            && (&self.unbound, self.status) == (&next.unbound, next.status);
+        let empty = |one: &Self| {
+            one.secrets.is_empty() && one.resealed.is_empty() && one.bytes_up + one.bytes_down == 0
+        };
+        if same && empty(self) && empty(next) {
+            self.times = self.times.saturating_add(next.times);
+            return true;
+        }
+        false
+    }
 }
 
 /// A decision in the making; handed over when dropped.
@@ -110,6 +137,7 @@ impl Record {
             status: None,
             bytes_up: 0,
             bytes_down: 0,
+            times: 1,
         };
         Self {
             decision: Some(decision),
@@ -208,4 +236,30 @@ fn wait_for_room(trail: Sender<Decision>, decision: Decision) {
 
 fn lost(decision: &Decision) {
     tracing::error!(?decision, "the audit trail did not take a decision");
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    /// Goal: the same refusal again and again takes one entry; whatever tells more stays.
+    #[test]
+    fn only_the_same_refusal_is_absorbed() {
+        let (trail, mut decisions) = tokio::sync::mpsc::channel(8);
+        let mut decide = |refusal: &Refusal, port, up| {
+            let host = "a.example".parse().unwrap();
+            let mut record = Record::new(trail.clone(), &host, port, Protocol::Https);
+            record.refused(refusal);
+            record.up.store(up, Ordering::Relaxed);
+            drop(record);
+            decisions.try_recv().unwrap()
+        };
+        let mut entry = decide(&Refusal::NotAllowed, 443, 0);
+        assert!(entry.absorb(&decide(&Refusal::NotAllowed, 443, 0)));
+        assert!(entry.absorb(&decide(&Refusal::NotAllowed, 443, 0)));
+        assert_eq!(serde_json::to_value(&entry).unwrap()["times"], 3);
+        assert!(!entry.absorb(&decide(&Refusal::NotAllowed, 444, 0)));
+        assert!(!entry.absorb(&decide(&Refusal::Upgrade, 443, 0)));
+        assert!(!entry.absorb(&decide(&Refusal::NotAllowed, 443, 9)));
+    }
 }

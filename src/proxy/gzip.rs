@@ -8,9 +8,9 @@ use flate2::write::{GzEncoder, MultiGzDecoder};
 use super::body::{StreamError, Transform};
 
 /// Compressed bytes decoded at once. Deflate expands at most 1032 times, so one step never holds
-/// much more than a mebibyte however hostile the stream. A transform that makes more of its input
-/// gets less of it.
-const STEP_BYTES_MAX: usize = 1024;
+/// much more than 64 KiB however hostile the stream, and is short. A transform that makes more of
+/// its input gets less of it.
+const STEP_BYTES_MAX: usize = 64;
 
 /// `T`, applied to the text inside a gzip stream.
 pub(crate) struct WithinGzip<T> {

@@ -1,10 +1,12 @@
 //! Removal of a folder a hostile program has filled.
 //!
 //! It may hold folders without permissions (the overlay itself makes such), links that point
-//! anywhere, and a depth beyond any path or recursion limit. Invariants: no link is followed; the
-//! number of open descriptors and the stack are bounded whatever the depth: folders deeper than
-//! [`DEPTH_MAX`] are moved to the top and removed from there.
+//! anywhere, millions of entries, and a depth beyond any path or recursion limit. Invariants: no
+//! link is followed; memory, open descriptors and the stack are bounded whatever the size and the
+//! depth: at most [`NAMES_MAX`] names of a folder are held, and folders deeper than [`DEPTH_MAX`]
+//! are moved to the top and removed from there.
 
+use std::ffi::CString;
 use std::io;
 use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
 use std::path::Path;
@@ -12,6 +14,8 @@ use std::path::Path;
 use rustix::fs::{AtFlags, CWD, Dir, FileType, Mode, OFlags};
 use rustix::io::Errno;
 
+/// Names of one folder held at once.
+const NAMES_MAX: usize = 1024;
 /// Deepest folder entered by recursion.
 const DEPTH_MAX: u32 = 64;
 
@@ -37,6 +41,23 @@ pub fn remove_tree(path: &Path) -> io::Result<()> {
     }
 }
 
+type Names = Vec<(CString, FileType)>;
+
+/// The first names in a folder. Read before anything is removed, which may make a listing skip.
+fn some_names(dir: BorrowedFd<'_>) -> io::Result<Names> {
+    let mut names = Names::new();
+    for entry in Dir::read_from(dir)? {
+        let entry = entry?;
+        if !matches!(entry.file_name().to_bytes(), b"." | b"..") {
+            names.push((entry.file_name().to_owned(), entry.file_type()));
+        }
+        if names.len() == NAMES_MAX {
+            break;
+        }
+    }
+    Ok(names)
+}
+
 struct Removal<'a> {
     top: BorrowedFd<'a>,
     /// Folders moved to the top so far; also the source of their new names.
@@ -45,14 +66,18 @@ struct Removal<'a> {
 
 impl Removal<'_> {
     fn empty(&mut self, dir: BorrowedFd<'_>, depth: u32) -> io::Result<()> {
-        // Names first: removing while reading may skip entries.
-        let mut names = Vec::new();
-        for entry in Dir::read_from(dir)? {
-            let entry = entry?;
-            if !matches!(entry.file_name().to_bytes(), b"." | b"..") {
-                names.push((entry.file_name().to_owned(), entry.file_type()));
+        loop {
+            let names = some_names(dir)?;
+            // Fewer than asked for are all there were.
+            let last = names.len() < NAMES_MAX;
+            self.remove(dir, names, depth)?;
+            if last {
+                return Ok(());
             }
         }
+    }
+
+    fn remove(&mut self, dir: BorrowedFd<'_>, names: Names, depth: u32) -> io::Result<()> {
         for (name, kind) in names {
             if kind != FileType::Directory {
                 match rustix::fs::unlinkat(dir, &name, AtFlags::empty()) {
@@ -122,6 +147,19 @@ mod tests {
         assert!(!tree.exists());
         assert_eq!(fs::read_to_string(&outside).unwrap(), "keep");
         remove_tree(&tree).unwrap();
+    }
+
+    /// Goal: a folder with more entries than are held at once is emptied all the same.
+    #[test]
+    fn any_number_of_entries_is_removed() {
+        let dir = tempfile::tempdir().unwrap();
+        let tree = dir.path().join("tree");
+        for number in 0..NAMES_MAX * 2 + 1 {
+            fs::create_dir_all(tree.join(format!("wide/{number}"))).unwrap();
+            fs::write(tree.join(format!("{number}")), "").unwrap();
+        }
+        remove_tree(&tree).unwrap();
+        assert!(!tree.exists());
     }
 
     /// Goal: a depth far beyond PATH_MAX and the limit of open files is no hindrance.
