@@ -192,7 +192,9 @@ async fn writer(api: Api, ledger: Arc<Ledger>, round: u32, number: usize) -> Opt
 async fn acknowledged_writes_survive_kill_9() {
     let mut server = Server::start();
     let mut ledgers: Vec<Arc<Ledger>> = Vec::new();
-    let given = std::env::var("OC_TEST_SEED").ok().and_then(|seed| seed.parse().ok());
+    let given = std::env::var("OC_TEST_SEED")
+        .ok()
+        .and_then(|seed| seed.parse().ok());
     let seed: u64 = given.unwrap_or_else(rand::random);
     println!("again with OC_TEST_SEED={seed}");
     let mut random = StdRng::seed_from_u64(seed);
@@ -332,7 +334,10 @@ async fn no_half_made_sandbox_survives_kill_9() {
         println!("skipped: sandboxes need root here: {}", probe.text);
         return;
     }
-    let kept = probe.ok(201).json()["sandboxID"].as_str().expect("an id").to_owned();
+    let kept = probe.ok(201).json()["sandboxID"]
+        .as_str()
+        .expect("an id")
+        .to_owned();
     let guest_start = first_process_start(&server.api(), &kept).await;
     let mut ever = BTreeSet::from([kept.clone()]);
     for round in 0..2 {
@@ -418,7 +423,11 @@ async fn no_half_made_sandbox_survives_kill_9() {
 /// When a sandbox's first process was started, in ticks since boot.
 async fn first_process_start(api: &Api, id: &str) -> String {
     let body = json!({ "cmd": "sh", "args": ["-c", "cut -d' ' -f22 /proc/1/stat"] });
-    let reply = api.post(&format!("/api/sandboxes/{id}/exec/run"), &body).await.ok(200).json();
+    let reply = api
+        .post(&format!("/api/sandboxes/{id}/exec/run"), &body)
+        .await
+        .ok(200)
+        .json();
     assert_eq!(reply["exitCode"], 0, "{reply}");
     reply["stdout"].as_str().expect("output").to_owned()
 }
