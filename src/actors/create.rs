@@ -102,6 +102,8 @@ impl Platform {
             Ok(done) => self.start_sandbox(&id, &done.state, &caller.who()).await,
             Err(failure) => {
                 self.shred(&stream)?;
+                // A layer deleted in between has lost its key: that is the reason to tell.
+                self.plan(caller, &id, &request).await?;
                 Err(failure)
             }
         }

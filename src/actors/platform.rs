@@ -344,7 +344,14 @@ impl Platform {
         new: NewSecret,
     ) -> Result<(), Failure> {
         self.get_project(caller, id).await?;
-        let set = self.seal_secret(&Project::stream(id), "project.secret_set.v1", new)?;
+        let set = match self.seal_secret(&Project::stream(id), "project.secret_set.v1", new) {
+            Ok(set) => set,
+            Err(failure) => {
+                // A delete in between destroyed the key: that is the reason, not the cipher.
+                self.get_project(caller, id).await?;
+                return Err(failure);
+            }
+        };
         let name = set.name.clone();
         let command = ProjectCommand::Secret(caller.org, SecretCommand::Set(set));
         let state = self.project(id, command, caller).await?;
@@ -379,7 +386,14 @@ impl Platform {
         new: NewSecret,
     ) -> Result<(), Failure> {
         self.get_store(caller, id).await?;
-        let set = self.seal_secret(&SecretStore::stream(id), "store.secret_set.v1", new)?;
+        let set = match self.seal_secret(&SecretStore::stream(id), "store.secret_set.v1", new) {
+            Ok(set) => set,
+            Err(failure) => {
+                // A delete in between destroyed the key: that is the reason, not the cipher.
+                self.get_store(caller, id).await?;
+                return Err(failure);
+            }
+        };
         let name = set.name.clone();
         let command = StoreCommand::Secret(caller.org, SecretCommand::Set(set));
         let state = self.store(id, command, caller).await?;

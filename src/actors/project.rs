@@ -108,6 +108,8 @@ impl Project {
         at: OffsetDateTime,
     ) -> Result<Decision<ProjectEvent>, Reject> {
         let now = self.visible_to(org)?;
+        refuse_negative("cpuCount", settings.cpu_count)?;
+        refuse_negative("memoryMB", settings.memory_mb)?;
         check(settings, memory_mb_max)?;
         let changed = ProjectUpdated {
             name: given(&settings.name).filter(|new| *new != now.name),
@@ -160,6 +162,7 @@ impl Aggregate for Project {
                 at,
             } => {
                 let name = given(&settings.name).ok_or(Reject::invalid("name is required"))?;
+                // A negative size means the default here, as clients of the old server rely on.
                 check(settings, *memory_mb_max)?;
                 let created = ProjectCreated {
                     project_id: *id,
@@ -257,15 +260,7 @@ fn check(settings: &ProjectSettings, memory_mb_max: i64) -> Result<(), Reject> {
     check_name(settings.name.as_deref().unwrap_or_default())?;
     check_name(settings.template.as_deref().unwrap_or_default())
         .map_err(|_| Reject::invalid("template must be at most 128 printable characters"))?;
-    for (field, number) in [
-        ("cpuCount", settings.cpu_count),
-        ("memoryMB", settings.memory_mb),
-        ("timeoutSec", settings.timeout_sec),
-    ] {
-        if number.is_some_and(|number| number < 0) {
-            return Err(Reject::invalid(format!("{field} must not be negative")));
-        }
-    }
+    refuse_negative("timeoutSec", settings.timeout_sec)?;
     check_size(settings.cpu_count, settings.memory_mb, memory_mb_max)?;
     if settings
         .timeout_sec
@@ -279,6 +274,13 @@ fn check(settings: &ProjectSettings, memory_mb_max: i64) -> Result<(), Reject> {
         "egressAllowlist",
         settings.egress_allowlist.as_deref().unwrap_or_default(),
     )
+}
+
+fn refuse_negative(field: &str, number: Option<i64>) -> Result<(), Reject> {
+    match number {
+        Some(..0) => Err(Reject::invalid(format!("{field} must not be negative"))),
+        _ => Ok(()),
+    }
 }
 
 /// Bounds of the sizes a sandbox can have; absent or not positive passes as "default".
