@@ -101,7 +101,7 @@ impl Platform {
         match accepted {
             Ok(done) => self.start_sandbox(&id, &done.state, &caller.who()).await,
             Err(failure) => {
-                self.shred(&stream)?;
+                self.shred_or_keep(&stream).await;
                 Err(failure)
             }
         }

@@ -12,7 +12,7 @@ use super::create::SEALED_KIND;
 use super::entity::Failure;
 use super::live::{LiveSandbox, base_environment};
 use super::platform::{Caller, Platform};
-use super::proxy::{Close, ProxyActor, ProxyParts, SetPolicy};
+use super::proxy::{Close, ProxyActor, ProxyParts};
 use super::sandbox::{Phase, Sandbox, SandboxCommand};
 use crate::events::Actor as Who;
 use crate::events::families::{LayerKind, SandboxCreated, SandboxSealed, StopReason};
@@ -95,7 +95,7 @@ impl Platform {
         if let Ok(done) = self.execute(&self.sandboxes, &stream, command, who).await
             && done.state.phase == Phase::NeverStarted
         {
-            self.shred(&stream)?;
+            self.shred_or_keep(&stream).await;
         }
         Err(failure)
     }
@@ -137,7 +137,7 @@ impl Platform {
         let ca = SandboxCa::load(&sealed.ca_certificate, &ca_key).map_err(|e| internal(&e))?;
         let envs = self.unseal(&stream, SEALED_KIND, "envs", &sealed.envs)?;
         let envs: BTreeMap<String, String> = serde_json::from_slice(envs.expose())?;
-        let policy = self.policy(id, details, sealed)?;
+        let (policy, revision) = (self.policy(id, details, sealed)?, state.sealed_revision);
         let guest = GuestClient::connect(&running.guest_socket)
             .await
             .map_err(|e| internal(&e))?;
@@ -162,6 +162,7 @@ impl Platform {
                 settings: self.egress.clone(),
                 ca,
                 policy,
+                revision,
                 attachment: running.egress,
                 log: self.log.clone(),
             },
@@ -173,15 +174,17 @@ impl Platform {
             proxy,
             base: base_environment(governed && details.network_enabled),
             injected,
+            policy_revision: revision.into(),
         });
-        let mut all = self.live.lock().unwrap_or_else(PoisonError::into_inner);
-        all.insert(id.clone(), live.clone());
-        drop(all);
-        let (platform, id) = (self.clone(), id.clone());
+        self.keep_live(id, &live);
+        let (platform, watched) = (self.clone(), id.clone());
         tokio::spawn(async move {
             exited.wait().await;
-            platform.ended_by_itself(&id, &live).await;
+            platform.ended_by_itself(&watched, &live).await;
         });
+        // A secret that was rotated while the sandbox came up found no proxy to tell.
+        let now = self.sandboxes.inspect(&stream).await?;
+        self.renew_policy(id, &now)?;
         Ok(limits)
     }
 
@@ -214,10 +217,12 @@ impl Platform {
 
     /// Has the running proxy use what the log says now.
     pub(super) fn renew_policy(&self, id: &SandboxId, state: &Sandbox) -> Result<(), Failure> {
-        if let Some(live) = self.find_live(id) {
+        if let Some(live) = self
+            .find_live(id)
+            .filter(|live| live.is_behind(state.sealed_revision))
+        {
             let (details, sealed) = parts_of(state)?;
-            live.proxy
-                .do_send(SetPolicy(self.policy(id, details, sealed)?));
+            live.renew_policy(self.policy(id, details, sealed)?, state.sealed_revision);
         }
         Ok(())
     }
@@ -231,6 +236,7 @@ impl Platform {
         {
             return;
         }
+        let _in_work = self.begin_work(id);
         self.drop_live(id).await;
         let who = Who {
             org: Some(live.details.org_id),
@@ -244,6 +250,11 @@ impl Platform {
         if let Err(error) = self.execute(&self.sandboxes, &stream, command, &who).await {
             tracing::error!(%error, sandbox = %id, "the end of a sandbox could not be recorded");
         }
+    }
+
+    fn keep_live(&self, id: &SandboxId, live: &Arc<LiveSandbox>) {
+        let mut all = self.live.lock().unwrap_or_else(PoisonError::into_inner);
+        all.insert(id.clone(), live.clone());
     }
 
     async fn drop_live(&self, id: &SandboxId) {
@@ -322,7 +333,8 @@ impl Platform {
         };
         self.execute(&self.sandboxes, &stream, command, who).await?;
         // Last: after it nothing can open the sandbox's values any more.
-        self.shred(&stream)
+        self.shred_or_keep(&stream).await;
+        Ok(())
     }
 
     /// A sandbox as the caller may see it.

@@ -21,6 +21,7 @@ mod registry;
 mod sandbox;
 mod secret_store;
 mod secrets;
+mod versions;
 
 pub use aggregate::Reject;
 pub use catalog::Catalog;

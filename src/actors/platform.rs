@@ -1,7 +1,7 @@
 //! The platform: every aggregate's registry, the read models, and what joins the log, the boxes
 //! and the seal. The door calls its methods; nothing here knows HTTP.
 
-use std::collections::HashMap;
+use std::collections::{BTreeSet, HashMap};
 use std::sync::{Arc, Mutex, PoisonError};
 
 use time::OffsetDateTime;
@@ -72,6 +72,8 @@ pub struct Platform {
     /// Sandboxes that somebody is starting or stopping right now: the reconciler leaves them alone.
     pub(super) in_work: Arc<Mutex<HashMap<SandboxId, usize>>>,
     pub(super) places: Places,
+    /// What is deleted and has its data key still.
+    to_shred: Mutex<BTreeSet<StreamId>>,
     pub(super) proxy_arbiters: Arbiters,
     pub(super) handles: Handles,
 }
@@ -94,6 +96,7 @@ impl Platform {
             live: Mutex::default(),
             in_work: Arc::default(),
             places: Places::default(),
+            to_shred: Mutex::default(),
             // The byte path has threads of its own, so that a busy sandbox can't slow commands.
             proxy_arbiters: Arbiters::start(2),
             handles: Handles::default(),
@@ -238,7 +241,8 @@ impl Platform {
     pub async fn delete_project(&self, caller: &Caller, id: &ProjectId) -> Result<(), Failure> {
         let command = ProjectCommand::Delete(caller.org, OffsetDateTime::now_utc());
         self.project(id, command, caller).await?;
-        self.shred(&Project::stream(id))
+        self.shred_or_keep(&Project::stream(id)).await;
+        Ok(())
     }
 
     /// A project as the caller may see it.
@@ -307,7 +311,8 @@ impl Platform {
     pub async fn delete_store(&self, caller: &Caller, id: &StoreId) -> Result<(), Failure> {
         let command = StoreCommand::Delete(caller.org, OffsetDateTime::now_utc());
         self.store(id, command, caller).await?;
-        self.shred(&SecretStore::stream(id))
+        self.shred_or_keep(&SecretStore::stream(id)).await;
+        Ok(())
     }
 
     /// A store as the caller may see it.
@@ -459,12 +464,41 @@ impl Platform {
             .map_err(|error| Failure::Internal(error.to_string()))
     }
 
-    pub(super) fn shred(&self, stream: &StreamId) -> Result<(), Failure> {
-        self.keyring
-            .shred(stream)
-            .map(drop)
-            .map_err(|error| Failure::Internal(error.to_string()))
+    /// Destroys a stream's data key, off the runtime: it syncs the disk.
+    pub(super) async fn shred(&self, stream: &StreamId) -> Result<(), Failure> {
+        let (keyring, stream) = (self.keyring.clone(), stream.clone());
+        off_runtime(move || keyring.shred(&stream).map(drop).map_err(internal)).await
     }
+
+    /// Destroys the data key of something that is deleted. The deletion is on disk, so a failure
+    /// is not the caller's: the reconciler tries again until the key is gone.
+    pub(super) async fn shred_or_keep(&self, stream: &StreamId) {
+        if let Err(error) = self.shred(stream).await {
+            tracing::error!(%error, %stream, "a data key could not be destroyed, trying again");
+            let mut kept = self.to_shred.lock().unwrap_or_else(PoisonError::into_inner);
+            kept.insert(stream.clone());
+        }
+    }
+
+    /// Destroys the data keys that could not be destroyed before.
+    pub(super) async fn shred_again(&self) {
+        let kept =
+            std::mem::take(&mut *self.to_shred.lock().unwrap_or_else(PoisonError::into_inner));
+        for stream in kept {
+            self.shred_or_keep(&stream).await;
+        }
+    }
+}
+
+/// Runs work that waits for the disk or takes long on a thread where it holds up nobody.
+pub(super) async fn off_runtime<T: Send + 'static>(
+    work: impl FnOnce() -> Result<T, Failure> + Send + 'static,
+) -> Result<T, Failure> {
+    tokio::task::spawn_blocking(work).await.map_err(internal)?
+}
+
+pub(super) fn internal(error: impl std::fmt::Display) -> Failure {
+    Failure::Internal(error.to_string())
 }
 
 /// A secret as a caller gives it.

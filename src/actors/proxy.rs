@@ -32,6 +32,7 @@ pub struct ProxyActor {
     sandbox: SandboxId,
     proxy: Arc<SandboxProxy>,
     attachment: Option<EgressAttachment>,
+    revision: u64,
 }
 
 /// What a proxy actor is made of.
@@ -46,16 +47,24 @@ pub struct ProxyParts {
     pub ca: SandboxCa,
     /// Who may receive what.
     pub policy: Policy,
+    /// Revision of the event that the policy is as new as.
+    pub revision: u64,
     /// Where its connections come from.
     pub attachment: EgressAttachment,
     /// Where its decisions are recorded.
     pub log: EventLog,
 }
 
-/// A new policy (a rotated secret, say) takes the place of the present one.
+/// A newer policy (a rotated secret, say) takes the place of the present one. An older one, sent
+/// by somebody who was overtaken, changes nothing.
 #[derive(Message)]
 #[rtype(result = "()")]
-pub struct SetPolicy(pub Policy);
+pub struct SetPolicy {
+    /// Who may receive what.
+    pub policy: Policy,
+    /// Revision of the event that it is as new as.
+    pub revision: u64,
+}
 
 /// Closes egress and ends the actor.
 #[derive(Message)]
@@ -71,6 +80,7 @@ impl ProxyActor {
             settings,
             ca,
             policy,
+            revision,
             attachment,
             log,
         } = parts;
@@ -87,6 +97,7 @@ impl ProxyActor {
             sandbox,
             proxy,
             attachment: Some(attachment),
+            revision,
         })
     }
 }
@@ -123,7 +134,10 @@ impl Actor for ProxyActor {
 impl Handler<SetPolicy> for ProxyActor {
     type Result = ();
     fn handle(&mut self, message: SetPolicy, _ctx: &mut Self::Context) {
-        self.proxy.set_policy(message.0);
+        if message.revision > self.revision {
+            self.revision = message.revision;
+            self.proxy.set_policy(message.policy);
+        }
     }
 }
 

@@ -11,17 +11,18 @@
 //! | failed | disk | keeps it for its user |
 //! | gone or unknown | anything | removes it |
 //!
-//! It also brings secrets that were rotated meanwhile to the sandboxes that use them and, at start,
-//! destroys the data keys of what was deleted right before a crash.
+//! It also brings secrets that were rotated meanwhile to the sandboxes that use them, and destroys
+//! data keys that outlived their owner's deletion (a crash in between, a keyring that was busy).
 
-use std::collections::HashMap;
 use std::sync::{Arc, Weak};
 use std::time::Duration;
 
 use actix::prelude::*;
+use futures_util::{StreamExt, stream};
 use time::OffsetDateTime;
 use ulid::Ulid;
 
+use super::catalog::Unsettled;
 use super::create::SEALED_KIND;
 use super::entity::Failure;
 use super::platform::Platform;
@@ -31,11 +32,13 @@ use super::secret_store::SecretStore;
 use super::secrets::{Secret, Secrets};
 use crate::events::families::{LayerKind, SealedEntry};
 use crate::events::{Actor as Who, StreamId};
-use crate::ids::{OrgId, SandboxId};
+use crate::ids::SandboxId;
 
 /// Time between rounds; a rotated secret that could not be brought to a sandbox at once is there
 /// within one round (the contract allows 15 s).
 const ROUND: Duration = Duration::from_secs(10);
+/// Sandboxes worked on at once: one whose guest doesn't answer must not hold up the others.
+const AT_ONCE_MAX: usize = 16;
 
 /// The actor that does the rounds.
 pub struct Reconciler {
@@ -46,7 +49,13 @@ impl Reconciler {
     /// Starts the rounds; the first one is over before this returns.
     pub async fn start(platform: &Arc<Platform>) {
         platform.reconcile().await;
-        platform.shred_what_is_gone();
+        // After a crash between a deletion's commit and the end of its data key, the key is there.
+        let platform_of_shredding = platform.clone();
+        tokio::spawn(async move {
+            for stream in platform_of_shredding.catalog.gone() {
+                platform_of_shredding.shred_or_keep(&stream).await;
+            }
+        });
         let actor = Self {
             platform: Arc::downgrade(platform),
         };
@@ -78,7 +87,9 @@ impl Reconciler {
 impl Platform {
     /// One round over every sandbox. Failures are logged; the next round tries again.
     pub async fn reconcile(self: &Arc<Self>) {
-        self.catalog.caught_up(self.log.head().position).await;
+        if !self.catalog.caught_up(self.log.head().position).await {
+            return; // the next round looks again
+        }
         // The world first: what appears in it later has its intent in the log already.
         let world = match self.driver.list().await {
             Ok(world) => world,
@@ -87,54 +98,55 @@ impl Platform {
                 return;
             }
         };
-        let mut known = HashMap::new();
-        for (id, org, phase) in self.catalog.phases() {
-            if !self.is_in_work(&id)
-                && let Err(error) = self.reconcile_one(&id, org, &phase).await
+        let work = stream::iter(self.catalog.unsettled());
+        let one = async |row: Unsettled| {
+            if self.needs_work(&row)
+                && let Err(error) = self.reconcile_one(&row).await
             {
-                tracing::error!(%error, sandbox = %id, "the sandbox could not be reconciled");
+                tracing::error!(%error, sandbox = %row.id, "the sandbox could not be reconciled");
             }
-            known.insert(id, phase);
-        }
+        };
+        work.for_each_concurrent(AT_ONCE_MAX, one).await;
         for id in world {
-            let wanted = known.get(&id).is_some_and(|phase| {
-                phase.is_live() || matches!(phase, Phase::Failed(_) | Phase::Stopping(_))
-            });
-            if !wanted && !self.is_in_work(&id) {
-                tracing::info!(sandbox = %id, "removing what is left of a sandbox");
-                if let Err(error) = self.take_down(&id).await {
-                    tracing::error!(%error, sandbox = %id, "what is left could not be removed");
-                }
+            if let Err(error) = self.remove_if_left_over(&id).await {
+                tracing::error!(%error, sandbox = %id, "what is left could not be removed");
             }
         }
+        self.shred_again().await;
     }
 
-    /// A crash between a deletion's commit and the end of its data key leaves the key behind.
-    fn shred_what_is_gone(&self) {
-        for stream in self.catalog.gone() {
-            if let Err(error) = self.shred(&stream) {
-                tracing::error!(%error, %stream, "a data key could not be destroyed");
-            }
-        }
+    /// Whether a round has anything to do for a sandbox: for one that runs, is attached and has its
+    /// present secrets it has not, and its entity may leave memory.
+    fn needs_work(&self, row: &Unsettled) -> bool {
+        let settled = row.runs
+            && !row.has_old_values
+            && self
+                .find_live(&row.id)
+                .is_some_and(|live| !live.is_behind(row.sealed_revision));
+        !settled && !self.is_in_work(&row.id)
     }
 
-    async fn reconcile_one(
-        self: &Arc<Self>,
-        id: &SandboxId,
-        org: OrgId,
-        phase: &Phase,
-    ) -> Result<(), Failure> {
-        if !matches!(
-            phase,
-            Phase::Starting(_) | Phase::Running | Phase::Stopping(_)
-        ) {
+    /// Removes what the world has of a sandbox that is gone or unknown. Its own stream decides:
+    /// nothing is destroyed on the word of a read model.
+    async fn remove_if_left_over(&self, id: &SandboxId) -> Result<(), Failure> {
+        if self.find_live(id).is_some() || self.is_in_work(id) {
             return Ok(());
         }
+        let phase = &self.sandboxes.inspect(&Sandbox::stream(id)).await?.phase;
+        if phase.is_final() || *phase == Phase::Absent {
+            tracing::info!(sandbox = %id, "removing what is left of a sandbox");
+            self.take_down(id).await?;
+        }
+        Ok(())
+    }
+
+    async fn reconcile_one(self: &Arc<Self>, row: &Unsettled) -> Result<(), Failure> {
+        let id = &row.id;
         let _in_work = self.begin_work(id);
         let (stream, who) = (
             Sandbox::stream(id),
             Who {
-                org: Some(org),
+                org: Some(row.org),
                 ..Who::system()
             },
         );
@@ -150,13 +162,15 @@ impl Platform {
                 };
                 self.execute(&self.sandboxes, &stream, command, &who)
                     .await?;
-                self.shred(&stream)
+                self.shred_or_keep(&stream).await;
+                Ok(())
             }
             Phase::Starting(_) => self.start_sandbox(id, &state, &who).await.map(drop),
             Phase::Running => {
                 if self.find_live(id).is_none() {
                     self.attach_or_restart(id, &state, &who).await?;
                 }
+                self.renew_policy(id, &state)?;
                 self.refresh_secrets(id, &state, &who).await
             }
             Phase::Stopping(_) => self.finish_stop(id, &state, &who).await,

@@ -260,12 +260,15 @@ impl Filter {
 
 async fn list(api: web::Data<Api>, WithKey(caller): WithKey, request: HttpRequest) -> ApiResult {
     let filter = Filter::parse(request.query_string())?;
-    let rows = api.platform.catalog().sandboxes(&caller.org);
+    let (offset, limit) = (filter.offset, filter.limit);
+    let rows = api.platform.catalog().sandboxes(
+        &caller.org,
+        |sandbox| filter.takes(sandbox),
+        offset,
+        limit,
+    );
     let page = rows
         .iter()
-        .filter(|sandbox| filter.takes(sandbox))
-        .skip(filter.offset)
-        .take(filter.limit)
         .map(|sandbox| render(&api, sandbox, &caller))
         .collect::<ApiResult<Vec<_>>>()?;
     Ok(HttpResponse::Ok().json(page))

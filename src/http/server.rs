@@ -119,6 +119,12 @@ pub async fn serve(config: Config, first_key: impl FnOnce(FirstKey<'_>)) -> Resu
         limits: config.limits,
     });
     let url = format!("http://{}", listener.local_addr()?);
+    // Nothing is decided before the whole log was read: what a model that is behind doesn't know
+    // would look as if it were not there.
+    tokio::select! {
+        () = platform.catalog().replayed(log.head().position) => {}
+        reason = log.wait_stopped() => return Err(ServeError::LogStopped(reason.to_string())),
+    }
     let org = bootstrap(&platform, &url, first_key).await?;
     Reconciler::start(&platform).await;
     let api = web::Data::new(Api {
@@ -229,10 +235,6 @@ async fn bootstrap(
     if given.as_deref().is_some_and(|key| !is_key(key)) {
         return Err(ServeError::BootstrapKey);
     }
-    platform
-        .catalog()
-        .caught_up(platform.log().head().position)
-        .await;
     let known = platform.catalog().first_org();
     let has_key = platform.catalog().has_keys();
     if let (Some(org), true) = (known, has_key) {
