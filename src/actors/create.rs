@@ -9,7 +9,7 @@ use ulid::Ulid;
 
 use super::aggregate::Reject;
 use super::entity::Failure;
-use super::platform::{Caller, Platform};
+use super::platform::{Caller, Platform, internal, off_runtime};
 use super::project::{Project, check_name, check_size};
 use super::sandbox::{Sandbox, SandboxCommand, timeout};
 use super::secret_store::SecretStore;
@@ -84,7 +84,9 @@ impl Platform {
         let (created, secrets) = self.plan(caller, &id, &request).await?;
         let place = self.take_place(caller)?;
         let stream = Sandbox::stream(&id);
-        let accepted = match self.seal_set(&stream, secrets, &request.envs) {
+        let (platform, own, envs) = (self.clone(), stream.clone(), request.envs);
+        let sealed = off_runtime(move || platform.seal_set(&own, secrets, &envs)).await;
+        let accepted = match sealed {
             Ok(sealed) => {
                 let command = SandboxCommand::Create {
                     created: Box::new(created),
@@ -175,15 +177,14 @@ impl Platform {
         Ok((created, secrets))
     }
 
-    /// Gives each secret a token and moves its value under the sandbox's own data key.
+    /// Gives each secret a token and moves its value under the sandbox's own data key. Blocks.
     fn seal_set(
         &self,
         stream: &StreamId,
         secrets: BTreeMap<String, LayerSecret>,
         envs: &BTreeMap<String, String>,
     ) -> Result<SandboxSealed, Failure> {
-        let internal = |error: &dyn std::fmt::Display| Failure::Internal(error.to_string());
-        let ca = SandboxCa::generate("OpenComputer sandbox").map_err(|error| internal(&error))?;
+        let ca = SandboxCa::generate("OpenComputer sandbox").map_err(internal)?;
         let mut entries = Vec::with_capacity(secrets.len());
         for (name, from) in secrets {
             let value = self.unseal(&from.stream, from.event_kind, &name, &from.secret.sealed)?;

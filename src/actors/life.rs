@@ -11,7 +11,7 @@ use ulid::Ulid;
 use super::create::SEALED_KIND;
 use super::entity::Failure;
 use super::live::{LiveSandbox, base_environment};
-use super::platform::{Caller, Platform};
+use super::platform::{Caller, Platform, internal, off_runtime};
 use super::proxy::{Close, ProxyActor, ProxyParts};
 use super::sandbox::{Phase, Sandbox, SandboxCommand};
 use crate::events::Actor as Who;
@@ -42,6 +42,13 @@ impl Drop for InWork {
             }
         }
     }
+}
+
+/// What a sandbox's ciphertexts hold.
+struct Opened {
+    ca: SandboxCa,
+    envs: BTreeMap<String, String>,
+    policy: Policy,
 }
 
 impl Platform {
@@ -115,11 +122,7 @@ impl Platform {
             network: details.network_enabled,
             ca_pem: sealed.ca_certificate.clone(),
         };
-        let running = self
-            .driver
-            .create(&spec)
-            .await
-            .map_err(|error| Failure::Internal(error.to_string()))?;
+        let running = self.driver.create(&spec).await.map_err(internal)?;
         self.wire_up(id, state, running).await
     }
 
@@ -130,21 +133,13 @@ impl Platform {
         state: &Sandbox,
         running: Running,
     ) -> Result<serde_json::Value, Failure> {
-        let internal = |error: &dyn std::fmt::Display| Failure::Internal(error.to_string());
         let (details, sealed) = parts_of(state)?;
-        let stream = Sandbox::stream(id);
-        let ca_key = self.unseal(&stream, SEALED_KIND, "ca-key", &sealed.ca_key)?;
-        let ca = SandboxCa::load(&sealed.ca_certificate, &ca_key).map_err(|e| internal(&e))?;
-        let envs = self.unseal(&stream, SEALED_KIND, "envs", &sealed.envs)?;
-        let envs: BTreeMap<String, String> = serde_json::from_slice(envs.expose())?;
-        let (policy, revision) = (self.policy(id, details, sealed)?, state.sealed_revision);
+        let (platform, own, revision) = (self.clone(), state.clone(), state.sealed_revision);
+        let Opened { ca, envs, policy } = off_runtime(move || platform.open(&own)).await?;
         let guest = GuestClient::connect(&running.guest_socket)
             .await
-            .map_err(|e| internal(&e))?;
-        guest
-            .hello(GUEST_READY_MAX)
-            .await
-            .map_err(|e| internal(&e))?;
+            .map_err(internal)?;
+        guest.hello(GUEST_READY_MAX).await.map_err(internal)?;
         let limits = serde_json::to_value(&running.limits)?;
         let governed =
             !envs.is_empty() || !sealed.secrets.is_empty() || !details.egress_allowlist.is_empty();
@@ -183,19 +178,28 @@ impl Platform {
             platform.ended_by_itself(&watched, &live).await;
         });
         // A secret that was rotated while the sandbox came up found no proxy to tell.
-        let now = self.sandboxes.inspect(&stream).await?;
-        self.renew_policy(id, &now)?;
+        let now = self.sandboxes.inspect(&Sandbox::stream(id)).await?;
+        self.renew_policy(id, &now).await?;
         Ok(limits)
     }
 
-    /// Who may receive which value, from the log's ciphertexts.
-    fn policy(
-        &self,
-        id: &SandboxId,
-        details: &SandboxCreated,
-        sealed: &SandboxSealed,
-    ) -> Result<Policy, Failure> {
-        let stream = Sandbox::stream(id);
+    /// Opens what the log has of a sandbox under its data key. Blocks.
+    fn open(&self, state: &Sandbox) -> Result<Opened, Failure> {
+        let (details, sealed) = parts_of(state)?;
+        let stream = Sandbox::stream(&details.sandbox_id);
+        let ca_key = self.unseal(&stream, SEALED_KIND, "ca-key", &sealed.ca_key)?;
+        let envs = self.unseal(&stream, SEALED_KIND, "envs", &sealed.envs)?;
+        Ok(Opened {
+            ca: SandboxCa::load(&sealed.ca_certificate, &ca_key).map_err(internal)?,
+            envs: serde_json::from_slice(envs.expose())?,
+            policy: self.policy(state)?,
+        })
+    }
+
+    /// Who may receive which value, from the log's ciphertexts. Blocks.
+    fn policy(&self, state: &Sandbox) -> Result<Policy, Failure> {
+        let (details, sealed) = parts_of(state)?;
+        let stream = Sandbox::stream(&details.sandbox_id);
         let mut bindings = Vec::with_capacity(sealed.secrets.len());
         for entry in &sealed.secrets {
             let name = format!("secret:{}", entry.name);
@@ -216,13 +220,16 @@ impl Platform {
     }
 
     /// Has the running proxy use what the log says now.
-    pub(super) fn renew_policy(&self, id: &SandboxId, state: &Sandbox) -> Result<(), Failure> {
-        if let Some(live) = self
-            .find_live(id)
-            .filter(|live| live.is_behind(state.sealed_revision))
-        {
-            let (details, sealed) = parts_of(state)?;
-            live.renew_policy(self.policy(id, details, sealed)?, state.sealed_revision);
+    pub(super) async fn renew_policy(
+        self: &Arc<Self>,
+        id: &SandboxId,
+        state: &Arc<Sandbox>,
+    ) -> Result<(), Failure> {
+        let revision = state.sealed_revision;
+        if let Some(live) = self.find_live(id).filter(|live| live.is_behind(revision)) {
+            let (platform, state) = (self.clone(), state.clone());
+            let policy = off_runtime(move || platform.policy(&state)).await?;
+            live.renew_policy(policy, revision);
         }
         Ok(())
     }
@@ -272,10 +279,7 @@ impl Platform {
     /// Leaves nothing of the sandbox in the world.
     pub(super) async fn take_down(&self, id: &SandboxId) -> Result<(), Failure> {
         self.drop_live(id).await;
-        self.driver
-            .destroy(id)
-            .await
-            .map_err(|error| Failure::Internal(error.to_string()))
+        self.driver.destroy(id).await.map_err(internal)
     }
 
     /// Stops a sandbox for good. Returns once nothing of it is left; stopping it twice is fine.

@@ -127,7 +127,7 @@ impl Platform {
     pub fn signing_key(&self, label: &str) -> Result<zeroize::Zeroizing<[u8; 32]>, Failure> {
         self.keyring
             .derive(&StreamId::of("server", "signing"), label)
-            .map_err(|error| Failure::Internal(error.to_string()))
+            .map_err(internal)
     }
 
     /// Runs a command and waits until the read models have what it did.
@@ -349,13 +349,15 @@ impl Platform {
         new: NewSecret,
     ) -> Result<(), Failure> {
         self.get_project(caller, id).await?;
-        let set = self.seal_secret(&Project::stream(id), "project.secret_set.v1", new)?;
+        let stream = Project::stream(id);
+        let set = self
+            .seal_secret(&stream, "project.secret_set.v1", new)
+            .await?;
         let name = set.name.clone();
         let command = ProjectCommand::Secret(caller.org, SecretCommand::Set(set));
         let state = self.project(id, command, caller).await?;
         if let Some(secret) = state.secrets.get(&name) {
-            self.rotate(&id.to_string(), &name, secret, &Project::stream(id))
-                .await;
+            self.rotate(&id.to_string(), &name, secret, &stream).await;
         }
         Ok(())
     }
@@ -384,13 +386,15 @@ impl Platform {
         new: NewSecret,
     ) -> Result<(), Failure> {
         self.get_store(caller, id).await?;
-        let set = self.seal_secret(&SecretStore::stream(id), "store.secret_set.v1", new)?;
+        let stream = SecretStore::stream(id);
+        let set = self
+            .seal_secret(&stream, "store.secret_set.v1", new)
+            .await?;
         let name = set.name.clone();
         let command = StoreCommand::Secret(caller.org, SecretCommand::Set(set));
         let state = self.store(id, command, caller).await?;
         if let Some(secret) = state.secrets.get(&name) {
-            self.rotate(&id.to_string(), &name, secret, &SecretStore::stream(id))
-                .await;
+            self.rotate(&id.to_string(), &name, secret, &stream).await;
         }
         Ok(())
     }
@@ -413,10 +417,10 @@ impl Platform {
 
     /// Checks a secret and seals its value for `stream`. Everything is checked before the value is
     /// sealed, so that a refused request makes no data key.
-    fn seal_secret(
-        &self,
+    async fn seal_secret(
+        self: &Arc<Self>,
         stream: &StreamId,
-        event_kind: &str,
+        event_kind: &'static str,
         new: NewSecret,
     ) -> Result<SetSecret, Failure> {
         check_secret_name(&new.name)?;
@@ -431,15 +435,20 @@ impl Platform {
                 Reject::invalid(format!("secret value must not exceed {max} bytes")).into(),
             );
         }
-        Ok(SetSecret {
-            id: SecretId::generate(),
-            sealed: self.seal(stream, event_kind, &new.name, &new.value)?,
-            name: new.name,
-            allowed_hosts: new.allowed_hosts,
-            at: OffsetDateTime::now_utc(),
+        let (platform, stream) = (self.clone(), stream.clone());
+        off_runtime(move || {
+            Ok(SetSecret {
+                id: SecretId::generate(),
+                sealed: platform.seal(&stream, event_kind, &new.name, &new.value)?,
+                name: new.name,
+                allowed_hosts: new.allowed_hosts,
+                at: OffsetDateTime::now_utc(),
+            })
         })
+        .await
     }
 
+    /// Seals a value for `stream`. Blocks: a stream's first use syncs the disk.
     pub(super) fn seal(
         &self,
         stream: &StreamId,
@@ -449,9 +458,10 @@ impl Platform {
     ) -> Result<Sealed, Failure> {
         self.keyring
             .seal(stream, &SealContext { event_kind, name }, value)
-            .map_err(|error| Failure::Internal(error.to_string()))
+            .map_err(internal)
     }
 
+    /// Opens a value sealed for `stream`. Blocks for a look into the keyring.
     pub(super) fn unseal(
         &self,
         stream: &StreamId,
@@ -461,7 +471,7 @@ impl Platform {
     ) -> Result<SecretValue, Failure> {
         self.keyring
             .unseal(stream, &SealContext { event_kind, name }, sealed)
-            .map_err(|error| Failure::Internal(error.to_string()))
+            .map_err(internal)
     }
 
     /// Destroys a stream's data key, off the runtime: it syncs the disk.

@@ -25,7 +25,7 @@ use ulid::Ulid;
 use super::catalog::Unsettled;
 use super::create::SEALED_KIND;
 use super::entity::Failure;
-use super::platform::Platform;
+use super::platform::{Platform, off_runtime};
 use super::project::Project;
 use super::sandbox::{Phase, Sandbox, SandboxCommand};
 use super::secret_store::SecretStore;
@@ -170,7 +170,7 @@ impl Platform {
                 if self.find_live(id).is_none() {
                     self.attach_or_restart(id, &state, &who).await?;
                 }
-                self.renew_policy(id, &state)?;
+                self.renew_policy(id, &state).await?;
                 self.refresh_secrets(id, &state, &who).await
             }
             Phase::Stopping(_) => self.finish_stop(id, &state, &who).await,
@@ -202,7 +202,7 @@ impl Platform {
 
     /// Brings the present values of a sandbox's layers to it.
     async fn refresh_secrets(
-        &self,
+        self: &Arc<Self>,
         id: &SandboxId,
         state: &Sandbox,
         who: &Who,
@@ -253,7 +253,7 @@ impl Platform {
     /// Brings a secret's new value to every live sandbox that uses it. A sandbox that can't be
     /// reached now gets it in the reconciler's next round.
     pub(super) async fn rotate(
-        &self,
+        self: &Arc<Self>,
         layer_id: &str,
         name: &str,
         secret: &Secret,
@@ -275,7 +275,7 @@ impl Platform {
     }
 
     async fn bring(
-        &self,
+        self: &Arc<Self>,
         id: &SandboxId,
         layer_id: &str,
         name: &str,
@@ -299,20 +299,27 @@ impl Platform {
             Some(("project", _)) => "project.secret_set.v1",
             _ => "store.secret_set.v1",
         };
-        let value = self.unseal(layer_stream, event_kind, name, &secret.sealed)?;
+        let (platform, from, sealed) = (self.clone(), layer_stream.clone(), secret.sealed.clone());
+        let (to, name) = (stream.clone(), name.to_owned());
+        let (name, sealed) = off_runtime(move || {
+            let value = platform.unseal(&from, event_kind, &name, &sealed)?;
+            let sealed = platform.seal(&to, SEALED_KIND, &format!("secret:{name}"), &value)?;
+            Ok((name, sealed))
+        })
+        .await?;
         let entry = SealedEntry {
-            name: name.to_owned(),
+            name,
             token: String::new(), // the aggregate keeps the present one
             allowed_hosts: secret.allowed_hosts.clone(),
             layer_id: layer_id.to_owned(),
             version: secret.version,
-            sealed: self.seal(&stream, SEALED_KIND, &format!("secret:{name}"), &value)?,
+            sealed,
         };
         let command = SandboxCommand::Rotate {
             entry,
             at: OffsetDateTime::now_utc(),
         };
         let done = self.execute(&self.sandboxes, &stream, command, who).await?;
-        self.renew_policy(id, &done.state)
+        self.renew_policy(id, &done.state).await
     }
 }

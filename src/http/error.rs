@@ -119,6 +119,16 @@ impl From<GuestError> for ApiError {
     }
 }
 
+/// Runs work to its end even when the client hangs up meanwhile: an effect belongs to every intent.
+pub(super) async fn to_the_end<T: Send + 'static>(
+    work: impl Future<Output = Result<T, Failure>> + Send + 'static,
+) -> ApiResult<T> {
+    tokio::spawn(work)
+        .await
+        .map_err(ApiError::internal)?
+        .map_err(ApiError::from)
+}
+
 /// For paths that no route has.
 pub async fn no_route() -> ApiResult {
     Err(ApiError::new(StatusCode::NOT_FOUND, "no such route"))

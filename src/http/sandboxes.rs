@@ -9,10 +9,10 @@ use serde_json::{Value, json};
 
 use super::auth::{WithKey, WithSandbox};
 use super::body::Json;
-use super::error::{ApiError, ApiResult, no_method};
+use super::error::{ApiError, ApiResult, no_method, to_the_end};
 use super::projects::timestamp;
 use super::{Api, REGION, WORKER};
-use crate::actors::{Caller, CreateSandbox, Failure, Sandbox};
+use crate::actors::{Caller, CreateSandbox, Sandbox};
 use crate::events::families::LayerKind;
 use crate::ids::SandboxId;
 
@@ -161,16 +161,6 @@ fn sandbox_domain(public_url: &str) -> String {
         Ok(_) => "localhost".to_owned(),
         Err(_) => host.to_owned(),
     }
-}
-
-/// Runs work to its end even when the client hangs up meanwhile.
-pub(super) async fn to_the_end<T: Send + 'static>(
-    work: impl Future<Output = Result<T, Failure>> + Send + 'static,
-) -> ApiResult<T> {
-    tokio::spawn(work)
-        .await
-        .map_err(ApiError::internal)?
-        .map_err(ApiError::from)
 }
 
 async fn create(
