@@ -6,6 +6,7 @@ use actix_web::{HttpResponse, ResponseError};
 use serde_json::{Value, json};
 
 use crate::actors::{Failure, Reject};
+use crate::events::AppendError;
 use crate::sandbox::GuestError;
 
 /// A reply that is not a success.
@@ -85,6 +86,10 @@ impl From<Failure> for ApiError {
                 Self::new(StatusCode::TOO_MANY_REQUESTS, failure.to_string())
                     .with("active", active)
                     .with("limit", limit)
+            }
+            // Many large secrets in one sandbox, say: trying again would not help.
+            Failure::Append(AppendError::TooLarge { .. }) => {
+                Self::new(StatusCode::BAD_REQUEST, failure.to_string())
             }
             Failure::Gone(_) => Self::new(StatusCode::GONE, failure.to_string()),
             Failure::Append(_) | Failure::Contended | Failure::Unavailable => {
