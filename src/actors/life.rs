@@ -24,6 +24,8 @@ use crate::sandbox::{GuestClient, Running, SandboxSpec};
 const GUEST_READY_MAX: Duration = Duration::from_secs(20);
 /// Longest a data-plane call waits for a sandbox that is starting.
 const STARTING_WAIT_MAX: Duration = Duration::from_secs(60);
+/// Longest the last egress decisions may take to be recorded when the server stops.
+const RECORDED_MAX: Duration = Duration::from_secs(3);
 const STARTING_POLL: Duration = Duration::from_millis(20);
 
 /// Keeps the reconciler away from a sandbox while somebody works on it.
@@ -160,6 +162,7 @@ impl Platform {
                 revision,
                 attachment: running.egress,
                 log: self.log.clone(),
+                recorders: self.recorders.clone(),
             },
             &self.proxy_arbiters.next(),
         );
@@ -273,6 +276,23 @@ impl Platform {
         if let Some(live) = removed {
             // Closed before anything else happens to the sandbox; a dead actor is closed already.
             let _ = live.proxy.send(Close).await;
+        }
+    }
+
+    /// Lets go of every sandbox, without stopping one: egress is closed, and what was decided
+    /// about it is in the log when this returns (or three seconds have passed).
+    pub async fn let_go(&self) {
+        let all: Vec<_> = {
+            let mut live = self.live.lock().unwrap_or_else(PoisonError::into_inner);
+            live.drain().map(|(_, live)| live).collect()
+        };
+        for live in all {
+            live.proxy.do_send(Close);
+        }
+        self.recorders.close();
+        let recorded = tokio::time::timeout(RECORDED_MAX, self.recorders.wait()).await;
+        if recorded.is_err() {
+            tracing::error!("the last egress decisions may be missing from the event log");
         }
     }
 

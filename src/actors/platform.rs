@@ -5,6 +5,7 @@ use std::collections::{BTreeSet, HashMap};
 use std::sync::{Arc, Mutex, PoisonError};
 
 use time::OffsetDateTime;
+use tokio_util::task::TaskTracker;
 
 use super::aggregate::{Aggregate, Reject};
 use super::catalog::Catalog;
@@ -76,6 +77,7 @@ pub struct Platform {
     to_shred: Mutex<BTreeSet<StreamId>>,
     pub(super) proxy_arbiters: Arbiters,
     pub(super) handles: Handles,
+    pub(super) recorders: TaskTracker,
 }
 
 impl Platform {
@@ -100,6 +102,7 @@ impl Platform {
             // The byte path has threads of its own, so that a busy sandbox can't slow commands.
             proxy_arbiters: Arbiters::start(2),
             handles: Handles::default(),
+            recorders: TaskTracker::new(),
             log: parts.log,
             keyring: parts.keyring,
             driver: parts.driver,

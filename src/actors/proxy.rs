@@ -10,6 +10,7 @@ use std::time::Duration;
 
 use actix::prelude::*;
 use tokio::sync::mpsc;
+use tokio_util::task::TaskTracker;
 use ulid::Ulid;
 
 use crate::events::families::{EgressDecided, EgressEvent, Family};
@@ -53,6 +54,8 @@ pub struct ProxyParts {
     pub attachment: EgressAttachment,
     /// Where its decisions are recorded.
     pub log: EventLog,
+    /// Who waits for the last of them when the server stops.
+    pub recorders: TaskTracker,
 }
 
 /// A newer policy (a rotated secret, say) takes the place of the present one. An older one, sent
@@ -83,6 +86,7 @@ impl ProxyActor {
             revision,
             attachment,
             log,
+            recorders,
         } = parts;
         let (decisions, recorded) = mpsc::channel(DECISIONS_MAX);
         let proxy = SandboxProxy::new(settings, ca, Some(policy), decisions);
@@ -92,7 +96,7 @@ impl ProxyActor {
             org,
             log,
         };
-        arbiter.spawn(recorder.run(recorded));
+        arbiter.spawn(recorders.track_future(recorder.run(recorded)));
         Self::start_in_arbiter(arbiter, move |_| Self {
             sandbox,
             proxy,

@@ -131,7 +131,7 @@ pub async fn serve(config: Config, first_key: impl FnOnce(FirstKey<'_>)) -> Resu
         tokens: Tokens::new(&*platform.signing_key("sandbox-token")?),
         public_url: config.public_url.clone().unwrap_or_else(|| url.clone()),
         no_auth: config.no_auth.then_some(org),
-        platform,
+        platform: platform.clone(),
     });
     let server = HttpServer::new(move || {
         App::new()
@@ -163,6 +163,7 @@ pub async fn serve(config: Config, first_key: impl FnOnce(FirstKey<'_>)) -> Resu
             return Err(ServeError::LogStopped(reason.to_string()));
         }
     }
+    platform.let_go().await;
     log.close().await;
     Ok(())
 }
