@@ -104,8 +104,7 @@ impl Platform {
             Ok(done) => self.start_sandbox(&id, &done.state, &caller.who()).await,
             Err(failure) => {
                 self.shred_or_keep(&stream).await;
-                // A layer that was deleted meanwhile is the caller's to hear of as if it had been
-                // gone before.
+                // A layer deleted in between has lost its key: that is the reason to tell.
                 self.plan(caller, &id, &request).await?;
                 Err(failure)
             }

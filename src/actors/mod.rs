@@ -21,6 +21,8 @@ mod registry;
 mod sandbox;
 mod secret_store;
 mod secrets;
+#[cfg(test)]
+mod tests;
 mod versions;
 
 pub use aggregate::Reject;

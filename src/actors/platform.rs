@@ -353,9 +353,15 @@ impl Platform {
     ) -> Result<(), Failure> {
         self.get_project(caller, id).await?;
         let stream = Project::stream(id);
-        let set = self
-            .seal_secret(&stream, "project.secret_set.v1", new)
-            .await?;
+        let sealed = self.seal_secret(&stream, "project.secret_set.v1", new);
+        let set = match sealed.await {
+            Ok(set) => set,
+            Err(failure) => {
+                // A delete in between destroyed the key: that is the reason, not the cipher.
+                self.get_project(caller, id).await?;
+                return Err(failure);
+            }
+        };
         let name = set.name.clone();
         let command = ProjectCommand::Secret(caller.org, SecretCommand::Set(set));
         let state = self.project(id, command, caller).await?;
@@ -390,9 +396,15 @@ impl Platform {
     ) -> Result<(), Failure> {
         self.get_store(caller, id).await?;
         let stream = SecretStore::stream(id);
-        let set = self
-            .seal_secret(&stream, "store.secret_set.v1", new)
-            .await?;
+        let sealed = self.seal_secret(&stream, "store.secret_set.v1", new);
+        let set = match sealed.await {
+            Ok(set) => set,
+            Err(failure) => {
+                // A delete in between destroyed the key: that is the reason, not the cipher.
+                self.get_store(caller, id).await?;
+                return Err(failure);
+            }
+        };
         let name = set.name.clone();
         let command = StoreCommand::Secret(caller.org, SecretCommand::Set(set));
         let state = self.store(id, command, caller).await?;

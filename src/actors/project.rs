@@ -108,9 +108,8 @@ impl Project {
         at: OffsetDateTime,
     ) -> Result<Decision<ProjectEvent>, Reject> {
         let now = self.visible_to(org)?;
-        // On create they mean "default", as they always did; a change to them is a mistake.
-        not_negative("cpuCount", settings.cpu_count)?;
-        not_negative("memoryMB", settings.memory_mb)?;
+        refuse_negative("cpuCount", settings.cpu_count)?;
+        refuse_negative("memoryMB", settings.memory_mb)?;
         check(settings, memory_mb_max)?;
         let changed = ProjectUpdated {
             name: given(&settings.name).filter(|new| *new != now.name),
@@ -163,6 +162,7 @@ impl Aggregate for Project {
                 at,
             } => {
                 let name = given(&settings.name).ok_or(Reject::invalid("name is required"))?;
+                // A negative size means the default here, as clients of the old server rely on.
                 check(settings, *memory_mb_max)?;
                 let created = ProjectCreated {
                     project_id: *id,
@@ -260,7 +260,7 @@ fn check(settings: &ProjectSettings, memory_mb_max: i64) -> Result<(), Reject> {
     check_name(settings.name.as_deref().unwrap_or_default())?;
     check_name(settings.template.as_deref().unwrap_or_default())
         .map_err(|_| Reject::invalid("template must be at most 128 printable characters"))?;
-    not_negative("timeoutSec", settings.timeout_sec)?;
+    refuse_negative("timeoutSec", settings.timeout_sec)?;
     check_size(settings.cpu_count, settings.memory_mb, memory_mb_max)?;
     if settings
         .timeout_sec
@@ -276,7 +276,7 @@ fn check(settings: &ProjectSettings, memory_mb_max: i64) -> Result<(), Reject> {
     )
 }
 
-fn not_negative(field: &str, number: Option<i64>) -> Result<(), Reject> {
+fn refuse_negative(field: &str, number: Option<i64>) -> Result<(), Reject> {
     match number {
         Some(..0) => Err(Reject::invalid(format!("{field} must not be negative"))),
         _ => Ok(()),
@@ -320,44 +320,4 @@ pub(super) fn check_name(name: &str) -> Result<(), Reject> {
 
 fn name_stream(org: &OrgId, name: &str) -> StreamId {
     super::names::stream("project", org, name)
-}
-
-#[cfg(test)]
-mod tests {
-    use super::*;
-
-    /// Goal: a negative size is the default on create and a mistake in an update.
-    #[test]
-    fn negative_sizes_mean_the_default_only_on_create() {
-        let settings = ProjectSettings {
-            name: Some("p".to_owned()),
-            cpu_count: Some(-1),
-            memory_mb: Some(-1),
-            ..ProjectSettings::default()
-        };
-        let (id, org, at) = (
-            ProjectId::generate(),
-            OrgId::generate(),
-            OffsetDateTime::UNIX_EPOCH,
-        );
-        let create = ProjectCommand::Create {
-            id,
-            org,
-            settings: settings.clone(),
-            memory_mb_max: 4096,
-            at,
-        };
-        let mut project = Project::default();
-        let decided = project.decide(&create).unwrap();
-        project.apply(&decided.events[0], 0);
-        let details = project.details.as_ref().unwrap();
-        assert_eq!((details.cpu_count, details.memory_mb), (1, 1024));
-        let update = ProjectCommand::Update {
-            org,
-            settings,
-            memory_mb_max: 4096,
-            at,
-        };
-        assert!(project.decide(&update).is_err());
-    }
 }

@@ -66,6 +66,7 @@ impl Phase {
 }
 
 /// What can be asked of a sandbox.
+#[derive(Debug)]
 pub enum SandboxCommand {
     /// Accept it, with its sealed set, and open the intent to run it.
     Create {

@@ -215,6 +215,8 @@ pub(super) fn detail(data: &Value) -> String {
             .join("; "));
     }
     let word = |(name, value): (&String, &Value)| match value {
+        // The same as the event's own.
+        _ if matches!(name.as_str(), "at" | "orgId") => None,
         Value::Null => None,
         Value::String(text) => Some(format!("{name}={text}")),
         Value::Bool(_) | Value::Number(_) => Some(format!("{name}={value}")),
@@ -262,8 +264,7 @@ mod tests {
     #[test]
     fn details_are_short_and_flat() {
         let check = |data: Value, expected: &str| assert_eq!(detail(&data), expected);
-        let data =
-            json!({"name": "KEY", "hosts": ["a", "b"], "n": 3, "ok": true, "x": {"y": 1}, "e": []});
+        let data = json!({"at": "now", "name": "KEY", "hosts": ["a", "b"], "n": 3, "ok": true, "x": {"y": 1}, "e": []});
         check(data, "hosts=a,b n=3 name=KEY ok=true");
         check(json!("text"), "");
         check(

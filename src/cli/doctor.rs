@@ -14,7 +14,7 @@ pub fn doctor(global: &Global) -> ExitCode {
         true => print_json(&checks),
         false => print_text(&checks),
     }
-    match checks.iter().all(|check| check.ok) {
+    match checks.iter().all(|check| check.ok || !check.required) {
         true => ExitCode::SUCCESS,
         false => ExitCode::FAILURE,
     }
@@ -27,6 +27,7 @@ fn print_json(checks: &[Check]) {
             json!({
                 "name": check.name,
                 "ok": check.ok,
+                "required": check.required,
                 "detail": check.detail,
                 "fix": check.fix,
             })
@@ -37,13 +38,20 @@ fn print_json(checks: &[Check]) {
 
 fn print_text(checks: &[Check]) {
     for check in checks {
-        let mark = if check.ok { "ok     " } else { "MISSING" };
+        let mark = match (check.ok, check.required) {
+            (true, _) => "ok     ",
+            (false, true) => "MISSING",
+            (false, false) => "limited",
+        };
         println!("{mark}  {}: {}", check.name, check.detail);
         if let Some(fix) = check.fix.as_deref().filter(|_| !check.ok) {
             println!("         fix: {fix}");
         }
     }
-    let missing = checks.iter().filter(|check| !check.ok).count();
+    let missing = checks
+        .iter()
+        .filter(|check| !check.ok && check.required)
+        .count();
     match missing {
         0 => println!("\nSandboxes can run here."),
         n => println!("\nSandboxes can't run here: {n} needed thing(s) missing."),

@@ -14,7 +14,7 @@
 //!
 //! `data` is the JSON text exactly as stored, so nobody needs a canonical JSON. The chain hash of
 //! the last commit stands for every byte of every event, their order, and the log's identity.
-//! `CHAIN.md` says the same for strangers and `fixtures/verify_chain.py` does it in Python.
+//! `SPECIFICATION.md`, section 8, says the same for strangers and `fixtures/verify_chain.py` does it in Python.
 
 use sha2::{Digest, Sha256};
 use ulid::Ulid;
@@ -112,7 +112,7 @@ mod tests {
 
     use super::*;
 
-    /// Goal: the byte form stays what CHAIN.md says. The value was made with Python's hashlib:
+    /// Goal: the byte form stays what SPECIFICATION.md says. The value was made with Python's hashlib:
     /// `sha256(b"9:oc.log.v1,26:00000000000000000000000000,")`.
     #[test]
     fn genesis_of_a_known_log_has_a_known_value() {

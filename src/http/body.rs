@@ -12,6 +12,7 @@ use super::error::ApiError;
 
 /// Largest JSON body, in bytes (1 MiB).
 pub const JSON_BYTES_MAX: usize = 1024 * 1024;
+const NOT_AN_OBJECT: &str = "invalid request: not the expected JSON object";
 
 /// A JSON body of type `T`; an absent body reads as `{}`.
 pub struct Json<T>(pub T);
@@ -44,22 +45,27 @@ impl<T: DeserializeOwned + 'static> FromRequest for Json<T> {
 }
 
 fn parse<T: DeserializeOwned>(bytes: &[u8]) -> Result<T, ApiError> {
-    let text = if bytes.iter().all(u8::is_ascii_whitespace) {
-        b"{}"
-    } else {
-        bytes
+    let text = match bytes.iter().find(|byte| !byte.is_ascii_whitespace()) {
+        None => b"{}",
+        // Serde would read a list as the values of the fields in their order.
+        Some(b'[') => return Err(ApiError::bad_request(NOT_AN_OBJECT)),
+        Some(_) => bytes,
     };
     let mut deserializer = serde_json::Deserializer::from_slice(text);
     let value: T = serde_path_to_error::deserialize(&mut deserializer).map_err(|error| {
         let path = error.path().to_string();
         let inner = error.inner();
         match inner.classify() {
+            // Which of the two was meant can't be known.
+            serde_json::error::Category::Data
+                if inner.to_string().starts_with("duplicate field") =>
+            {
+                ApiError::bad_request("invalid request: a field is there twice")
+            }
             serde_json::error::Category::Data if path != "." => {
                 ApiError::bad_request(format!("invalid request: `{path}` has the wrong type"))
             }
-            serde_json::error::Category::Data => {
-                ApiError::bad_request("invalid request: not the expected JSON object")
-            }
+            serde_json::error::Category::Data => ApiError::bad_request(NOT_AN_OBJECT),
             _ => ApiError::bad_request(format!(
                 "invalid request: not valid JSON at line {} column {}",
                 inner.line(),

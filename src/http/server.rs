@@ -22,7 +22,7 @@ use crate::actors::{Failure, Parts, Platform, Reconciler};
 use crate::config::{Config, Egress};
 use crate::events::{EventLog, KeyError, LogOptions, OpenError, open_keyring};
 use crate::proxy::EgressSettings;
-use crate::sandbox::{DriverError, NamespaceDriver};
+use crate::sandbox::{DriverError, NamespaceDriver, doctor};
 
 /// Name of the organization made on first start.
 const FIRST_ORG: &str = "default";
@@ -53,6 +53,16 @@ pub enum ServeError {
     /// Sandboxes can't be isolated on this machine.
     #[error("sandboxes can't run here: {0}; `oc doctor` says what is missing")]
     Driver(#[from] DriverError),
+    /// Something that every sandbox needs is not to be had here.
+    #[error("sandboxes can't run on this machine: {name}: {detail}; {fix} (`oc doctor` says more)")]
+    Unfit {
+        /// What is missing.
+        name: String,
+        /// What was found.
+        detail: String,
+        /// The way out.
+        fix: String,
+    },
     /// A file with extra root certificates is of no use.
     #[error("extra root certificates {path}: {message}")]
     Roots {
@@ -106,6 +116,7 @@ pub async fn serve(config: Config, first_key: impl FnOnce(FirstKey<'_>)) -> Resu
     if created {
         tracing::info!(file = %config.master_key_file.display(), "made a new master key; back it up");
     }
+    check_machine().await?;
     let driver = NamespaceDriver::new(&config.data_dir.join("sandboxes"))?;
     let listener = TcpListener::bind(config.listen).map_err(|source| ServeError::Listen {
         addr: config.listen,
@@ -165,6 +176,27 @@ pub async fn serve(config: Config, first_key: impl FnOnce(FirstKey<'_>)) -> Resu
     }
     platform.let_go().await;
     log.close().await;
+    Ok(())
+}
+
+/// Refuses a machine that can't isolate, and says what is weaker than it could be.
+async fn check_machine() -> Result<(), ServeError> {
+    let checks = tokio::task::spawn_blocking(doctor)
+        .await
+        .map_err(io::Error::other)?;
+    for check in checks.into_iter().filter(|check| !check.ok) {
+        let fix = check.fix.unwrap_or_default();
+        if check.required {
+            let (name, detail) = (check.name, check.detail);
+            return Err(ServeError::Unfit { name, detail, fix });
+        }
+        tracing::warn!(
+            what = check.name,
+            found = check.detail,
+            fix,
+            "weaker isolation"
+        );
+    }
     Ok(())
 }
 

@@ -26,8 +26,8 @@ pub use guest::{
 };
 pub use namespace::attachment::{EgressAttachment, EgressConnection, ExitWatch};
 pub use namespace::doctor::{Check, doctor, doctor_by};
-pub use namespace::supervisor::supervisor_main;
-pub use namespace::{NamespaceDriver, SUPERVISE_SUBCOMMAND};
+pub use namespace::supervisor::{Exit, supervisor_main};
+pub use namespace::{Frozen, NamespaceDriver, SUPERVISE_SUBCOMMAND};
 
 /// Largest number of CPUs one sandbox may be given.
 pub const CPU_COUNT_MAX: u32 = 64;

@@ -292,6 +292,12 @@ async fn the_hosts_programs_run() {
     ] {
         assert_eq!(sandbox.output(line).await, wanted, "{line}");
     }
+    assert_eq!(
+        sandbox
+            .output("sudo id -u; sudo sh -c 'echo x > /etc/by-root' && cat /etc/by-root")
+            .await,
+        "0\nx"
+    );
     let installed = sandbox
         .run_as_root("echo x > /usr/local/bin/tool && rm /usr/bin/python3")
         .await;

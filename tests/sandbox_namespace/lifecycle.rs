@@ -107,6 +107,67 @@ async fn maker_that_is_killed() {
     std::future::pending().await
 }
 
+/// Goal: a frozen sandbox does nothing at all, and runs on when its freezer is gone.
+#[tokio::test]
+async fn a_frozen_sandbox_stands_still_until_it_is_let_go() {
+    if !root_or_skip() {
+        return;
+    }
+    let world = World::new();
+    let spec = spec();
+    let sandbox = world.start(&spec).await;
+    if !sandbox.running.limits.freeze {
+        println!("skipped: no control group can freeze here");
+        return;
+    }
+    sandbox
+        .output("(while :; do echo x >> /tmp/ticks; sleep 0.005; done) > /dev/null 2>&1 &")
+        .await;
+    let upper = world
+        .dir
+        .path()
+        .join("sandboxes")
+        .join(spec.id.as_str())
+        .join("disk/root/upper");
+    let ticks = || std::fs::metadata(upper.join("tmp/ticks")).map_or(0, |meta| meta.len());
+    let later = || tokio::time::sleep(Duration::from_millis(200));
+    later().await;
+    let frozen = world.driver.freeze(&spec.id).await.unwrap().unwrap();
+    let stopped = ticks();
+    later().await;
+    assert!(stopped > 0);
+    assert_eq!(ticks(), stopped);
+    drop(frozen);
+    later().await;
+    assert!(ticks() > stopped);
+    world.driver.destroy(&spec.id).await.unwrap();
+    assert!(world.driver.freeze(&spec.id).await.unwrap().is_none());
+}
+
+#[tokio::test]
+async fn how_a_sandbox_ended_is_kept() {
+    if !root_or_skip() {
+        return;
+    }
+    let world = World::new();
+    let spec = spec();
+    let sandbox = world.start(&spec).await;
+    assert!(world.driver.last_exit(&spec.id).is_none());
+    // The guest, as the host sees it: the only child of the supervisor.
+    let children = format!(
+        "/proc/{0}/task/{0}/children",
+        sandbox.running.supervisor_pid
+    );
+    let init = std::fs::read_to_string(children).unwrap();
+    let init = rustix::process::Pid::from_raw(init.trim().parse().unwrap()).unwrap();
+    rustix::process::kill_process(init, rustix::process::Signal::KILL).unwrap();
+    tokio::time::timeout(Duration::from_secs(5), sandbox.running.exited())
+        .await
+        .unwrap();
+    let exit = world.driver.last_exit(&spec.id).unwrap();
+    assert_eq!((exit.status, exit.asked), (128 + 9, false));
+}
+
 /// Everything a sandbox could leave on the machine and that names it.
 fn traces(names: &BTreeSet<String>) -> Vec<String> {
     let mut found = Vec::new();

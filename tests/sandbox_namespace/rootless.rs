@@ -7,7 +7,7 @@ use std::process::Command;
 
 use opencomputer::sandbox::{Driver, Enforcement, NamespaceDriver, doctor_by};
 
-use crate::support::{Sandbox, program, root_or_skip, run_by, spec, text};
+use crate::support::{Sandbox, World, program, root_or_skip, run_by, spec, text};
 
 /// No account needs to have it.
 const TEST_UID: u32 = 61_234;
@@ -77,6 +77,12 @@ async fn as_an_ordinary_user() {
     );
 
     let driver = NamespaceDriver::with_program(&home.join("sandboxes"), &program).unwrap();
+    // Destroys what is left even when an assertion below fails.
+    let world = World {
+        driver,
+        dir: tempfile::tempdir_in(&home).unwrap(),
+    };
+    let driver = &world.driver;
     assert!(!driver.capabilities().root_inside);
     let spec = spec();
     let mut sandbox = Sandbox::of(driver.create(&spec).await.unwrap()).await;

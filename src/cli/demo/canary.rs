@@ -5,7 +5,7 @@
 
 use std::fs::{self, File};
 use std::io::{self, Read};
-use std::os::unix::fs::{FileExt, OpenOptionsExt};
+use std::os::unix::fs::{FileExt, OpenOptionsExt, PermissionsExt};
 use std::path::{Path, PathBuf};
 
 use aho_corasick::AhoCorasick;
@@ -15,6 +15,8 @@ use crate::cli::private_server::{ServerError, random_hex};
 
 /// Random bytes in a value; each half of their hex is a search pattern.
 const RANDOM_BYTES: usize = 24;
+/// The shortest pattern: half of that hex.
+const PATTERN_BYTES_MIN: usize = RANDOM_BYTES;
 /// Memory and files are read in pieces of this many bytes.
 const PIECE_BYTES: usize = 1024 * 1024;
 /// Two pieces overlap by more than the longest pattern.
@@ -90,7 +92,31 @@ impl Search {
 
     /// Whether the text holds a value.
     pub fn is_in(&self, text: &str) -> bool {
-        self.0.is_match(text)
+        self.is_match(text.as_bytes())
+    }
+
+    /// Every pattern is hex digits only, so only runs of them are worth a closer look, and a run
+    /// as long as a pattern covers one of the places that are that far apart. Looking there first
+    /// makes the search of whole memories quick.
+    fn is_match(&self, bytes: &[u8]) -> bool {
+        let is_digit = |at: &usize| {
+            bytes
+                .get(*at)
+                .is_some_and(|byte| byte.is_ascii_digit() || (b'a'..=b'f').contains(byte))
+        };
+        let mut at = PATTERN_BYTES_MIN - 1;
+        while at < bytes.len() {
+            if is_digit(&at) {
+                let start = (0..at).rev().take_while(is_digit).last().unwrap_or(at);
+                let end = (at..bytes.len()).take_while(is_digit).last().unwrap_or(at) + 1;
+                if self.0.is_match(bytes.get(start..end).unwrap_or_default()) {
+                    return true;
+                }
+                at = end;
+            }
+            at += PATTERN_BYTES_MIN;
+        }
+        false
     }
 
     /// Searches every regular file below `folder`; links are not followed.
@@ -124,7 +150,7 @@ impl Search {
         }
         let kind = fs::symlink_metadata(path)?.file_type();
         if kind.is_dir() {
-            for entry in fs::read_dir(path)? {
+            for entry in open_dir(path)? {
                 waiting.push(entry?.path());
             }
         } else if kind.is_file() {
@@ -150,7 +176,7 @@ impl Search {
                 .take(PIECE_BYTES as u64)
                 .read_to_end(&mut piece)?;
             *bytes += read as u64;
-            if self.0.is_match(piece.as_slice()) {
+            if self.is_match(&piece) {
                 return Ok(true);
             }
             if read == 0 {
@@ -208,7 +234,7 @@ impl Search {
                 return false;
             }
             *bytes += read as u64;
-            if self.0.is_match(room.get(..read).unwrap_or_default()) {
+            if self.is_match(room.get(..read).unwrap_or_default()) {
                 return true;
             }
             if at + read as u64 >= end {
@@ -217,6 +243,18 @@ impl Search {
             at += (read.saturating_sub(OVERLAP_BYTES)).max(1) as u64;
         }
         false
+    }
+}
+
+/// Reads a folder, and opens it first where its owner has closed it to himself: overlayfs leaves
+/// such working folders, which only matters to a user who isn't root.
+fn open_dir(path: &Path) -> io::Result<fs::ReadDir> {
+    match fs::read_dir(path) {
+        Err(error) if error.kind() == io::ErrorKind::PermissionDenied => {
+            fs::set_permissions(path, fs::Permissions::from_mode(0o700))?;
+            fs::read_dir(path)
+        }
+        read => read,
     }
 }
 
@@ -280,6 +318,14 @@ mod tests {
         check("other half", around(0, &value[28..]), true);
         for shift in 0..60 {
             check("edge", around(PIECE_BYTES - shift, &value), true);
+        }
+        for shift in 0..60 {
+            check("offset", around(shift, &value[5..29]), true);
+            check(
+                "in other hex",
+                around(shift, &format!("0a{}b1", &value[29..])),
+                true,
+            );
         }
         check(&value, vec![], true);
         check(

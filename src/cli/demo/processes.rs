@@ -6,6 +6,7 @@
 use std::collections::BTreeMap;
 use std::fs;
 use std::os::unix::ffi::OsStrExt;
+use std::os::unix::fs::MetadataExt;
 use std::path::{Path, PathBuf};
 
 use memchr::memmem;
@@ -60,15 +61,15 @@ pub fn of_sandbox(mark: &str) -> Vec<u32> {
     tree.with_descendants(supervisor.unwrap_or(pid))
 }
 
-/// Ends every process that names `folder`, which is this run's alone, on its command line.
-/// Answers with those it found.
-pub fn end_strays(folder: &Path) -> Vec<u32> {
+/// Ends every process of `program` that has a file below `folder`, which is this run's alone, open
+/// or on its command line: a server or a supervisor that a broken run left. Answers with those it
+/// found.
+pub fn end_strays(folder: &Path, program: &Path) -> Vec<u32> {
     let own = std::process::id();
-    let names_folder = |pid: &u32| {
-        let line = fs::read(format!("/proc/{pid}/cmdline")).unwrap_or_default();
-        *pid != own && memmem::find(&line, folder.as_os_str().as_bytes()).is_some()
-    };
-    let strays: Vec<u32> = pids().into_iter().filter(names_folder).collect();
+    let strays = pids().into_iter().filter(|pid| {
+        *pid != own && runs(*pid, program) && (names(*pid, folder) || holds_open(*pid, folder))
+    });
+    let strays: Vec<u32> = strays.collect();
     for pid in strays
         .iter()
         .filter_map(|pid| Pid::from_raw(pid.cast_signed()))
@@ -77,6 +78,28 @@ pub fn end_strays(folder: &Path) -> Vec<u32> {
         let _ = kill_process(pid, Signal::KILL);
     }
     strays
+}
+
+/// Compares the files, not their names: a program may be replaced while it runs.
+fn runs(pid: u32, program: &Path) -> bool {
+    let file = |path: &Path| fs::metadata(path).ok().map(|file| (file.dev(), file.ino()));
+    let of_process = file(Path::new(&format!("/proc/{pid}/exe")));
+    of_process.is_some() && of_process == file(program)
+}
+
+fn names(pid: u32, folder: &Path) -> bool {
+    let line = fs::read(format!("/proc/{pid}/cmdline")).unwrap_or_default();
+    memmem::find(&line, folder.as_os_str().as_bytes()).is_some()
+}
+
+fn holds_open(pid: u32, folder: &Path) -> bool {
+    let files = fs::read_dir(format!("/proc/{pid}/fd"))
+        .into_iter()
+        .flatten()
+        .flatten();
+    files
+        .filter_map(|file| fs::read_link(file.path()).ok())
+        .any(|path| path.starts_with(folder))
 }
 
 /// Detaches every mount below `folder`, the deepest first. Answers with those it found.
@@ -125,7 +148,7 @@ fn status_words(pid: u32, label: &str) -> Option<Vec<String>> {
 
 #[cfg(test)]
 mod tests {
-    use std::process::Command;
+    use std::process::{Command, Stdio};
 
     use super::*;
 
@@ -157,27 +180,48 @@ mod tests {
         assert!(of_sandbox("mark-nobody-has").is_empty());
     }
 
-    /// Goal: only processes that name this run's folder are ended.
+    /// Goal: only processes of the program that have to do with the folder are ended.
     #[test]
-    fn strays_are_those_that_name_the_folder() {
+    fn strays_are_known_by_program_and_folder() {
         let folder = tempfile::tempdir().unwrap();
-        let start = |argument: &Path| {
-            let mut shell = Command::new("sh");
-            // Waits for input that never comes, without a child that would be left behind.
-            shell
+        let file = folder.path().join("log");
+        fs::write(&file, "").unwrap();
+        // Each waits for input that never comes, without a child that would be left behind.
+        let start = |program: &str, argument: &Path, open: &Path| {
+            let mut command = Command::new(program);
+            command
                 .args(["-c", "read nothing"])
                 .arg(argument)
-                .stdin(std::process::Stdio::piped());
-            shell.spawn().unwrap()
+                .stdin(Stdio::piped());
+            command
+                .stdout(fs::File::open(open).unwrap())
+                .spawn()
+                .unwrap()
         };
-        let mut stray = start(&folder.path().join("data"));
-        let mut other = start(Path::new("/nowhere"));
-        std::thread::sleep(std::time::Duration::from_millis(200));
-        assert_eq!(end_strays(folder.path()), [stray.id()]);
-        assert!(!stray.wait().unwrap().success());
-        assert!(other.try_wait().unwrap().is_none());
-        other.kill().unwrap();
-        other.wait().unwrap();
+        let nowhere = Path::new("/dev/null");
+        let mut named = start("/bin/bash", &folder.path().join("data"), nowhere);
+        let mut open = start("/bin/bash", nowhere, &file);
+        let mut others = [
+            start("/bin/bash", nowhere, nowhere),
+            start("/bin/dash", folder.path(), &file),
+        ];
+        std::thread::sleep(std::time::Duration::from_millis(300));
+        let mut found = end_strays(folder.path(), Path::new("/bin/bash"));
+        let others_live = others
+            .each_mut()
+            .map(|other| other.try_wait().unwrap().is_none());
+        for child in [&mut named, &mut open].into_iter().chain(&mut others) {
+            // Those that should be gone are; those that should live are ours to end.
+            let _ = child.kill();
+            child.wait().unwrap();
+        }
+        let mut expected = [named.id(), open.id()];
+        found.sort_unstable();
+        expected.sort_unstable();
+        assert_eq!(
+            (found.as_slice(), others_live),
+            (&expected[..], [true, true])
+        );
         assert!(detach_mounts(folder.path()).is_empty());
     }
 }

@@ -69,6 +69,23 @@ impl Trace {
         self.kind.iter().all(|part| event.kind.contains(part))
             && self.data.iter().all(|part| data.contains(part))
     }
+
+    /// The event on one line; of a batch of decisions, the one that was looked for.
+    fn line(&self, event: &Event) -> String {
+        let decisions = event.data.get("decisions").and_then(Value::as_array);
+        let decision = decisions.into_iter().flatten().find(|decision| {
+            let text = decision.to_string();
+            self.data.iter().all(|part| text.contains(part))
+        });
+        let detail = match decision {
+            Some(decision) => audit::detail(&json!({ "decisions": [decision] })),
+            None => audit::detail(&event.data),
+        };
+        format!(
+            "{}  {}  {}\n{detail}",
+            event.position, event.kind, event.stream
+        )
+    }
 }
 
 #[derive(Deserialize)]
@@ -95,7 +112,9 @@ pub async fn audit(scene: &Scene<'_>, story: &mut Narrator) -> Result<(), Broken
     let search = scene.search()?;
     for trace in &TRAIL {
         let found = events.iter().find(|event| trace.is(event));
-        let seen = found.map(line).filter(|line| !search.is_in(line));
+        let seen = found
+            .map(|event| trace.line(event))
+            .filter(|line| !search.is_in(line));
         let kinds = || {
             events
                 .iter()
@@ -123,17 +142,6 @@ pub async fn audit(scene: &Scene<'_>, story: &mut Narrator) -> Result<(), Broken
     let holds = verified.ok && verified.positions >= events.len() as u64;
     story.check(holds, "the log's hash chain is whole", &seen);
     Ok(())
-}
-
-fn line(event: &Event) -> String {
-    let detail = match audit::detail(&event.data) {
-        flat if !flat.is_empty() => flat,
-        _ => event.data.to_string().chars().take(100).collect(),
-    };
-    format!(
-        "{:>4}  {}  {}  {detail}",
-        event.position, event.kind, event.stream
-    )
 }
 
 /// Searches everything the run wrote, and the sandbox's processes from outside.
@@ -170,8 +178,13 @@ pub async fn nowhere_else(scene: &Scene<'_>, story: &mut Narrator) -> Result<(),
         &told(&files, "files"),
     );
     let claim = "environment and memory of the sandbox's processes: not a trace";
-    // Supervisor, guest and the marked command at least: a search of nothing proves nothing.
-    let whole = pids.len() >= 3 && memory.things >= 3 && memory.bytes > 0;
+    // Supervisor, guest and the marked command at least: a search of nothing proves nothing. The
+    // guest is closed to every other process but root's, so an ordinary user sees it named below.
+    let readable = match rustix::process::geteuid().is_root() {
+        true => 3,
+        false => 2,
+    };
+    let whole = pids.len() >= 3 && memory.things >= readable && memory.bytes > 0;
     story.check(
         whole && memory.hits.is_empty(),
         claim,

@@ -145,7 +145,6 @@ async fn create_sandbox<'a>(
         api.send(Method::POST, &["sandboxes"], Some(request))
             .await?,
     )?;
-    stage.sandbox = Some(created.id.clone());
     let first = inside::run(&api, &created.id, "id -un").await?;
     let seen = format!(
         "{} is {}; first command as user {} after {} ms",

@@ -147,6 +147,11 @@ impl Layout {
         }
     }
 
+    /// Whether a group counts the processes; else the kernel must, per user namespace.
+    pub fn counts_processes(&self) -> bool {
+        self.pids.is_some() || self.unified_limits
+    }
+
     fn bases(&self) -> impl Iterator<Item = &PathBuf> {
         [
             &self.memory,
@@ -212,7 +217,7 @@ impl Group {
             limits.memory = Enforcement::Process;
         }
         if !v1(&self.layout.pids, &[("pids.max", &pids)]) {
-            limits.pids = Enforcement::Sandbox;
+            limits.pids = Enforcement::None;
         }
         if !v1(
             &self.layout.cpu,
@@ -295,7 +300,9 @@ impl Group {
         if !join(&self.layout.memory) {
             limits.memory = Enforcement::Process;
         }
-        join(&self.layout.pids);
+        if !join(&self.layout.pids) {
+            limits.pids = Enforcement::None;
+        }
         if !join(&self.layout.cpu) {
             limits.cpu = Enforcement::None;
         }

@@ -18,6 +18,7 @@ use super::seccomp::Filters;
 use super::sys::{Step, StepError};
 use super::template::{GUEST_INSIDE, SANDBOX_UID};
 use super::{cgroup, net, packet, rootfs, sys};
+use crate::sandbox::{Enforcement, Limits};
 
 /// What root inside may still do. Absent on purpose, among others: SYS_ADMIN, NET_ADMIN, NET_RAW,
 /// SYS_PTRACE, MKNOD, SYS_CHROOT, SETPCAP, SETFCAP, AUDIT_WRITE.
@@ -41,8 +42,8 @@ const GUEST_FD: i32 = 3;
 pub enum ToChild {
     /// Ids are mapped; as root the three mounts come with it. Build the tree.
     Build,
-    /// The groups hold you. Start the guest.
-    Go,
+    /// The groups hold you, as far as said. Start the guest.
+    Go(Limits),
 }
 
 /// From the child to the supervisor.
@@ -84,7 +85,9 @@ impl Child<'_> {
             .collect();
         packet::send(&self.socket, &FromChild::Network, &fds).step("hand the sockets out")?;
         drop(sockets);
-        let handed = self.expect(|message| matches!(message, ToChild::Build))?;
+        let (ToChild::Build, handed) = self.receive()? else {
+            return Err(out_of_turn());
+        };
         self.become_inner_user()?;
         let mounts = self.mounts(handed)?;
         let dress = Dress {
@@ -95,20 +98,21 @@ impl Child<'_> {
         rootfs::enter(&mounts, dress)?;
         drop(mounts);
         rustix::system::sethostname(spec.id.as_str().as_bytes()).step("set the host name")?;
-        self.expect(|message| matches!(message, ToChild::Go))?;
+        let limits = match self.receive()? {
+            (ToChild::Go(limits), _) => limits,
+            (ToChild::Build, _) => return Err(out_of_turn()),
+        };
         // After the groups were joined: this makes them the root of what is seen inside.
         unshare_cgroups().step("hide the control groups")?;
-        self.limit()?;
+        self.limit(limits)?;
         self.take_places()?;
         self.exec_guest()
     }
 
     /// Waits for one message; the supervisor's death ends the child here.
-    fn expect(&self, wanted: fn(&ToChild) -> bool) -> Result<Vec<OwnedFd>, StepError> {
-        match packet::recv(&self.socket).step("wait for the supervisor")? {
-            Some((message, fds)) if wanted(&message) => Ok(fds),
-            _ => Err(io::Error::from(io::ErrorKind::UnexpectedEof)).step("wait for the supervisor"),
-        }
+    fn receive(&self) -> Result<(ToChild, Vec<OwnedFd>), StepError> {
+        let message = packet::recv(&self.socket).step("wait for the supervisor")?;
+        message.ok_or_else(out_of_turn)
     }
 
     fn become_inner_user(&self) -> Result<(), StepError> {
@@ -144,12 +148,15 @@ impl Child<'_> {
         Ok(Mounts { root, usr, guest })
     }
 
-    fn limit(&self) -> Result<(), StepError> {
+    /// Limits of each process, and in place of groups where those do not hold.
+    fn limit(&self, held: Limits) -> Result<(), StepError> {
         sys::set_rlimit(Resource::Core, 0).step("forbid core files")?;
         sys::set_rlimit(Resource::Nofile, OPEN_FILES_MAX).step("limit open files")?;
-        if !self.plan.privileged {
+        if held.pids == Enforcement::None || !self.plan.groups.counts_processes() {
             // The kernel counts these per user namespace, so that it holds for the sandbox.
             sys::set_rlimit(Resource::Nproc, cgroup::PIDS_MAX).step("limit processes")?;
+        }
+        if held.memory != Enforcement::Sandbox {
             let bytes = self.plan.spec.memory_mb * 1024 * 1024;
             sys::set_rlimit(Resource::Data, bytes).step("limit memory")?;
         }
@@ -187,6 +194,14 @@ impl Child<'_> {
         rustix::thread::set_no_new_privs(true).step("forbid new privileges")?;
         self.filters.load()?;
         Err(sys::exec(&program, &arguments, &environment)).step("start the guest")
+    }
+}
+
+fn out_of_turn() -> StepError {
+    let source = io::Error::from(io::ErrorKind::UnexpectedEof);
+    StepError {
+        step: "wait for the supervisor",
+        source,
     }
 }
 

@@ -23,8 +23,10 @@ use super::{SELF, SUPERVISE_SUBCOMMAND, can_be_privileged, net, packet};
 pub struct Check {
     /// What was looked at.
     pub name: String,
-    /// Whether it is as sandboxes need it; when not, `fix` says whether they run all the same.
+    /// Whether it is as sandboxes need it.
     pub ok: bool,
+    /// Whether no sandbox can run when it isn't.
+    pub required: bool,
     /// What was found.
     pub detail: String,
     /// What to do about it.
@@ -46,7 +48,7 @@ pub fn doctor_by(program: &Path) -> Vec<Check> {
     let checks = output.and_then(|o| serde_json::from_slice(&o.stdout).map_err(io::Error::from));
     checks.unwrap_or_else(|error| {
         let fix = "run `oc supervise probe` by hand and read what it says";
-        vec![check("probe", Err(error.to_string()), fix)]
+        vec![required(check("probe", Err(error.to_string()), fix))]
     })
 }
 
@@ -67,8 +69,17 @@ fn check(name: &str, found: Result<String, String>, fix: &str) -> Check {
     Check {
         name: name.to_owned(),
         ok,
+        required: false,
         detail: found.unwrap_or_else(|why| why),
         fix,
+    }
+}
+
+/// Without it no sandbox runs.
+fn required(check: Check) -> Check {
+    Check {
+        required: true,
+        ..check
     }
 }
 
@@ -99,25 +110,25 @@ fn probe() -> Vec<Check> {
             user,
             "sandboxes run; start the server as root for full isolation",
         ),
-        check(
+        required(check(
             "namespaces",
             namespaces,
             "allow user namespaces: sysctl kernel.unprivileged_userns_clone=1, \
              user.max_user_namespaces above 0, and on Ubuntu \
              kernel.apparmor_restrict_unprivileged_userns=0; no sandbox runs without",
-        ),
-        check(
+        )),
+        required(check(
             "root file system",
             root_file_system(privileged),
             "needs overlayfs on a local disk, as root also idmapped mounts (Linux 5.19); \
              no sandbox runs without",
-        ),
-        check(
+        )),
+        required(check(
             "network",
             network,
             "load the kernel modules veth, nf_tables, nft_redir, nft_chain_nat, nft_ct, \
              nft_reject_inet; only sandboxes without network run without",
-        ),
+        )),
         check(
             "limits",
             limits(),

@@ -151,7 +151,10 @@ fn finish(
         sockets,
     } = launched;
     std::thread::scope(|scope| {
-        let joining = scope.spawn(|| group.adopt(init.pid, born_in, limits));
+        let joining = scope.spawn(|| {
+            group.adopt(init.pid, born_in, limits);
+            *limits
+        });
         build(plan, init.pid, child)?;
         *sockets = match receive(child)? {
             Some(fds) => match <[OwnedFd; 2]>::try_from(fds) {
@@ -160,8 +163,8 @@ fn finish(
             },
             None => return Err(died()),
         };
-        joining.join().map_err(|_| died())?;
-        packet::send(child, &ToChild::Go, &[]).step("let the child go on")?;
+        let held = joining.join().map_err(|_| died())?;
+        packet::send(child, &ToChild::Go(held), &[]).step("let the child go on")?;
         // The child's end closes at its exec: the end of the channel is the success.
         match receive(child)? {
             None => Ok(()),

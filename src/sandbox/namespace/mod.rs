@@ -47,8 +47,8 @@ use sha2::{Digest, Sha256};
 use self::attachment::Supervisor;
 use self::cgroup::Layout;
 use self::control::Want;
-use self::plan::{HOST_ID_COUNT, HOST_ID_FIRST, Home, Plan, State, write_atomically};
-use self::supervisor::Report;
+use self::plan::{HOST_ID_COUNT, HOST_ID_FIRST, Home, Plan, State};
+use self::supervisor::{Exit, Report};
 use self::template::Template;
 use super::{Capabilities, Driver, DriverError, Running, SandboxSpec};
 use crate::ids::SandboxId;
@@ -119,6 +119,19 @@ impl NamespaceDriver {
         Ok(driver)
     }
 
+    /// Stops every process of a running sandbox at one instant, for a consistent copy of its
+    /// disk. `None` when it does not run.
+    pub async fn freeze(&self, id: &SandboxId) -> Result<Option<Frozen>, DriverError> {
+        let supervisor = self.supervisor(id, Want::Freeze).await?;
+        Ok(supervisor.map(Frozen))
+    }
+
+    /// How the last run of a sandbox ended; `None` while it runs or when nobody saw the end.
+    pub fn last_exit(&self, id: &SandboxId) -> Option<Exit> {
+        let text = fs::read(Home::of(&self.data, id).exit()).ok()?;
+        serde_json::from_slice(&text).ok()
+    }
+
     /// Removes templates that no sandbox was started from; best effort.
     fn forget_old_templates(&self) {
         let mut used = BTreeSet::from([self.template.clone()]);
@@ -172,7 +185,6 @@ impl NamespaceDriver {
             groups: self.groups.clone(),
             privileged: self.privileged,
         };
-        write_atomically(&home.plan(), &plan).map_err(failed("write its plan"))?;
         let mut child = Command::new(&self.program)
             .arg(SUPERVISE_SUBCOMMAND)
             .stdin(Stdio::piped())
@@ -231,14 +243,27 @@ impl NamespaceDriver {
         let home = Home::of(&self.data, id);
         kill_recorded(&home);
         await_lock(&home).map_err(failed("wait for the end of its supervisor"))?;
-        let group = self.groups.group(id);
-        group.kill();
-        group
-            .remove()
-            .map_err(failed("remove its control groups"))?;
+        // A server started elsewhere may have other groups than the one that started the sandbox.
+        let plan = fs::read(home.plan()).ok();
+        let plan = plan.and_then(|text| serde_json::from_slice::<Plan>(&text).ok());
+        let layouts = plan
+            .map(|plan| plan.groups)
+            .into_iter()
+            .chain([self.groups.clone()]);
+        for group in layouts.map(|layout| layout.group(id)) {
+            group.kill();
+            group
+                .remove()
+                .map_err(failed("remove its control groups"))?;
+        }
         remove::remove_tree(&home.0).map_err(failed("remove its disk"))
     }
 }
+
+/// A frozen sandbox. It runs on as soon as this is dropped, or its holder dies.
+#[derive(Debug)]
+#[must_use = "the sandbox runs on when this is dropped"]
+pub struct Frozen(#[allow(dead_code, reason = "held for its end")] Supervisor);
 
 #[async_trait]
 impl Driver for NamespaceDriver {

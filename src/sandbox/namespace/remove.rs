@@ -116,7 +116,7 @@ mod tests {
         fs::create_dir_all(tree.join("a/b")).unwrap();
         symlink(&outside, tree.join("a/link")).unwrap();
         symlink(dir.path(), tree.join("a/b/up")).unwrap();
-        fs::set_permissions(tree.join("a/b"), fs::Permissions::from_mode(0)).unwrap();
+        fs::set_permissions(tree.join("a/b"), fs::Permissions::from_mode(0o000)).unwrap();
         fs::set_permissions(tree.join("a"), fs::Permissions::from_mode(0o500)).unwrap();
         remove_tree(&tree).unwrap();
         assert!(!tree.exists());

@@ -136,6 +136,8 @@ fn hold(plan: &Plan) -> Result<(), Refusal> {
     rustix::process::umask(Mode::from_raw_mode(0o022));
     sys::set_rlimit(rustix::process::Resource::Core, 0).step("forbid core files")?;
     let _lock = lock(plan)?;
+    // Under the lock, so that the plan kept is that of the sandbox that runs.
+    write_atomically(&home.plan(), plan).step("keep the plan")?;
     let log = OFlags::WRONLY | OFlags::CREATE | OFlags::TRUNC | OFlags::CLOEXEC;
     let log = rustix::fs::open(home.log(), log, Mode::from_raw_mode(0o600)).step("open the log")?;
     sys::place_fd(log.as_fd(), 2).step("place the log")?;

@@ -1,0 +1,107 @@
+//! The rules, as given events / when a command / then events; and the read models against the log.
+
+mod org;
+mod project;
+mod read_models;
+mod sandbox;
+mod secret_store;
+
+use std::fmt::Write;
+
+use time::{Duration, OffsetDateTime, macros::datetime};
+use ulid::Ulid;
+
+use super::aggregate::{Aggregate, NameChange};
+use super::secrets::{SecretCommand, SetSecret};
+use crate::events::Sealed;
+use crate::events::families::{Family, SecretSet};
+use crate::ids::OrgId;
+
+/// Stands in a ciphertext's place: the rules never look into one.
+fn sealed(text: &str) -> Sealed {
+    Sealed {
+        key_version: 1,
+        nonce: "bm9uY2U=".to_owned(),
+        ciphertext: text.to_owned(),
+    }
+}
+
+fn org() -> OrgId {
+    id("00000000-0000-7000-8000-00000000000a")
+}
+
+fn other_org() -> OrgId {
+    id("00000000-0000-7000-8000-00000000000b")
+}
+
+fn id<T: std::str::FromStr<Err: std::fmt::Debug>>(text: &str) -> T {
+    text.parse().expect("a well-formed id")
+}
+
+fn intent(number: u128) -> Ulid {
+    Ulid::from(number)
+}
+
+/// Noon and some minutes.
+fn at(minutes: i64) -> OffsetDateTime {
+    datetime!(2026-01-02 12:00 UTC) + Duration::minutes(minutes)
+}
+
+fn set_secret(name: &str, hosts: &[&str], minutes: i64) -> SecretCommand {
+    SecretCommand::Set(SetSecret {
+        id: id("00000000-0000-7000-8000-0000000000e1"),
+        name: name.to_owned(),
+        allowed_hosts: hosts.iter().map(|&host| host.to_owned()).collect(),
+        sealed: sealed("new"),
+        at: at(minutes),
+    })
+}
+
+fn secret_was_set(name: &str, minutes: i64) -> SecretSet {
+    SecretSet {
+        secret_id: id("00000000-0000-7000-8000-0000000000e0"),
+        name: name.to_owned(),
+        allowed_hosts: vec!["a.test".to_owned()],
+        sealed: sealed("old"),
+        at: at(minutes),
+    }
+}
+
+fn after<A: Aggregate>(given: &[A::Event]) -> A {
+    let mut state = A::default();
+    for (revision, event) in given.iter().enumerate() {
+        state.apply(event, revision as u64);
+    }
+    state
+}
+
+/// Plays one scene and writes down what it led to.
+fn scene<A: Aggregate>(title: &str, given: &[A::Event], when: A::Command) -> String {
+    let mut text = format!("## {title}\n");
+    match after::<A>(given).decide(&when) {
+        Err(reject) => writeln!(text, "refused: {reject:?}"),
+        Ok(decision) if decision.events.is_empty() && decision.names.is_empty() => {
+            writeln!(text, "nothing changes")
+        }
+        Ok(decision) => {
+            for event in &decision.events {
+                let data = event.data().expect("event data");
+                // What is written is read back as the same event.
+                let raw = serde_json::value::to_raw_value(&data).expect("JSON");
+                let read = A::Event::decode(event.kind(), &raw).expect("decodes");
+                assert_eq!(read.data().expect("event data"), data);
+                writeln!(text, "{} {data}", event.kind()).expect("written");
+            }
+            for name in &decision.names {
+                match name {
+                    NameChange::Claim { name, taken } => writeln!(text, "claim {name} or {taken:?}"),
+                    NameChange::Release { name } => writeln!(text, "release {name}"),
+                }
+                .expect("written");
+            }
+            Ok(())
+        }
+    }
+    .expect("written");
+    text
+}
