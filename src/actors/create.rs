@@ -9,9 +9,10 @@ use ulid::Ulid;
 
 use super::aggregate::Reject;
 use super::entity::Failure;
-use super::platform::{Caller, Platform, internal, off_runtime};
+use super::platform::{Caller, Platform};
 use super::project::{Project, check_name, check_size};
 use super::sandbox::{Sandbox, SandboxCommand, timeout};
+use super::sealing::{internal, off_runtime};
 use super::secret_store::SecretStore;
 use super::secrets::{SECRET_NAME_BYTES_MAX, Secrets, check_hosts};
 use crate::events::StreamId;

@@ -19,6 +19,7 @@ mod quota;
 mod reconciler;
 mod registry;
 mod sandbox;
+mod sealing;
 mod secret_store;
 mod secrets;
 #[cfg(test)]
