@@ -50,13 +50,7 @@ impl Reconciler {
     /// Starts the rounds; the first one is over before this returns.
     pub async fn start(platform: &Arc<Platform>) {
         platform.reconcile().await;
-        // After a crash between a deletion's commit and the end of its data key, the key is there.
-        let platform_of_shredding = platform.clone();
-        tokio::spawn(async move {
-            for stream in platform_of_shredding.catalog.gone() {
-                platform_of_shredding.shred_or_keep(&stream).await;
-            }
-        });
+        tokio::spawn(platform.clone().shred_what_is_gone());
         let actor = Self {
             platform: Arc::downgrade(platform),
         };
@@ -114,6 +108,13 @@ impl Platform {
             }
         }
         self.shred_again().await;
+    }
+
+    /// A crash between a deletion's commit and the end of its data key leaves the key behind.
+    async fn shred_what_is_gone(self: Arc<Self>) {
+        for stream in self.catalog.gone() {
+            self.shred_or_keep(&stream).await;
+        }
     }
 
     /// Whether a round has anything to do for a sandbox: for one that runs, is attached and has its
