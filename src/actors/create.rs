@@ -347,7 +347,7 @@ fn settle(
     let size = |asked: Option<i64>| asked.filter(|n| *n > 0).and_then(|n| u32::try_from(n).ok());
     // With a project, 0 inherits; without one an explicit 0 means "never".
     let timeout_sec = match (request.timeout, project) {
-        (Some(seconds), Some(project)) if seconds == 0 => project.timeout_sec,
+        (Some(0), Some(project)) => project.timeout_sec,
         (Some(seconds), _) => timeout(seconds)?,
         (None, Some(project)) => project.timeout_sec,
         (None, None) => TIMEOUT_SEC_DEFAULT,

@@ -143,7 +143,7 @@ impl Platform {
             .await
             .map_err(internal)?;
         guest.hello(GUEST_READY_MAX).await.map_err(internal)?;
-        let limits = serde_json::to_value(&running.limits)?;
+        let limits = serde_json::to_value(running.limits)?;
         let governed =
             !envs.is_empty() || !sealed.secrets.is_empty() || !details.egress_allowlist.is_empty();
         let tokens = sealed
@@ -323,14 +323,12 @@ impl Platform {
             .await?;
         self.finish_stop(id, &done.state, &caller.who()).await?;
         if delete_store {
-            let layers = done
+            let mut layers = done
                 .state
                 .details
                 .iter()
                 .flat_map(|details| &details.layers);
-            let store = layers
-                .filter(|layer| layer.kind == LayerKind::Store)
-                .next_back();
+            let store = layers.rfind(|layer| layer.kind == LayerKind::Store);
             if let Some(store_id) = store.and_then(|layer| layer.id.parse().ok())
                 && let Err(error) = self.delete_store(caller, &store_id).await
             {
