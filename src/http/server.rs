@@ -130,13 +130,19 @@ pub async fn serve(config: Config, first_key: impl FnOnce(FirstKey<'_>)) -> Resu
         limits: config.limits,
     });
     let url = format!("http://{}", listener.local_addr()?);
+    // Nothing is decided before the whole log was read: what a model that is behind doesn't know
+    // would look as if it were not there.
+    tokio::select! {
+        () = platform.catalog().replayed(log.head().position) => {}
+        reason = log.wait_stopped() => return Err(ServeError::LogStopped(reason.to_string())),
+    }
     let org = bootstrap(&platform, &url, first_key).await?;
     Reconciler::start(&platform).await;
     let api = web::Data::new(Api {
         tokens: Tokens::new(&*platform.signing_key("sandbox-token")?),
         public_url: config.public_url.clone().unwrap_or_else(|| url.clone()),
         no_auth: config.no_auth.then_some(org),
-        platform,
+        platform: platform.clone(),
     });
     let server = HttpServer::new(move || {
         App::new()
@@ -168,6 +174,7 @@ pub async fn serve(config: Config, first_key: impl FnOnce(FirstKey<'_>)) -> Resu
             return Err(ServeError::LogStopped(reason.to_string()));
         }
     }
+    platform.let_go().await;
     log.close().await;
     Ok(())
 }
@@ -261,10 +268,6 @@ async fn bootstrap(
     if given.as_deref().is_some_and(|key| !is_key(key)) {
         return Err(ServeError::BootstrapKey);
     }
-    platform
-        .catalog()
-        .caught_up(platform.log().head().position)
-        .await;
     let known = platform.catalog().first_org();
     let has_key = platform.catalog().has_keys();
     if let (Some(org), true) = (known, has_key) {
