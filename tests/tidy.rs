@@ -434,3 +434,29 @@ fn no_forbidden_words_in_tracked_text() {
     }
     report(offences);
 }
+
+/// Goal: a promise is held by a test that exists. Method: every name of a test in SPECIFICATION.md
+/// is looked for as a function in the sources.
+#[test]
+fn the_specification_names_tests_that_exist() {
+    let text = fs::read_to_string(root().join("SPECIFICATION.md")).unwrap();
+    let rows = text
+        .lines()
+        .filter(|line| line.starts_with("| ") && line.contains('`'));
+    let names: BTreeSet<&str> = rows
+        .filter_map(|row| row.trim_end_matches(" |").rsplit(" | ").next())
+        .flat_map(|cell| cell.split('`').skip(1).step_by(2))
+        .filter(|name| name.contains('_') && !name.contains(['/', ' ', '.']))
+        .collect();
+    assert!(names.len() > 50, "the table is not read: {names:?}");
+    let sources = sources(&["src", "guest", "tests"]);
+    let missing: Vec<String> = names
+        .into_iter()
+        .filter(|name| {
+            let function = format!("fn {name}(");
+            !sources.iter().any(|source| source.text.contains(&function))
+        })
+        .map(|name| format!("SPECIFICATION.md: no test `{name}`"))
+        .collect();
+    report(missing);
+}
