@@ -491,3 +491,29 @@ async fn the_quota_is_told_and_given_back() {
         .await;
     too_big.refused(400, "memoryMB must not exceed 512");
 }
+
+/// Goal: secrets that are each within their bound and together too many for one sandbox are the
+/// caller's mistake, told as such, and nothing of the attempt stays.
+#[actix_rt::test]
+async fn too_many_large_secrets_are_refused_as_a_whole() {
+    let server = Server::start();
+    let api = server.api();
+    let store = api.store(&json!({ "name": "large" })).await;
+    let value = json!({ "value": "v".repeat(64 * 1024) });
+    for number in 0..13 {
+        let path = format!("/api/secret-stores/{store}/secrets/S{number}");
+        api.put(&path, &value).await.ok(200);
+    }
+    let before = api.verified_positions().await;
+    let body = json!({ "secretStore": "large" });
+    let refused = api.post("/api/sandboxes", &body).await;
+    refused.refused(
+        400,
+        "secrets and envs of one sandbox must not exceed 1048576 bytes together, as sealed",
+    );
+    assert_eq!(api.verified_positions().await, before);
+    assert_eq!(
+        world::traces(server.data(), &BTreeSet::new()),
+        world::Traces::default()
+    );
+}

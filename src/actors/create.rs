@@ -15,10 +15,10 @@ use super::sandbox::{Sandbox, SandboxCommand, timeout};
 use super::sealing::{internal, off_runtime};
 use super::secret_store::SecretStore;
 use super::secrets::{SECRET_NAME_BYTES_MAX, Secrets, check_hosts};
-use crate::events::StreamId;
 use crate::events::families::{
     Layer, LayerKind, ProjectCreated, SandboxCreated, SandboxSealed, SealedEntry,
 };
+use crate::events::{EVENT_DATA_BYTES_MAX, StreamId};
 use crate::ids::SandboxId;
 use crate::proxy::{SandboxCa, SealedToken};
 use crate::secret::{SECRET_VALUE_BYTES_MAX, SecretValue};
@@ -204,12 +204,21 @@ impl Platform {
             });
         }
         let envs = SecretValue::new(serde_json::to_vec(envs)?);
-        Ok(SandboxSealed {
+        let set = SandboxSealed {
             secrets: entries,
             ca_certificate: ca.certificate_pem().to_owned(),
             ca_key: self.seal(stream, SEALED_KIND, "ca-key", &ca.key_to_secret())?,
             envs: self.seal(stream, SEALED_KIND, "envs", &envs)?,
-        })
+        };
+        // The set is one event; each secret alone is within its bound, all together may not be.
+        if serde_json::to_vec(&set)?.len() > EVENT_DATA_BYTES_MAX {
+            return Err(Reject::invalid(format!(
+                "secrets and envs of one sandbox must not exceed {EVENT_DATA_BYTES_MAX} bytes \
+                 together, as sealed"
+            ))
+            .into());
+        }
+        Ok(set)
     }
 }
 

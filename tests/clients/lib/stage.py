@@ -61,6 +61,8 @@ class Stage:
             "OC_STANDIN_PORT": str(stand_in.port),
             "OC_OBSERVER_URL": stand_in.observer_url,
             "OC_NO_UPDATE_CHECK": "1",
+            # In CI nothing may be missing.
+            "CI": os.environ.get("CI", ""),
         }
 
     def close(self) -> list[str]:
