@@ -283,6 +283,7 @@ impl Platform {
     /// Lets go of every sandbox, without stopping one: egress is closed, and what was decided
     /// about it is in the log when this returns (or three seconds have passed).
     pub async fn let_go(&self) {
+        self.recorders.close();
         let all: Vec<_> = {
             let mut live = self.live.lock().unwrap_or_else(PoisonError::into_inner);
             live.drain().map(|(_, live)| live).collect()
@@ -290,7 +291,6 @@ impl Platform {
         for live in all {
             live.proxy.do_send(Close);
         }
-        self.recorders.close();
         let recorded = tokio::time::timeout(RECORDED_MAX, self.recorders.wait()).await;
         if recorded.is_err() {
             tracing::error!("the last egress decisions may be missing from the event log");

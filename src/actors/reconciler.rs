@@ -82,6 +82,10 @@ impl Reconciler {
 impl Platform {
     /// One round over every sandbox. Failures are logged; the next round tries again.
     pub async fn reconcile(self: &Arc<Self>) {
+        // A server that is stopping has let go of its sandboxes: none is attached again.
+        if self.recorders.is_closed() {
+            return;
+        }
         if !self.catalog.caught_up(self.log.head().position).await {
             return; // the next round looks again
         }
