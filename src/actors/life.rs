@@ -97,7 +97,7 @@ impl Platform {
         tracing::error!(sandbox = %id, error = %failure, "the sandbox could not be started");
         // A sandbox that had run before keeps its disk: it is its user's.
         match state.started_at {
-            Some(_) => self.drop_live(id).await,
+            Some(_) => self.put_out(id).await?,
             None => self.take_down(id).await?,
         }
         let reason = failure.to_string();
@@ -248,7 +248,9 @@ impl Platform {
             return;
         }
         let _in_work = self.begin_work(id);
-        self.drop_live(id).await;
+        if let Err(error) = self.put_out(id).await {
+            tracing::error!(%error, sandbox = %id, "what is left of a sandbox could not be ended");
+        }
         let who = Who {
             org: Some(live.details.org_id),
             ..Who::system()
@@ -295,6 +297,12 @@ impl Platform {
         if recorded.is_err() {
             tracing::error!("the last egress decisions may be missing from the event log");
         }
+    }
+
+    /// Leaves nothing of the sandbox but its disk.
+    async fn put_out(&self, id: &SandboxId) -> Result<(), Failure> {
+        self.drop_live(id).await;
+        self.driver.stop(id).await.map_err(internal)
     }
 
     /// Leaves nothing of the sandbox in the world.
