@@ -182,7 +182,8 @@ impl Config {
         let file = match &args.config {
             Some(path) => read_file(path)?,
             None => match data_dir.join("oc.toml") {
-                path if path.exists() => read_file(&path)?,
+                // A file that can't be looked at is not the same as none: it may hold limits.
+                path if !matches!(path.try_exists(), Ok(false)) => read_file(&path)?,
                 _ => File::default(),
             },
         };

@@ -286,7 +286,11 @@ async fn writes_that_race_a_delete_find_nothing() {
             let late = futures_util::future::join_all((0..4).map(|n| secret(format!("L{n}"))));
             let (early, deleted, late) = futures_util::join!(early, api.delete(&path), late);
             deleted.ok(204);
-            for reply in early.iter().chain(&late).filter(|reply| reply.status != 200) {
+            for reply in early
+                .iter()
+                .chain(&late)
+                .filter(|reply| reply.status != 200)
+            {
                 reply.refused(404, gone);
             }
             api.get(&path).await.refused(404, gone);

@@ -39,8 +39,8 @@ struct Object {
 #[derive(Default)]
 struct Ledger {
     objects: Mutex<BTreeMap<(&'static str, String), Object>>,
-    /// Secret streams: `project-<id> NAME` to the values it may have.
-    secrets: Mutex<BTreeMap<(String, String), Vec<(String, bool)>>>,
+    /// Streams whose secret was sent, and whether that was acknowledged.
+    secrets: Mutex<BTreeMap<String, bool>>,
     acknowledged: AtomicUsize,
 }
 
@@ -82,14 +82,16 @@ impl Ledger {
         Some(found)
     }
 
-    async fn secret(&self, api: &Api, stream: String, path: &str, value: &str) -> Option<()> {
-        let key = (stream, "TOKEN".to_owned());
-        let told = |known: bool| {
+    /// Sets the one secret of a project or store.
+    async fn secret(&self, api: &Api, stream: String, path: &str) -> Option<()> {
+        let body = json!({ "value": value_of(&stream) })
+            .to_string()
+            .into_bytes();
+        let told = |acknowledged: bool| {
             let mut secrets = self.secrets.lock().expect("not poisoned");
-            secrets.insert(key.clone(), vec![(value.to_owned(), known)]);
+            secrets.insert(stream.clone(), acknowledged);
         };
         told(false);
-        let body = json!({ "value": value }).to_string().into_bytes();
         let reply = api
             .send("PUT", &format!("{path}/secrets/TOKEN"), Some(body))
             .await
@@ -130,11 +132,11 @@ impl Ledger {
             let found = named.next();
             assert!(named.next().is_none(), "{at} {name} is there twice");
             let whole = |wanted: &Value| {
-                let fields = wanted.as_object().expect("an object").iter();
+                let mut fields = wanted.as_object().expect("an object").iter();
                 let same = |(field, value): (&String, &Value)| {
                     field == "updatedAt" || found.is_some_and(|found| found[field] == *value)
                 };
-                fields.map(same).all(|same| same)
+                fields.all(same)
             };
             let fine = match (&object.acknowledged, &object.in_flight) {
                 (Some(told), None) => whole(told),
@@ -147,10 +149,14 @@ impl Ledger {
     }
 }
 
+/// The value that belongs to this stream and no other.
+fn value_of(stream: &str) -> String {
+    format!("value of {stream}")
+}
+
 /// One writer: its writes follow one another, those of 40 writers go side by side.
 async fn writer(api: Api, ledger: Arc<Ledger>, round: u32, number: usize) -> Option<()> {
     let name = format!("r{round}-w{number}");
-    let value = format!("value-{name}");
     let project = ledger
         .write(
             &api,
@@ -167,9 +173,7 @@ async fn writer(api: Api, ledger: Arc<Ledger>, round: u32, number: usize) -> Opt
     ledger
         .write(&api, ("/api/projects", &name), ("PUT", &path), &update)
         .await?;
-    ledger
-        .secret(&api, format!("project-{id}"), &path, &value)
-        .await?;
+    ledger.secret(&api, format!("project-{id}"), &path).await?;
     let stores = "/api/secret-stores";
     let store = json!({ "name": name, "egressAllowlist": [] });
     let store = ledger
@@ -177,12 +181,7 @@ async fn writer(api: Api, ledger: Arc<Ledger>, round: u32, number: usize) -> Opt
         .await?;
     let id = store["id"].as_str()?;
     ledger
-        .secret(
-            &api,
-            format!("store-{id}"),
-            &format!("{stores}/{id}"),
-            &value,
-        )
+        .secret(&api, format!("store-{id}"), &format!("{stores}/{id}"))
         .await
 }
 
@@ -192,7 +191,9 @@ async fn writer(api: Api, ledger: Arc<Ledger>, round: u32, number: usize) -> Opt
 async fn acknowledged_writes_survive_kill_9() {
     let mut server = Server::start();
     let mut ledgers: Vec<Arc<Ledger>> = Vec::new();
-    let given = std::env::var("OC_TEST_SEED").ok().and_then(|seed| seed.parse().ok());
+    let given = std::env::var("OC_TEST_SEED")
+        .ok()
+        .and_then(|seed| seed.parse().ok());
     let seed: u64 = given.unwrap_or_else(rand::random);
     println!("again with OC_TEST_SEED={seed}");
     let mut random = StdRng::seed_from_u64(seed);
@@ -238,7 +239,7 @@ async fn acknowledged_writes_survive_kill_9() {
 /// Opens the last recorded value of each secret that was set.
 fn check_secrets(data: &std::path::Path, ledgers: &[Arc<Ledger>]) {
     let offline = Offline::open(data);
-    let mut recorded: BTreeMap<(String, String), (Recorded, SecretSet)> = BTreeMap::new();
+    let mut recorded: BTreeMap<String, (Recorded, SecretSet)> = BTreeMap::new();
     for event in offline.events() {
         let set = match event.kind.as_str() {
             "project.secret_set.v1" => match ProjectEvent::decode(&event.kind, &event.data) {
@@ -251,19 +252,18 @@ fn check_secrets(data: &std::path::Path, ledgers: &[Arc<Ledger>]) {
             },
             _ => continue,
         };
-        recorded.insert((event.stream.to_string(), set.name.clone()), (event, set));
+        recorded.insert(event.stream.to_string(), (event, set));
     }
     let mut opened = 0;
     for ledger in ledgers {
-        for (key, told) in ledger.secrets.lock().expect("not poisoned").iter() {
-            let (value, acknowledged) = told.last().expect("one value at least");
-            match recorded.get(key) {
+        for (stream, acknowledged) in ledger.secrets.lock().expect("not poisoned").iter() {
+            match recorded.get(stream) {
                 Some((event, set)) => {
                     let found = offline.unseal(event, &set.name, &set.sealed);
-                    assert_eq!(found, value.as_bytes(), "{key:?}");
+                    assert_eq!(found, value_of(stream).as_bytes(), "{stream}");
                     opened += 1;
                 }
-                None => assert!(!acknowledged, "{key:?} was acknowledged and is gone"),
+                None => assert!(!acknowledged, "{stream}: acknowledged and gone"),
             }
         }
     }
@@ -332,7 +332,10 @@ async fn no_half_made_sandbox_survives_kill_9() {
         println!("skipped: sandboxes need root here: {}", probe.text);
         return;
     }
-    let kept = probe.ok(201).json()["sandboxID"].as_str().expect("an id").to_owned();
+    let kept = probe.ok(201).json()["sandboxID"]
+        .as_str()
+        .expect("an id")
+        .to_owned();
     let guest_start = first_process_start(&server.api(), &kept).await;
     let mut ever = BTreeSet::from([kept.clone()]);
     for round in 0..2 {
@@ -418,7 +421,11 @@ async fn no_half_made_sandbox_survives_kill_9() {
 /// When a sandbox's first process was started, in ticks since boot.
 async fn first_process_start(api: &Api, id: &str) -> String {
     let body = json!({ "cmd": "sh", "args": ["-c", "cut -d' ' -f22 /proc/1/stat"] });
-    let reply = api.post(&format!("/api/sandboxes/{id}/exec/run"), &body).await.ok(200).json();
+    let reply = api
+        .post(&format!("/api/sandboxes/{id}/exec/run"), &body)
+        .await
+        .ok(200)
+        .json();
     assert_eq!(reply["exitCode"], 0, "{reply}");
     reply["stdout"].as_str().expect("output").to_owned()
 }
@@ -438,7 +445,7 @@ async fn make_and_delete(api: Api, told: Told, number: usize) -> Option<()> {
         (made.status == 201).then_some(())?;
         let id = made.json()["sandboxID"].as_str()?.to_owned();
         told.lock().expect("not poisoned").0.insert(id.clone());
-        if number % 2 == 0 {
+        if number.is_multiple_of(2) {
             // Without a reply it may be either; so it is no longer known as made.
             told.lock().expect("not poisoned").0.remove(&id);
             let gone = api

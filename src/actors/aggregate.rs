@@ -78,7 +78,7 @@ impl<E> From<E> for Decision<E> {
 /// An aggregate: state that only events change, and the rules for new ones.
 pub trait Aggregate: Default + Clone + Send + Sync + 'static {
     /// What can be asked of it.
-    type Command: Send + 'static;
+    type Command: Send + Sync + 'static;
     /// What can happen to it.
     type Event: Family;
 

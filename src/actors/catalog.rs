@@ -16,17 +16,32 @@ use super::org::Org;
 use super::project::Project;
 use super::sandbox::{Phase, Sandbox};
 use super::secret_store::SecretStore;
+use super::versions::Versions;
 use crate::events::families::{
     DecodeError, Family, OrgEvent, ProjectCreated, ProjectEvent, SandboxCreated, SandboxEvent,
     StoreCreated, StoreEvent,
 };
-use crate::events::{EventLog, Recorded, StreamId};
+use crate::events::{EventLog, ReadError, Recorded, StreamId};
 use crate::ids::{KeyId, OrgId, ProjectId, SandboxId, StoreId};
 
 /// Longest a reply waits for the model to catch up with its own write.
 const CATCH_UP_MAX: Duration = Duration::from_secs(5);
 /// Pause after the log could not be read.
 const RETRY: Duration = Duration::from_secs(1);
+
+/// What the reconciler needs to know of a sandbox to tell whether there is work.
+pub struct Unsettled {
+    /// Which one.
+    pub id: SandboxId,
+    /// Its tenant.
+    pub org: OrgId,
+    /// It runs, as far as the log knows; otherwise an intent is open.
+    pub runs: bool,
+    /// Revision of the last event about its secrets.
+    pub sealed_revision: u64,
+    /// One of its secrets was set anew since it was given it.
+    pub has_old_values: bool,
+}
 
 /// The rows.
 #[derive(Default)]
@@ -36,6 +51,7 @@ struct Model {
     projects: BTreeMap<ProjectId, Project>,
     stores: BTreeMap<StoreId, SecretStore>,
     sandboxes: BTreeMap<SandboxId, Sandbox>,
+    versions: Versions,
     skipped: u64,
 }
 
@@ -64,6 +80,7 @@ impl Catalog {
                     self.apply(&recorded);
                     self.position.send_replace(recorded.position);
                 }
+                Err(ReadError::Stopped { .. }) => return,
                 // A passing shortage (of descriptors, say): the model goes on where it stopped.
                 Err(error) => {
                     tracing::error!(%error, "the read models can't read the log, trying again");
@@ -74,14 +91,23 @@ impl Catalog {
         }
     }
 
-    /// Waits until the model has `position`; gives up quietly after five seconds (the write is on
-    /// disk all the same).
-    pub async fn caught_up(&self, position: u64) {
+    /// Waits until the model has `position`; false when it hasn't after five seconds. After a
+    /// write that is no failure (the write is on disk all the same); whoever would destroy
+    /// something because the model doesn't know it must stop there.
+    pub async fn caught_up(&self, position: u64) -> bool {
         let mut seen = self.position.subscribe();
         let reached = seen.wait_for(|seen| *seen >= position);
-        if tokio::time::timeout(CATCH_UP_MAX, reached).await.is_err() {
-            tracing::warn!(position, "the read models are behind the log");
+        let in_time = tokio::time::timeout(CATCH_UP_MAX, reached).await.is_ok();
+        if !in_time {
+            let seen = self.position();
+            tracing::warn!(position, seen, "the read models are behind the log");
         }
+        in_time
+    }
+
+    /// Waits until the model has `position`, however long a replay takes.
+    pub async fn replayed(&self, position: u64) {
+        while !self.caught_up(position).await {}
     }
 
     /// Position of the last event in the model.
@@ -186,23 +212,40 @@ impl Catalog {
         })
     }
 
-    /// Sandboxes of an organization that clients can see, newest first.
-    pub fn sandboxes(&self, org: &OrgId) -> Vec<Sandbox> {
+    /// A page of the sandboxes of an organization that `takes` takes, newest first.
+    pub fn sandboxes(
+        &self,
+        org: &OrgId,
+        takes: impl Fn(&Sandbox) -> bool,
+        offset: usize,
+        limit: usize,
+    ) -> Vec<Sandbox> {
         self.read(|model| {
             let rows = model.sandboxes.values().rev();
-            rows.filter(|row| row.visible_to(org).is_ok())
+            rows.filter(|row| row.visible_to(org).is_ok() && takes(row))
+                .skip(offset)
+                .take(limit)
                 .cloned()
                 .collect()
         })
     }
 
-    /// Every sandbox there ever was, with where it is: what the reconciler works from.
-    pub fn phases(&self) -> Vec<(SandboxId, OrgId, Phase)> {
+    /// Sandboxes that the reconciler may have work with: those that run and those with an open
+    /// intent.
+    pub fn unsettled(&self) -> Vec<Unsettled> {
         self.read(|model| {
-            let known = model.sandboxes.iter().filter_map(|(id, row)| {
-                row.details
-                    .as_ref()
-                    .map(|details| (id.clone(), details.org_id, row.phase.clone()))
+            let open = model
+                .sandboxes
+                .iter()
+                .filter(|(_, row)| row.phase.is_live() || matches!(row.phase, Phase::Stopping(_)));
+            let known = open.filter_map(|(id, row)| {
+                row.details.as_ref().map(|details| Unsettled {
+                    id: id.clone(),
+                    org: details.org_id,
+                    runs: row.phase == Phase::Running,
+                    sealed_revision: row.sealed_revision,
+                    has_old_values: model.versions.has_old_values(id),
+                })
             });
             known.collect()
         })
@@ -267,6 +310,7 @@ impl Model {
                     event,
                     ProjectEvent::SecretSet(_) | ProjectEvent::SecretDeleted(_)
                 );
+                self.versions.of_project(id, &event, recorded.revision);
                 apply_row(&mut self.projects, id, &event, secret, recorded);
                 Ok(())
             }
@@ -276,6 +320,7 @@ impl Model {
                     event,
                     StoreEvent::SecretSet(_) | StoreEvent::SecretDeleted(_)
                 );
+                self.versions.of_store(id, &event, recorded.revision);
                 apply_row(&mut self.stores, id, &event, secret, recorded);
                 Ok(())
             }
@@ -286,10 +331,28 @@ impl Model {
                     SandboxEvent::Sealed(_) | SandboxEvent::SecretRotated(_)
                 );
                 apply_row(&mut self.sandboxes, id, &event, secret, recorded);
+                self.apply_secrets_of_sandbox(id, &event, recorded.revision);
                 Ok(())
             }
             // Names and egress records have no rows of their own.
             _ => Ok(()),
+        }
+    }
+
+    /// Keeps of a sandbox's secrets which values they are, not the values.
+    fn apply_secrets_of_sandbox(&mut self, id: &str, event: &SandboxEvent, revision: u64) {
+        let Ok(id) = id.parse::<SandboxId>() else {
+            return;
+        };
+        let Some(row) = self.sandboxes.get_mut(&id) else {
+            return;
+        };
+        if let SandboxEvent::Sealed(_) | SandboxEvent::SecretRotated(_) = event {
+            row.sealed_revision = revision;
+        }
+        match row.phase.is_final() {
+            true => self.versions.forget(&id),
+            false => self.versions.of_sandbox(&id, event),
         }
     }
 

@@ -12,15 +12,16 @@ use super::entity::Failure;
 use super::platform::{Caller, Platform};
 use super::project::{Project, check_name, check_size};
 use super::sandbox::{Sandbox, SandboxCommand, timeout};
+use super::sealing::{internal, off_runtime};
 use super::secret_store::SecretStore;
 use super::secrets::{SECRET_NAME_BYTES_MAX, Secrets, check_hosts};
-use crate::events::StreamId;
 use crate::events::families::{
     Layer, LayerKind, ProjectCreated, SandboxCreated, SandboxSealed, SealedEntry,
 };
+use crate::events::{EVENT_DATA_BYTES_MAX, StreamId};
 use crate::ids::SandboxId;
 use crate::proxy::{SandboxCa, SealedToken};
-use crate::secret::SecretValue;
+use crate::secret::{SECRET_VALUE_BYTES_MAX, SecretValue};
 
 /// The kind of the event that the values of a sandbox are bound to.
 pub(super) const SEALED_KIND: &str = "sandbox.sealed.v1";
@@ -84,7 +85,9 @@ impl Platform {
         let (created, secrets) = self.plan(caller, &id, &request).await?;
         let place = self.take_place(caller)?;
         let stream = Sandbox::stream(&id);
-        let accepted = match self.seal_set(&stream, secrets, &request.envs) {
+        let (platform, own, envs) = (self.clone(), stream.clone(), request.envs.clone());
+        let sealed = off_runtime(move || platform.seal_set(&own, secrets, &envs)).await;
+        let accepted = match sealed {
             Ok(sealed) => {
                 let command = SandboxCommand::Create {
                     created: Box::new(created),
@@ -101,7 +104,7 @@ impl Platform {
         match accepted {
             Ok(done) => self.start_sandbox(&id, &done.state, &caller.who()).await,
             Err(failure) => {
-                self.shred(&stream)?;
+                self.shred_or_keep(&stream).await;
                 // A layer deleted in between has lost its key: that is the reason to tell.
                 self.plan(caller, &id, &request).await?;
                 Err(failure)
@@ -174,18 +177,20 @@ impl Platform {
         // A plain variable takes the place of a secret of the same name.
         secrets.retain(|name, _| !request.envs.contains_key(name));
         let created = settle(caller, id, request, project.as_ref(), layers, allowlist)?;
+        // The project may be older than the operator's limit.
+        let (cpu_count, memory_mb) = (created.cpu_count.into(), created.memory_mb.into());
+        check_size(Some(cpu_count), Some(memory_mb), memory_mb_max)?;
         Ok((created, secrets))
     }
 
-    /// Gives each secret a token and moves its value under the sandbox's own data key.
+    /// Gives each secret a token and moves its value under the sandbox's own data key. Blocks.
     fn seal_set(
         &self,
         stream: &StreamId,
         secrets: BTreeMap<String, LayerSecret>,
         envs: &BTreeMap<String, String>,
     ) -> Result<SandboxSealed, Failure> {
-        let internal = |error: &dyn std::fmt::Display| Failure::Internal(error.to_string());
-        let ca = SandboxCa::generate("OpenComputer sandbox").map_err(|error| internal(&error))?;
+        let ca = SandboxCa::generate("OpenComputer sandbox").map_err(internal)?;
         let mut entries = Vec::with_capacity(secrets.len());
         for (name, from) in secrets {
             let value = self.unseal(&from.stream, from.event_kind, &name, &from.secret.sealed)?;
@@ -199,12 +204,21 @@ impl Platform {
             });
         }
         let envs = SecretValue::new(serde_json::to_vec(envs)?);
-        Ok(SandboxSealed {
+        let set = SandboxSealed {
             secrets: entries,
             ca_certificate: ca.certificate_pem().to_owned(),
             ca_key: self.seal(stream, SEALED_KIND, "ca-key", &ca.key_to_secret())?,
             envs: self.seal(stream, SEALED_KIND, "envs", &envs)?,
-        })
+        };
+        // The set is one event; each secret alone is within its bound, all together may not be.
+        if serde_json::to_vec(&set)?.len() > EVENT_DATA_BYTES_MAX {
+            return Err(Reject::invalid(format!(
+                "secrets and envs of one sandbox must not exceed {EVENT_DATA_BYTES_MAX} bytes \
+                 together, as sealed"
+            ))
+            .into());
+        }
+        Ok(set)
     }
 }
 
@@ -271,6 +285,13 @@ fn check_request(request: &CreateSandbox) -> Result<(), Reject> {
         .map_err(|_| Reject::invalid("alias must be at most 128 printable characters"))?;
     check_hosts("egressAllowlist", &request.egress_allowlist)?;
     check_envs(&request.envs)?;
+    // They are kept as one sealed value, in JSON.
+    let sealed = serde_json::to_vec(&request.envs).map_or(usize::MAX, |json| json.len());
+    if sealed > SECRET_VALUE_BYTES_MAX {
+        return Err(Reject::invalid(format!(
+            "envs must not exceed {SECRET_VALUE_BYTES_MAX} bytes as JSON"
+        )));
+    }
     let metadata: usize = request
         .metadata
         .iter()
@@ -335,7 +356,7 @@ fn settle(
     let size = |asked: Option<i64>| asked.filter(|n| *n > 0).and_then(|n| u32::try_from(n).ok());
     // With a project, 0 inherits; without one an explicit 0 means "never".
     let timeout_sec = match (request.timeout, project) {
-        (Some(seconds), Some(project)) if seconds == 0 => project.timeout_sec,
+        (Some(0), Some(project)) => project.timeout_sec,
         (Some(seconds), _) => timeout(seconds)?,
         (None, Some(project)) => project.timeout_sec,
         (None, None) => TIMEOUT_SEC_DEFAULT,
@@ -363,4 +384,68 @@ fn settle(
         egress_allowlist,
         at: OffsetDateTime::now_utc(),
     })
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::ids::OrgId;
+
+    fn settled(request: &CreateSandbox, project: Option<&ProjectCreated>) -> SandboxCreated {
+        let caller = Caller {
+            org: OrgId::generate(),
+            key: None,
+        };
+        let id = SandboxId::generate();
+        settle(&caller, &id, request, project, Vec::new(), Vec::new()).unwrap()
+    }
+
+    /// Goal: what counts as explicit beside a project's defaults (contract 23.4).
+    #[test]
+    fn a_request_wins_over_its_project_where_it_says_something() {
+        let project = ProjectCreated {
+            project_id: crate::ids::ProjectId::generate(),
+            org_id: OrgId::generate(),
+            name: "p".to_owned(),
+            template: "default".to_owned(),
+            cpu_count: 2,
+            memory_mb: 2048,
+            timeout_sec: 900,
+            egress_allowlist: Vec::new(),
+            at: OffsetDateTime::UNIX_EPOCH,
+        };
+        let silent = CreateSandbox {
+            timeout: Some(0),
+            cpu_count: Some(0),
+            memory_mb: Some(-1),
+            ..CreateSandbox::default()
+        };
+        let with = settled(&silent, Some(&project));
+        let without = settled(&silent, None);
+        let sizes = |s: &SandboxCreated| (s.cpu_count, s.memory_mb, s.timeout_sec);
+        assert_eq!(sizes(&with), (2, 2048, 900));
+        assert_eq!(sizes(&without), (1, 1024, 0));
+        let loud = CreateSandbox {
+            timeout: Some(60),
+            cpu_count: Some(4),
+            memory_mb: Some(512),
+            ..CreateSandbox::default()
+        };
+        assert_eq!(sizes(&settled(&loud, Some(&project))), (4, 512, 60));
+        assert_eq!(
+            settled(&CreateSandbox::default(), None).timeout_sec,
+            TIMEOUT_SEC_DEFAULT
+        );
+    }
+
+    /// Goal: an environment that can't be sealed is refused before anything exists.
+    #[test]
+    fn an_environment_over_the_sealing_limit_is_refused() {
+        let with = |bytes| CreateSandbox {
+            envs: BTreeMap::from([("A".to_owned(), "x".repeat(bytes))]),
+            ..CreateSandbox::default()
+        };
+        assert!(check_request(&with(SECRET_VALUE_BYTES_MAX - 64)).is_ok());
+        assert!(check_request(&with(SECRET_VALUE_BYTES_MAX)).is_err());
+    }
 }

@@ -77,8 +77,8 @@ pub struct Done<A> {
 
 /// Decide and append one command.
 pub struct Execute<A: Aggregate> {
-    /// The command.
-    pub command: A::Command,
+    /// The command; shared, so that it can be sent again to an entity that was leaving.
+    pub command: Arc<A::Command>,
     /// Its id: the same id is recorded once.
     pub id: Ulid,
     /// Who asked for it.

@@ -26,6 +26,8 @@ const TIMEOUT_SEC_MAX: i64 = 7 * 24 * 3600;
 const HANDLE_KEPT: Duration = Duration::from_secs(600);
 /// Handles kept at once; beyond it the oldest finished ones go.
 const HANDLES_MAX: usize = 4096;
+/// Output of finished handles kept at once, in bytes (256 MiB).
+const HANDLES_BYTES_MAX: usize = 256 * 1024 * 1024;
 const COMMAND_BYTES_MAX: usize = 128 * 1024;
 const ARGS_MAX: usize = 4096;
 
@@ -127,12 +129,17 @@ impl Handle {
             .is_ok()
     }
 
+    fn bytes(&self) -> usize {
+        let captured = self.captured.lock().unwrap_or_else(PoisonError::into_inner);
+        captured.stdout.capacity() + captured.stderr.capacity()
+    }
+
     fn update(&self, change: impl FnOnce(&mut Captured)) {
         change(&mut self.captured.lock().unwrap_or_else(PoisonError::into_inner));
     }
 }
 
-/// The handles of the server, by id.
+/// The handles whose ids callers know, by id.
 #[derive(Default)]
 pub struct Handles(Mutex<HashMap<String, Arc<Handle>>>);
 
@@ -146,13 +153,24 @@ impl Handles {
             .cloned()
     }
 
-    fn insert(&self, handle: Arc<Handle>) -> Result<(), Failure> {
+    /// Keeps a handle until ten minutes after its command ended. Finished ones that are older give
+    /// way when there are too many or they hold too much output; a running one never does.
+    fn keep(&self, handle: Arc<Handle>) -> Result<(), Failure> {
         let mut handles = self.0.lock().unwrap_or_else(PoisonError::into_inner);
-        handles.retain(|_, old| {
-            old.finished
-                .borrow()
-                .is_none_or(|at| at.elapsed() < HANDLE_KEPT)
-        });
+        let mut finished: Vec<_> = handles
+            .values()
+            .filter_map(|old| Some(((*old.finished.borrow())?, old.bytes(), old.id.clone())))
+            .collect();
+        finished.sort_by_key(|(at, _, _)| *at);
+        let mut bytes: usize = finished.iter().map(|(_, bytes, _)| bytes).sum();
+        for (at, size, id) in finished {
+            let room = handles.len() < HANDLES_MAX && bytes <= HANDLES_BYTES_MAX;
+            if room && at.elapsed() < HANDLE_KEPT {
+                break;
+            }
+            bytes -= size;
+            handles.remove(&id);
+        }
         if handles.len() >= HANDLES_MAX {
             return Err(Failure::Unavailable);
         }
@@ -162,7 +180,15 @@ impl Handles {
 }
 
 impl Platform {
-    /// The handle of a command that was started with [`Platform::start_command`].
+    /// Has [`Platform::find_handle`] find a command that was started, for whoever is told its id.
+    ///
+    /// # Errors
+    /// [`Failure::Unavailable`] when too many commands run on already.
+    pub fn keep_handle(&self, handle: &Arc<Handle>) -> Result<(), Failure> {
+        self.handles.keep(handle.clone())
+    }
+
+    /// The handle of a command that [`Platform::keep_handle`] was told of.
     pub fn find_handle(&self, sandbox: &SandboxId, id: &str) -> Option<Arc<Handle>> {
         self.handles.find(sandbox, id)
     }
@@ -182,7 +208,6 @@ impl Platform {
             captured: Mutex::default(),
             finished: watch::Sender::new(None),
         });
-        self.handles.insert(handle.clone())?;
         let (live, captured, limit) = (
             live.clone(),
             handle.clone(),
@@ -335,5 +360,43 @@ mod tests {
             (captured.stdout.as_slice(), captured.truncated),
             (&b"aaaa"[..], true)
         );
+    }
+
+    fn handle(id: usize, finished: bool) -> Arc<Handle> {
+        let ended = finished.then(Instant::now);
+        Arc::new(Handle {
+            id: id.to_string(),
+            sandbox: SandboxId::generate(),
+            started_at: OffsetDateTime::UNIX_EPOCH,
+            captured: Mutex::default(),
+            finished: watch::Sender::new(ended),
+        })
+    }
+
+    /// Goal: finished commands give way to new ones, the oldest first; running ones never do, and
+    /// beyond their bound a new one is refused.
+    #[test]
+    fn finished_handles_give_way_and_running_ones_do_not() {
+        let handles = Handles::default();
+        let first = handle(0, true);
+        handles.keep(first.clone()).unwrap();
+        for id in 1..HANDLES_MAX {
+            handles.keep(handle(id, false)).unwrap();
+        }
+        handles.keep(handle(HANDLES_MAX, false)).unwrap();
+        assert!(handles.find(&first.sandbox, &first.id).is_none());
+        let refused = handles.keep(handle(HANDLES_MAX + 1, false));
+        assert!(matches!(refused, Err(Failure::Unavailable)));
+    }
+
+    /// Goal: the output of finished commands that is kept has a bound of its own.
+    #[test]
+    fn much_output_gives_way_before_its_time() {
+        let handles = Handles::default();
+        let large = handle(0, true);
+        large.update(|captured| captured.stdout = Vec::with_capacity(HANDLES_BYTES_MAX + 1));
+        handles.keep(large.clone()).unwrap();
+        handles.keep(handle(1, false)).unwrap();
+        assert!(handles.find(&large.sandbox, &large.id).is_none());
     }
 }

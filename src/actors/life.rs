@@ -12,8 +12,9 @@ use super::create::SEALED_KIND;
 use super::entity::Failure;
 use super::live::{LiveSandbox, base_environment};
 use super::platform::{Caller, Platform};
-use super::proxy::{Close, ProxyActor, ProxyParts, SetPolicy};
+use super::proxy::{Close, ProxyActor, ProxyParts};
 use super::sandbox::{Phase, Sandbox, SandboxCommand};
+use super::sealing::{internal, off_runtime};
 use crate::events::Actor as Who;
 use crate::events::families::{LayerKind, SandboxCreated, SandboxSealed, StopReason};
 use crate::ids::SandboxId;
@@ -24,6 +25,8 @@ use crate::sandbox::{GuestClient, Running, SandboxSpec};
 const GUEST_READY_MAX: Duration = Duration::from_secs(20);
 /// Longest a data-plane call waits for a sandbox that is starting.
 const STARTING_WAIT_MAX: Duration = Duration::from_secs(60);
+/// Longest the last egress decisions may take to be recorded when the server stops.
+const RECORDED_MAX: Duration = Duration::from_secs(3);
 const STARTING_POLL: Duration = Duration::from_millis(20);
 
 /// Keeps the reconciler away from a sandbox while somebody works on it.
@@ -42,6 +45,13 @@ impl Drop for InWork {
             }
         }
     }
+}
+
+/// What a sandbox's ciphertexts hold.
+struct Opened {
+    ca: SandboxCa,
+    envs: BTreeMap<String, String>,
+    policy: Policy,
 }
 
 impl Platform {
@@ -87,7 +97,7 @@ impl Platform {
         tracing::error!(sandbox = %id, error = %failure, "the sandbox could not be started");
         // A sandbox that had run before keeps its disk: it is its user's.
         match state.started_at {
-            Some(_) => self.drop_live(id).await,
+            Some(_) => self.put_out(id).await?,
             None => self.take_down(id).await?,
         }
         let reason = failure.to_string();
@@ -95,7 +105,7 @@ impl Platform {
         if let Ok(done) = self.execute(&self.sandboxes, &stream, command, who).await
             && done.state.phase == Phase::NeverStarted
         {
-            self.shred(&stream)?;
+            self.shred_or_keep(&stream).await;
         }
         Err(failure)
     }
@@ -115,11 +125,7 @@ impl Platform {
             network: details.network_enabled,
             ca_pem: sealed.ca_certificate.clone(),
         };
-        let running = self
-            .driver
-            .create(&spec)
-            .await
-            .map_err(|error| Failure::Internal(error.to_string()))?;
+        let running = self.driver.create(&spec).await.map_err(internal)?;
         self.wire_up(id, state, running).await
     }
 
@@ -130,22 +136,14 @@ impl Platform {
         state: &Sandbox,
         running: Running,
     ) -> Result<serde_json::Value, Failure> {
-        let internal = |error: &dyn std::fmt::Display| Failure::Internal(error.to_string());
         let (details, sealed) = parts_of(state)?;
-        let stream = Sandbox::stream(id);
-        let ca_key = self.unseal(&stream, SEALED_KIND, "ca-key", &sealed.ca_key)?;
-        let ca = SandboxCa::load(&sealed.ca_certificate, &ca_key).map_err(|e| internal(&e))?;
-        let envs = self.unseal(&stream, SEALED_KIND, "envs", &sealed.envs)?;
-        let envs: BTreeMap<String, String> = serde_json::from_slice(envs.expose())?;
-        let policy = self.policy(id, details, sealed)?;
+        let (platform, own, revision) = (self.clone(), state.clone(), state.sealed_revision);
+        let Opened { ca, envs, policy } = off_runtime(move || platform.open(&own)).await?;
         let guest = GuestClient::connect(&running.guest_socket)
             .await
-            .map_err(|e| internal(&e))?;
-        guest
-            .hello(GUEST_READY_MAX)
-            .await
-            .map_err(|e| internal(&e))?;
-        let limits = serde_json::to_value(&running.limits)?;
+            .map_err(internal)?;
+        guest.hello(GUEST_READY_MAX).await.map_err(internal)?;
+        let limits = serde_json::to_value(running.limits)?;
         let governed =
             !envs.is_empty() || !sealed.secrets.is_empty() || !details.egress_allowlist.is_empty();
         let tokens = sealed
@@ -162,8 +160,10 @@ impl Platform {
                 settings: self.egress.clone(),
                 ca,
                 policy,
+                revision,
                 attachment: running.egress,
                 log: self.log.clone(),
+                recorders: self.recorders.clone(),
             },
             &self.proxy_arbiters.next(),
         );
@@ -173,26 +173,37 @@ impl Platform {
             proxy,
             base: base_environment(governed && details.network_enabled),
             injected,
+            policy_revision: revision.into(),
         });
-        let mut all = self.live.lock().unwrap_or_else(PoisonError::into_inner);
-        all.insert(id.clone(), live.clone());
-        drop(all);
-        let (platform, id) = (self.clone(), id.clone());
+        self.keep_live(id, &live);
+        let (platform, watched) = (self.clone(), id.clone());
         tokio::spawn(async move {
             exited.wait().await;
-            platform.ended_by_itself(&id, &live).await;
+            platform.ended_by_itself(&watched, &live).await;
         });
+        // A secret that was rotated while the sandbox came up found no proxy to tell.
+        let now = self.sandboxes.inspect(&Sandbox::stream(id)).await?;
+        self.renew_policy(id, &now).await?;
         Ok(limits)
     }
 
-    /// Who may receive which value, from the log's ciphertexts.
-    fn policy(
-        &self,
-        id: &SandboxId,
-        details: &SandboxCreated,
-        sealed: &SandboxSealed,
-    ) -> Result<Policy, Failure> {
-        let stream = Sandbox::stream(id);
+    /// Opens what the log has of a sandbox under its data key. Blocks.
+    fn open(&self, state: &Sandbox) -> Result<Opened, Failure> {
+        let (details, sealed) = parts_of(state)?;
+        let stream = Sandbox::stream(&details.sandbox_id);
+        let ca_key = self.unseal(&stream, SEALED_KIND, "ca-key", &sealed.ca_key)?;
+        let envs = self.unseal(&stream, SEALED_KIND, "envs", &sealed.envs)?;
+        Ok(Opened {
+            ca: SandboxCa::load(&sealed.ca_certificate, &ca_key).map_err(internal)?,
+            envs: serde_json::from_slice(envs.expose())?,
+            policy: self.policy(state)?,
+        })
+    }
+
+    /// Who may receive which value, from the log's ciphertexts. Blocks.
+    fn policy(&self, state: &Sandbox) -> Result<Policy, Failure> {
+        let (details, sealed) = parts_of(state)?;
+        let stream = Sandbox::stream(&details.sandbox_id);
         let mut bindings = Vec::with_capacity(sealed.secrets.len());
         for entry in &sealed.secrets {
             let name = format!("secret:{}", entry.name);
@@ -213,11 +224,16 @@ impl Platform {
     }
 
     /// Has the running proxy use what the log says now.
-    pub(super) fn renew_policy(&self, id: &SandboxId, state: &Sandbox) -> Result<(), Failure> {
-        if let Some(live) = self.find_live(id) {
-            let (details, sealed) = parts_of(state)?;
-            live.proxy
-                .do_send(SetPolicy(self.policy(id, details, sealed)?));
+    pub(super) async fn renew_policy(
+        self: &Arc<Self>,
+        id: &SandboxId,
+        state: &Arc<Sandbox>,
+    ) -> Result<(), Failure> {
+        let revision = state.sealed_revision;
+        if let Some(live) = self.find_live(id).filter(|live| live.is_behind(revision)) {
+            let (platform, state) = (self.clone(), state.clone());
+            let policy = off_runtime(move || platform.policy(&state)).await?;
+            live.renew_policy(policy, revision);
         }
         Ok(())
     }
@@ -231,7 +247,10 @@ impl Platform {
         {
             return;
         }
-        self.drop_live(id).await;
+        let _in_work = self.begin_work(id);
+        if let Err(error) = self.put_out(id).await {
+            tracing::error!(%error, sandbox = %id, "what is left of a sandbox could not be ended");
+        }
         let who = Who {
             org: Some(live.details.org_id),
             ..Who::system()
@@ -246,6 +265,11 @@ impl Platform {
         }
     }
 
+    fn keep_live(&self, id: &SandboxId, live: &Arc<LiveSandbox>) {
+        let mut all = self.live.lock().unwrap_or_else(PoisonError::into_inner);
+        all.insert(id.clone(), live.clone());
+    }
+
     async fn drop_live(&self, id: &SandboxId) {
         let removed = self
             .live
@@ -258,13 +282,33 @@ impl Platform {
         }
     }
 
+    /// Lets go of every sandbox, without stopping one: egress is closed, and what was decided
+    /// about it is in the log when this returns (or three seconds have passed).
+    pub async fn let_go(&self) {
+        self.recorders.close();
+        let all: Vec<_> = {
+            let mut live = self.live.lock().unwrap_or_else(PoisonError::into_inner);
+            live.drain().map(|(_, live)| live).collect()
+        };
+        for live in all {
+            live.proxy.do_send(Close);
+        }
+        let recorded = tokio::time::timeout(RECORDED_MAX, self.recorders.wait()).await;
+        if recorded.is_err() {
+            tracing::error!("the last egress decisions may be missing from the event log");
+        }
+    }
+
+    /// Leaves nothing of the sandbox but its disk.
+    async fn put_out(&self, id: &SandboxId) -> Result<(), Failure> {
+        self.drop_live(id).await;
+        self.driver.stop(id).await.map_err(internal)
+    }
+
     /// Leaves nothing of the sandbox in the world.
     pub(super) async fn take_down(&self, id: &SandboxId) -> Result<(), Failure> {
         self.drop_live(id).await;
-        self.driver
-            .destroy(id)
-            .await
-            .map_err(|error| Failure::Internal(error.to_string()))
+        self.driver.destroy(id).await.map_err(internal)
     }
 
     /// Stops a sandbox for good. Returns once nothing of it is left; stopping it twice is fine.
@@ -287,14 +331,12 @@ impl Platform {
             .await?;
         self.finish_stop(id, &done.state, &caller.who()).await?;
         if delete_store {
-            let layers = done
+            let mut layers = done
                 .state
                 .details
                 .iter()
                 .flat_map(|details| &details.layers);
-            let store = layers
-                .filter(|layer| layer.kind == LayerKind::Store)
-                .next_back();
+            let store = layers.rfind(|layer| layer.kind == LayerKind::Store);
             if let Some(store_id) = store.and_then(|layer| layer.id.parse().ok())
                 && let Err(error) = self.delete_store(caller, &store_id).await
             {
@@ -322,7 +364,8 @@ impl Platform {
         };
         self.execute(&self.sandboxes, &stream, command, who).await?;
         // Last: after it nothing can open the sandbox's values any more.
-        self.shred(&stream)
+        self.shred_or_keep(&stream).await;
+        Ok(())
     }
 
     /// A sandbox as the caller may see it.

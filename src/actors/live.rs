@@ -2,11 +2,13 @@
 //! Nothing here is durable; a restarted server builds it anew from the log.
 
 use std::collections::BTreeMap;
+use std::sync::atomic::{AtomicU64, Ordering};
 
 use actix::Addr;
 
-use super::proxy::ProxyActor;
+use super::proxy::{ProxyActor, SetPolicy};
 use crate::events::families::SandboxCreated;
+use crate::proxy::Policy;
 use crate::sandbox::GuestClient;
 
 /// Where the explicit proxy answers inside a sandbox.
@@ -28,9 +30,22 @@ pub struct LiveSandbox {
     pub base: BTreeMap<String, String>,
     /// Sealed tokens and plain variables: what `expandEnv` may expand.
     pub injected: BTreeMap<String, String>,
+    /// Revision of the newest policy its proxy was sent.
+    pub policy_revision: AtomicU64,
 }
 
 impl LiveSandbox {
+    /// Has the proxy use `policy`, unless it was sent a newer one already.
+    pub fn renew_policy(&self, policy: Policy, revision: u64) {
+        self.proxy.do_send(SetPolicy { policy, revision });
+        self.policy_revision.fetch_max(revision, Ordering::Relaxed);
+    }
+
+    /// Whether the proxy was never sent what the log says since `revision`.
+    pub fn is_behind(&self, revision: u64) -> bool {
+        self.policy_revision.load(Ordering::Relaxed) < revision
+    }
+
     /// The environment of one process: base, then sandbox, then its own.
     pub fn environment(&self, own: &BTreeMap<String, String>) -> BTreeMap<String, String> {
         let mut environment = self.base.clone();

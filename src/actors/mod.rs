@@ -19,10 +19,12 @@ mod quota;
 mod reconciler;
 mod registry;
 mod sandbox;
+mod sealing;
 mod secret_store;
 mod secrets;
 #[cfg(test)]
 mod tests;
+mod versions;
 
 pub use aggregate::Reject;
 pub use catalog::Catalog;

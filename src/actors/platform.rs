@@ -5,8 +5,9 @@ use std::collections::HashMap;
 use std::sync::{Arc, Mutex, PoisonError};
 
 use time::OffsetDateTime;
+use tokio_util::task::TaskTracker;
 
-use super::aggregate::{Aggregate, Reject};
+use super::aggregate::Aggregate;
 use super::catalog::Catalog;
 use super::entity::{Done, Failure};
 use super::exec::Handles;
@@ -16,15 +17,16 @@ use super::project::{Project, ProjectCommand, ProjectSettings};
 use super::quota::Places;
 use super::registry::{Arbiters, Registry};
 use super::sandbox::Sandbox;
+use super::sealing::{ToShred, internal};
 use super::secret_store::{SecretStore, StoreCommand};
-use super::secrets::{SecretCommand, SetSecret, check_hosts, check_secret_name};
+use super::secrets::SecretCommand;
 use crate::config::Limits;
 use crate::events::families::{KeyCreated, OrgCreated};
-use crate::events::{Actor as Who, EventLog, Keyring, SealContext, Sealed, StreamId};
-use crate::ids::{KeyId, OrgId, ProjectId, SandboxId, SecretId, StoreId};
+use crate::events::{Actor as Who, EventLog, Keyring, StreamId};
+use crate::ids::{KeyId, OrgId, ProjectId, SandboxId, StoreId};
 use crate::proxy::EgressSettings;
 use crate::sandbox::Driver;
-use crate::secret::{SECRET_VALUE_BYTES_MAX, SecretValue};
+use crate::secret::SecretValue;
 
 /// Who calls: an organization and, unless the server asks for none, the key it used.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -72,8 +74,11 @@ pub struct Platform {
     /// Sandboxes that somebody is starting or stopping right now: the reconciler leaves them alone.
     pub(super) in_work: Arc<Mutex<HashMap<SandboxId, usize>>>,
     pub(super) places: Places,
+    /// What is deleted and has its data key still.
+    pub(super) to_shred: ToShred,
     pub(super) proxy_arbiters: Arbiters,
     pub(super) handles: Handles,
+    pub(super) recorders: TaskTracker,
 }
 
 impl Platform {
@@ -94,9 +99,11 @@ impl Platform {
             live: Mutex::default(),
             in_work: Arc::default(),
             places: Places::default(),
+            to_shred: Mutex::default(),
             // The byte path has threads of its own, so that a busy sandbox can't slow commands.
             proxy_arbiters: Arbiters::start(2),
             handles: Handles::default(),
+            recorders: TaskTracker::new(),
             log: parts.log,
             keyring: parts.keyring,
             driver: parts.driver,
@@ -124,7 +131,7 @@ impl Platform {
     pub fn signing_key(&self, label: &str) -> Result<zeroize::Zeroizing<[u8; 32]>, Failure> {
         self.keyring
             .derive(&StreamId::of("server", "signing"), label)
-            .map_err(|error| Failure::Internal(error.to_string()))
+            .map_err(internal)
     }
 
     /// Runs a command and waits until the read models have what it did.
@@ -238,7 +245,8 @@ impl Platform {
     pub async fn delete_project(&self, caller: &Caller, id: &ProjectId) -> Result<(), Failure> {
         let command = ProjectCommand::Delete(caller.org, OffsetDateTime::now_utc());
         self.project(id, command, caller).await?;
-        self.shred(&Project::stream(id))
+        self.shred_or_keep(&Project::stream(id)).await;
+        Ok(())
     }
 
     /// A project as the caller may see it.
@@ -307,7 +315,8 @@ impl Platform {
     pub async fn delete_store(&self, caller: &Caller, id: &StoreId) -> Result<(), Failure> {
         let command = StoreCommand::Delete(caller.org, OffsetDateTime::now_utc());
         self.store(id, command, caller).await?;
-        self.shred(&SecretStore::stream(id))
+        self.shred_or_keep(&SecretStore::stream(id)).await;
+        Ok(())
     }
 
     /// A store as the caller may see it.
@@ -344,7 +353,9 @@ impl Platform {
         new: NewSecret,
     ) -> Result<(), Failure> {
         self.get_project(caller, id).await?;
-        let set = match self.seal_secret(&Project::stream(id), "project.secret_set.v1", new) {
+        let stream = Project::stream(id);
+        let sealed = self.seal_secret(&stream, "project.secret_set.v1", new);
+        let set = match sealed.await {
             Ok(set) => set,
             Err(failure) => {
                 // A delete in between destroyed the key: that is the reason, not the cipher.
@@ -356,8 +367,7 @@ impl Platform {
         let command = ProjectCommand::Secret(caller.org, SecretCommand::Set(set));
         let state = self.project(id, command, caller).await?;
         if let Some(secret) = state.secrets.get(&name) {
-            self.rotate(&id.to_string(), &name, secret, &Project::stream(id))
-                .await;
+            self.rotate(&id.to_string(), &name, secret, &stream).await;
         }
         Ok(())
     }
@@ -386,7 +396,9 @@ impl Platform {
         new: NewSecret,
     ) -> Result<(), Failure> {
         self.get_store(caller, id).await?;
-        let set = match self.seal_secret(&SecretStore::stream(id), "store.secret_set.v1", new) {
+        let stream = SecretStore::stream(id);
+        let sealed = self.seal_secret(&stream, "store.secret_set.v1", new);
+        let set = match sealed.await {
             Ok(set) => set,
             Err(failure) => {
                 // A delete in between destroyed the key: that is the reason, not the cipher.
@@ -398,8 +410,7 @@ impl Platform {
         let command = StoreCommand::Secret(caller.org, SecretCommand::Set(set));
         let state = self.store(id, command, caller).await?;
         if let Some(secret) = state.secrets.get(&name) {
-            self.rotate(&id.to_string(), &name, secret, &SecretStore::stream(id))
-                .await;
+            self.rotate(&id.to_string(), &name, secret, &stream).await;
         }
         Ok(())
     }
@@ -418,66 +429,6 @@ impl Platform {
         self.store(id, StoreCommand::Secret(caller.org, delete), caller)
             .await
             .map(drop)
-    }
-
-    /// Checks a secret and seals its value for `stream`. Everything is checked before the value is
-    /// sealed, so that a refused request makes no data key.
-    fn seal_secret(
-        &self,
-        stream: &StreamId,
-        event_kind: &str,
-        new: NewSecret,
-    ) -> Result<SetSecret, Failure> {
-        check_secret_name(&new.name)?;
-        check_hosts("allowedHosts", &new.allowed_hosts)?;
-        let length = new.value.expose().len();
-        if length == 0 {
-            return Err(Reject::invalid("secret value is required").into());
-        }
-        if length > SECRET_VALUE_BYTES_MAX {
-            let max = SECRET_VALUE_BYTES_MAX;
-            return Err(
-                Reject::invalid(format!("secret value must not exceed {max} bytes")).into(),
-            );
-        }
-        Ok(SetSecret {
-            id: SecretId::generate(),
-            sealed: self.seal(stream, event_kind, &new.name, &new.value)?,
-            name: new.name,
-            allowed_hosts: new.allowed_hosts,
-            at: OffsetDateTime::now_utc(),
-        })
-    }
-
-    pub(super) fn seal(
-        &self,
-        stream: &StreamId,
-        event_kind: &str,
-        name: &str,
-        value: &SecretValue,
-    ) -> Result<Sealed, Failure> {
-        self.keyring
-            .seal(stream, &SealContext { event_kind, name }, value)
-            .map_err(|error| Failure::Internal(error.to_string()))
-    }
-
-    pub(super) fn unseal(
-        &self,
-        stream: &StreamId,
-        event_kind: &str,
-        name: &str,
-        sealed: &Sealed,
-    ) -> Result<SecretValue, Failure> {
-        self.keyring
-            .unseal(stream, &SealContext { event_kind, name }, sealed)
-            .map_err(|error| Failure::Internal(error.to_string()))
-    }
-
-    pub(super) fn shred(&self, stream: &StreamId) -> Result<(), Failure> {
-        self.keyring
-            .shred(stream)
-            .map(drop)
-            .map_err(|error| Failure::Internal(error.to_string()))
     }
 }
 

@@ -11,6 +11,7 @@ use std::time::Duration;
 use actix::prelude::*;
 use tokio::sync::mpsc;
 use tokio::time::Instant;
+use tokio_util::task::TaskTracker;
 use ulid::Ulid;
 
 use crate::events::families::{EgressDecided, EgressEvent, Family};
@@ -37,6 +38,7 @@ pub struct ProxyActor {
     sandbox: SandboxId,
     proxy: Arc<SandboxProxy>,
     attachment: Option<EgressAttachment>,
+    revision: u64,
 }
 
 /// What a proxy actor is made of.
@@ -51,16 +53,26 @@ pub struct ProxyParts {
     pub ca: SandboxCa,
     /// Who may receive what.
     pub policy: Policy,
+    /// Revision of the event that the policy is as new as.
+    pub revision: u64,
     /// Where its connections come from.
     pub attachment: EgressAttachment,
     /// Where its decisions are recorded.
     pub log: EventLog,
+    /// Who waits for the last of them when the server stops.
+    pub recorders: TaskTracker,
 }
 
-/// A new policy (a rotated secret, say) takes the place of the present one.
+/// A newer policy (a rotated secret, say) takes the place of the present one. An older one, sent
+/// by somebody who was overtaken, changes nothing.
 #[derive(Message)]
 #[rtype(result = "()")]
-pub struct SetPolicy(pub Policy);
+pub struct SetPolicy {
+    /// Who may receive what.
+    pub policy: Policy,
+    /// Revision of the event that it is as new as.
+    pub revision: u64,
+}
 
 /// Closes egress and ends the actor.
 #[derive(Message)]
@@ -76,8 +88,10 @@ impl ProxyActor {
             settings,
             ca,
             policy,
+            revision,
             attachment,
             log,
+            recorders,
         } = parts;
         let (decisions, recorded) = mpsc::channel(DECISIONS_MAX);
         let proxy = SandboxProxy::new(settings, ca, Some(policy), decisions);
@@ -87,11 +101,12 @@ impl ProxyActor {
             org,
             log,
         };
-        arbiter.spawn(recorder.run(recorded));
+        arbiter.spawn(recorders.track_future(recorder.run(recorded)));
         Self::start_in_arbiter(arbiter, move |_| Self {
             sandbox,
             proxy,
             attachment: Some(attachment),
+            revision,
         })
     }
 }
@@ -128,7 +143,10 @@ impl Actor for ProxyActor {
 impl Handler<SetPolicy> for ProxyActor {
     type Result = ();
     fn handle(&mut self, message: SetPolicy, _ctx: &mut Self::Context) {
-        self.proxy.set_policy(message.0);
+        if message.revision > self.revision {
+            self.revision = message.revision;
+            self.proxy.set_policy(message.policy);
+        }
     }
 }
 
@@ -187,7 +205,11 @@ impl Recorder {
                 }
             }
             batch.dedup_by(|next, entry| entry.absorb(next));
-            tokio::time::sleep_until(pace.admit(batch.len(), Instant::now())).await;
+            let at = pace.admit(batch.len(), Instant::now());
+            // At the end what is left is bounded, and the server waits for it.
+            if !decisions.is_closed() {
+                tokio::time::sleep_until(at).await;
+            }
             self.record(&batch).await;
             batch.clear();
         }

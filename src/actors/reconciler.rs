@@ -11,31 +11,35 @@
 //! | failed | disk | keeps it for its user |
 //! | gone or unknown | anything | removes it |
 //!
-//! It also brings secrets that were rotated meanwhile to the sandboxes that use them and, at start,
-//! destroys the data keys of what was deleted right before a crash.
+//! It also brings secrets that were rotated meanwhile to the sandboxes that use them, and destroys
+//! data keys that outlived their owner's deletion (a crash in between, a keyring that was busy).
 
-use std::collections::HashMap;
 use std::sync::{Arc, Weak};
 use std::time::Duration;
 
 use actix::prelude::*;
+use futures_util::{StreamExt, stream};
 use time::OffsetDateTime;
 use ulid::Ulid;
 
+use super::catalog::Unsettled;
 use super::create::SEALED_KIND;
 use super::entity::Failure;
 use super::platform::Platform;
 use super::project::Project;
 use super::sandbox::{Phase, Sandbox, SandboxCommand};
+use super::sealing::off_runtime;
 use super::secret_store::SecretStore;
 use super::secrets::{Secret, Secrets};
 use crate::events::families::{LayerKind, SealedEntry};
 use crate::events::{Actor as Who, StreamId};
-use crate::ids::{OrgId, SandboxId};
+use crate::ids::SandboxId;
 
 /// Time between rounds; a rotated secret that could not be brought to a sandbox at once is there
 /// within one round (the contract allows 15 s).
 const ROUND: Duration = Duration::from_secs(10);
+/// Sandboxes worked on at once: one whose guest doesn't answer must not hold up the others.
+const AT_ONCE_MAX: usize = 16;
 
 /// The actor that does the rounds.
 pub struct Reconciler {
@@ -46,7 +50,7 @@ impl Reconciler {
     /// Starts the rounds; the first one is over before this returns.
     pub async fn start(platform: &Arc<Platform>) {
         platform.reconcile().await;
-        platform.shred_what_is_gone();
+        tokio::spawn(platform.clone().shred_what_is_gone());
         let actor = Self {
             platform: Arc::downgrade(platform),
         };
@@ -78,7 +82,13 @@ impl Reconciler {
 impl Platform {
     /// One round over every sandbox. Failures are logged; the next round tries again.
     pub async fn reconcile(self: &Arc<Self>) {
-        self.catalog.caught_up(self.log.head().position).await;
+        // A server that is stopping has let go of its sandboxes: none is attached again.
+        if self.recorders.is_closed() {
+            return;
+        }
+        if !self.catalog.caught_up(self.log.head().position).await {
+            return; // the next round looks again
+        }
         // The world first: what appears in it later has its intent in the log already.
         let world = match self.driver.list().await {
             Ok(world) => world,
@@ -87,54 +97,62 @@ impl Platform {
                 return;
             }
         };
-        let mut known = HashMap::new();
-        for (id, org, phase) in self.catalog.phases() {
-            if !self.is_in_work(&id)
-                && let Err(error) = self.reconcile_one(&id, org, &phase).await
+        let work = stream::iter(self.catalog.unsettled());
+        let one = async |row: Unsettled| {
+            if self.needs_work(&row)
+                && let Err(error) = self.reconcile_one(&row).await
             {
-                tracing::error!(%error, sandbox = %id, "the sandbox could not be reconciled");
+                tracing::error!(%error, sandbox = %row.id, "the sandbox could not be reconciled");
             }
-            known.insert(id, phase);
-        }
+        };
+        work.for_each_concurrent(AT_ONCE_MAX, one).await;
         for id in world {
-            let wanted = known.get(&id).is_some_and(|phase| {
-                phase.is_live() || matches!(phase, Phase::Failed(_) | Phase::Stopping(_))
-            });
-            if !wanted && !self.is_in_work(&id) {
-                tracing::info!(sandbox = %id, "removing what is left of a sandbox");
-                if let Err(error) = self.take_down(&id).await {
-                    tracing::error!(%error, sandbox = %id, "what is left could not be removed");
-                }
+            if let Err(error) = self.remove_if_left_over(&id).await {
+                tracing::error!(%error, sandbox = %id, "what is left could not be removed");
             }
         }
+        self.shred_again().await;
     }
 
     /// A crash between a deletion's commit and the end of its data key leaves the key behind.
-    fn shred_what_is_gone(&self) {
+    async fn shred_what_is_gone(self: Arc<Self>) {
         for stream in self.catalog.gone() {
-            if let Err(error) = self.shred(&stream) {
-                tracing::error!(%error, %stream, "a data key could not be destroyed");
-            }
+            self.shred_or_keep(&stream).await;
         }
     }
 
-    async fn reconcile_one(
-        self: &Arc<Self>,
-        id: &SandboxId,
-        org: OrgId,
-        phase: &Phase,
-    ) -> Result<(), Failure> {
-        if !matches!(
-            phase,
-            Phase::Starting(_) | Phase::Running | Phase::Stopping(_)
-        ) {
+    /// Whether a round has anything to do for a sandbox: for one that runs, is attached and has its
+    /// present secrets it has not, and its entity may leave memory.
+    fn needs_work(&self, row: &Unsettled) -> bool {
+        let settled = row.runs
+            && !row.has_old_values
+            && self
+                .find_live(&row.id)
+                .is_some_and(|live| !live.is_behind(row.sealed_revision));
+        !settled && !self.is_in_work(&row.id)
+    }
+
+    /// Removes what the world has of a sandbox that is gone or unknown. Its own stream decides:
+    /// nothing is destroyed on the word of a read model.
+    async fn remove_if_left_over(&self, id: &SandboxId) -> Result<(), Failure> {
+        if self.find_live(id).is_some() || self.is_in_work(id) {
             return Ok(());
         }
+        let phase = &self.sandboxes.inspect(&Sandbox::stream(id)).await?.phase;
+        if phase.is_final() || *phase == Phase::Absent {
+            tracing::info!(sandbox = %id, "removing what is left of a sandbox");
+            self.take_down(id).await?;
+        }
+        Ok(())
+    }
+
+    async fn reconcile_one(self: &Arc<Self>, row: &Unsettled) -> Result<(), Failure> {
+        let id = &row.id;
         let _in_work = self.begin_work(id);
         let (stream, who) = (
             Sandbox::stream(id),
             Who {
-                org: Some(org),
+                org: Some(row.org),
                 ..Who::system()
             },
         );
@@ -150,13 +168,15 @@ impl Platform {
                 };
                 self.execute(&self.sandboxes, &stream, command, &who)
                     .await?;
-                self.shred(&stream)
+                self.shred_or_keep(&stream).await;
+                Ok(())
             }
             Phase::Starting(_) => self.start_sandbox(id, &state, &who).await.map(drop),
             Phase::Running => {
                 if self.find_live(id).is_none() {
                     self.attach_or_restart(id, &state, &who).await?;
                 }
+                self.renew_policy(id, &state).await?;
                 self.refresh_secrets(id, &state, &who).await
             }
             Phase::Stopping(_) => self.finish_stop(id, &state, &who).await,
@@ -188,7 +208,7 @@ impl Platform {
 
     /// Brings the present values of a sandbox's layers to it.
     async fn refresh_secrets(
-        &self,
+        self: &Arc<Self>,
         id: &SandboxId,
         state: &Sandbox,
         who: &Who,
@@ -239,7 +259,7 @@ impl Platform {
     /// Brings a secret's new value to every live sandbox that uses it. A sandbox that can't be
     /// reached now gets it in the reconciler's next round.
     pub(super) async fn rotate(
-        &self,
+        self: &Arc<Self>,
         layer_id: &str,
         name: &str,
         secret: &Secret,
@@ -261,7 +281,7 @@ impl Platform {
     }
 
     async fn bring(
-        &self,
+        self: &Arc<Self>,
         id: &SandboxId,
         layer_id: &str,
         name: &str,
@@ -285,20 +305,27 @@ impl Platform {
             Some(("project", _)) => "project.secret_set.v1",
             _ => "store.secret_set.v1",
         };
-        let value = self.unseal(layer_stream, event_kind, name, &secret.sealed)?;
+        let (platform, from, sealed) = (self.clone(), layer_stream.clone(), secret.sealed.clone());
+        let (to, name) = (stream.clone(), name.to_owned());
+        let (name, sealed) = off_runtime(move || {
+            let value = platform.unseal(&from, event_kind, &name, &sealed)?;
+            let sealed = platform.seal(&to, SEALED_KIND, &format!("secret:{name}"), &value)?;
+            Ok((name, sealed))
+        })
+        .await?;
         let entry = SealedEntry {
-            name: name.to_owned(),
+            name,
             token: String::new(), // the aggregate keeps the present one
             allowed_hosts: secret.allowed_hosts.clone(),
             layer_id: layer_id.to_owned(),
             version: secret.version,
-            sealed: self.seal(&stream, SEALED_KIND, &format!("secret:{name}"), &value)?,
+            sealed,
         };
         let command = SandboxCommand::Rotate {
             entry,
             at: OffsetDateTime::now_utc(),
         };
         let done = self.execute(&self.sandboxes, &stream, command, who).await?;
-        self.renew_policy(id, &done.state)
+        self.renew_policy(id, &done.state).await
     }
 }

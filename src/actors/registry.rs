@@ -15,6 +15,8 @@ use crate::events::{Actor as Who, EventLog, StreamId};
 
 /// Commands waiting for one entity before callers wait too.
 const MAILBOX_MAX: usize = 256;
+/// Attempts at an entity that leaves memory the moment it is asked.
+const ATTEMPTS_MAX: usize = 3;
 /// Addresses kept before those of entities that left memory are swept out.
 const SWEEP_AT: usize = 4096;
 
@@ -60,24 +62,30 @@ impl<A: Aggregate + Unpin> Registry<A> {
         command: A::Command,
         who: &Who,
     ) -> Result<Done<A>, Failure> {
-        let message = Execute {
-            command,
-            id: Ulid::generate(),
-            who: who.clone(),
-        };
-        // A full or closing mailbox hands the message back by failing: it was not handled.
-        self.address(stream)
-            .send(message)
-            .await
-            .map_err(|_| Failure::Unavailable)?
+        let (command, id) = (Arc::new(command), Ulid::generate());
+        for _ in 0..ATTEMPTS_MAX {
+            let message = Execute {
+                command: command.clone(),
+                id,
+                who: who.clone(),
+            };
+            // An entity that was just leaving memory drops what is in its mailbox. Should it have
+            // recorded the command all the same, the id keeps the log from taking it twice.
+            if let Ok(done) = self.address(stream).send(message).await {
+                return done;
+            }
+        }
+        Err(Failure::Unavailable)
     }
 
     /// The present state of the entity of `stream`; the default state when it has no events.
     pub async fn inspect(&self, stream: &StreamId) -> Result<Arc<A>, Failure> {
-        self.address(stream)
-            .send(Inspect(PhantomData))
-            .await
-            .map_err(|_| Failure::Unavailable)?
+        for _ in 0..ATTEMPTS_MAX {
+            if let Ok(state) = self.address(stream).send(Inspect(PhantomData)).await {
+                return state;
+            }
+        }
+        Err(Failure::Unavailable)
     }
 
     fn address(&self, stream: &StreamId) -> Addr<Entity<A>> {

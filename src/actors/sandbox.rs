@@ -156,6 +156,9 @@ pub struct Sandbox {
     pub phase: Phase,
     /// When it first ran.
     pub started_at: Option<OffsetDateTime>,
+    /// Revision of the last event about its secrets: of two policies, the one with the higher is
+    /// the newer.
+    pub sealed_revision: u64,
 }
 
 impl Sandbox {
@@ -281,10 +284,13 @@ impl Aggregate for Sandbox {
         })
     }
 
-    fn apply(&mut self, event: &SandboxEvent, _revision: u64) {
+    fn apply(&mut self, event: &SandboxEvent, revision: u64) {
         match event {
             SandboxEvent::Created(created) => self.details = Some(created.clone()),
-            SandboxEvent::Sealed(sealed) => self.sealed = Some(sealed.clone()),
+            SandboxEvent::Sealed(sealed) => {
+                self.sealed = Some(sealed.clone());
+                self.sealed_revision = revision;
+            }
             SandboxEvent::StartRequested(requested) => {
                 self.phase = Phase::Starting(requested.intent);
             }
@@ -298,6 +304,7 @@ impl Aggregate for Sandbox {
             },
             SandboxEvent::Failed(failed) => self.phase = Phase::Failed(failed.reason.clone()),
             SandboxEvent::SecretRotated(rotated) => {
+                self.sealed_revision = revision;
                 let present = self
                     .sealed
                     .iter_mut()

@@ -5,9 +5,11 @@
 //! HS256 JWTs for one sandbox. Organization scope is decided here and nowhere else.
 
 use std::future::{Ready, ready};
+use std::net::IpAddr;
 
 use actix_web::http::StatusCode;
-use actix_web::http::header::AUTHORIZATION;
+use actix_web::http::header::{AUTHORIZATION, HOST, ORIGIN};
+use actix_web::http::uri::Authority;
 use actix_web::{FromRequest, HttpRequest, dev::Payload, web};
 use jsonwebtoken::{Algorithm, DecodingKey, EncodingKey, Header, Validation, decode, encode};
 use serde::{Deserialize, Serialize};
@@ -99,7 +101,7 @@ fn identify(request: &HttpRequest) -> Result<Known, ApiError> {
         .ok_or_else(|| ApiError::internal("no state"))?;
     let Some(credential) = credential(request) else {
         return match api.no_auth {
-            Some(org) => Ok(Known::Key(Caller { org, key: None })),
+            Some(org) => without_key(request, &api.public_url, org),
             None => Err(refused("missing API key")),
         };
     };
@@ -115,8 +117,46 @@ fn identify(request: &HttpRequest) -> Result<Known, ApiError> {
             org,
             key: Some(key),
         })),
-        None => Err(refused("invalid API key")),
+        None => match api.no_auth {
+            // Clients that can't do without a key send any.
+            Some(org) => without_key(request, &api.public_url, org),
+            None => Err(refused("invalid API key")),
+        },
     }
+}
+
+/// A server that asks for no key listens on a loopback address, but a web page that is open on the
+/// same machine reaches it too, and may even reach it under its own name (DNS rebinding). Requests
+/// from foreign origins and to foreign names are refused.
+fn without_key(request: &HttpRequest, public_url: &str, org: OrgId) -> Result<Known, ApiError> {
+    let header = |name| Some(request.headers().get(name)?.to_str().unwrap_or("?"));
+    let host = header(HOST).or(request.uri().authority().map(|host| host.as_str()));
+    let own = |origin: &str| is_local(origin) || authority(origin) == authority(public_url);
+    match host.is_none_or(own) && header(ORIGIN).is_none_or(own) {
+        true => Ok(Known::Key(Caller { org, key: None })),
+        false => Err(ApiError::new(
+            StatusCode::FORBIDDEN,
+            "a server without keys serves no web pages of other origins",
+        )),
+    }
+}
+
+/// Host and port of an origin, or of a `Host` header.
+fn authority(origin: &str) -> &str {
+    let rest = origin.split_once("://").map_or(origin, |(_, rest)| rest);
+    rest.split('/').next().unwrap_or(rest)
+}
+
+/// Whether an origin can only be on this machine.
+fn is_local(origin: &str) -> bool {
+    let host = match authority(origin).parse::<Authority>() {
+        Ok(authority) => authority.host().to_ascii_lowercase(),
+        Err(_) => return false,
+    };
+    let ip = host.trim_start_matches('[').trim_end_matches(']');
+    host == "localhost"
+        || host.ends_with(".localhost")
+        || ip.parse::<IpAddr>().is_ok_and(|ip| ip.is_loopback())
 }
 
 fn credential(request: &HttpRequest) -> Option<String> {
@@ -191,5 +231,63 @@ impl FromRequest for WithSandbox {
                 )),
             }
         }))
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    /// Goal: only what is on this machine for certain passes as local.
+    #[test]
+    fn a_foreign_origin_never_looks_local() {
+        for local in [
+            "http://localhost:3000",
+            "http://127.0.0.1",
+            "127.0.0.1:7600",
+            "http://[::1]:7600",
+            "LOCALHOST:1",
+            "app.localhost",
+        ] {
+            assert!(is_local(local), "{local}");
+        }
+        for foreign in [
+            "https://evil.test",
+            "http://localhost.evil.test",
+            "http://127.0.0.1.evil.test:80",
+            "http://192.168.1.2",
+            "http://localhost@evil.test",
+            "null",
+            "",
+            "?",
+        ] {
+            assert!(!is_local(foreign), "{foreign}");
+        }
+    }
+
+    /// Goal: a token is good for its own key, until its end, and for nothing else.
+    #[test]
+    fn only_own_tokens_in_their_time_are_taken() {
+        let (ours, theirs) = (Tokens::new(&[1; 32]), Tokens::new(&[2; 32]));
+        let (org, sandbox) = (OrgId::generate(), SandboxId::generate());
+        let token = ours.issue(&org, &sandbox).unwrap();
+        let claims = ours.check(&token).unwrap();
+        assert_eq!((claims.org_id, claims.sandbox_id), (org, sandbox));
+        assert!(theirs.check(&token).is_none());
+        let unsigned = format!("{}.", &token[..token.rfind('.').unwrap()]);
+        assert!(ours.check(&unsigned).is_none());
+        let old = Claims {
+            iat: 0,
+            exp: 1,
+            ..ours.check(&token).unwrap()
+        };
+        let old = encode(&Header::new(Algorithm::HS256), &old, &ours.encoding).unwrap();
+        assert!(ours.check(&old).is_none());
+        let longer = encode(
+            &Header::new(Algorithm::HS512),
+            &ours.check(&token).unwrap(),
+            &ours.encoding,
+        );
+        assert!(ours.check(&longer.unwrap()).is_none());
     }
 }

@@ -6,6 +6,7 @@ use actix_web::{HttpResponse, ResponseError};
 use serde_json::{Value, json};
 
 use crate::actors::{Failure, Reject};
+use crate::events::AppendError;
 use crate::sandbox::GuestError;
 
 /// A reply that is not a success.
@@ -86,6 +87,10 @@ impl From<Failure> for ApiError {
                     .with("active", active)
                     .with("limit", limit)
             }
+            // Many large secrets in one sandbox, say: trying again would not help.
+            Failure::Append(AppendError::TooLarge { .. }) => {
+                Self::new(StatusCode::BAD_REQUEST, failure.to_string())
+            }
             Failure::Gone(_) => Self::new(StatusCode::GONE, failure.to_string()),
             Failure::Append(_) | Failure::Contended | Failure::Unavailable => {
                 tracing::error!(%failure, "request refused");
@@ -117,6 +122,16 @@ impl From<GuestError> for ApiError {
         };
         Self::new(status, error.to_string())
     }
+}
+
+/// Runs work to its end even when the client hangs up meanwhile: an effect belongs to every intent.
+pub(super) async fn to_the_end<T: Send + 'static>(
+    work: impl Future<Output = Result<T, Failure>> + Send + 'static,
+) -> ApiResult<T> {
+    tokio::spawn(work)
+        .await
+        .map_err(ApiError::internal)?
+        .map_err(ApiError::from)
 }
 
 /// For paths that no route has.

@@ -147,6 +147,7 @@ async fn run_async(
             return Ok(HttpResponse::Ok().json(render(&captured)));
         }
     }
+    api.platform.keep_handle(&handle)?;
     Ok(HttpResponse::Accepted().json(json!({
         "execId": handle.id,
         "running": true,

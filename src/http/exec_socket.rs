@@ -11,7 +11,7 @@ use std::time::Duration;
 
 use actix_web::web::{self, Bytes};
 use actix_web::{HttpRequest, HttpResponse};
-use actix_ws::{AggregatedMessage, CloseCode, CloseReason, Session};
+use actix_ws::{AggregatedMessage, AggregatedMessageStream, CloseCode, CloseReason, Session};
 use futures_util::StreamExt;
 
 use super::Api;
@@ -51,41 +51,44 @@ pub(super) async fn attach(
     Ok(reply)
 }
 
-/// Carries bytes both ways until either side ends.
-async fn relay(
-    mut session: Session,
-    mut messages: actix_ws::AggregatedMessageStream,
-    mut output: Attachment,
-) {
+/// Carries bytes both ways until either side ends. The directions don't wait for each other: a
+/// process may read no more before somebody has taken what it wrote.
+async fn relay(session: Session, messages: AggregatedMessageStream, output: Attachment) {
     let stdin = output.stdin();
+    tokio::select! {
+        () = inward(messages, &stdin, session.clone()) => {}
+        code = outward(output, session.clone()) => if let Some(code) = code {
+            let _ = session.close(Some(CloseReason::from(code))).await;
+        }
+    }
+}
+
+/// Carries what the client sends until it is done.
+async fn inward(mut messages: AggregatedMessageStream, stdin: &StdinSink, mut session: Session) {
+    while let Some(Ok(message)) = messages.next().await {
+        if !from_client(message, stdin, &mut session).await {
+            return;
+        }
+    }
+}
+
+/// Carries output until its end, which gives the code to close with, or until the client is gone.
+async fn outward(mut output: Attachment, mut session: Session) -> Option<CloseCode> {
     let mut ping = tokio::time::interval(PING);
-    let code = loop {
+    loop {
         tokio::select! {
-            message = messages.next() => match message {
-                Some(Ok(message)) => {
-                    if !from_client(message, &stdin, &mut session).await {
-                        return;
-                    }
-                }
-                _ => return,
-            },
             chunk = output.next() => match chunk {
                 Ok(Some(chunk)) => match to_client(chunk, &mut session).await {
-                    Ok(true) => break CloseCode::Normal,
+                    Ok(true) => return Some(CloseCode::Normal),
                     Ok(false) => {}
-                    Err(_) => return,
+                    Err(_) => return None,
                 },
                 // Without an exit: clients report that the stream was cut.
-                _ => break CloseCode::Error,
+                _ => return Some(CloseCode::Error),
             },
-            _ = ping.tick() => {
-                if session.ping(b"").await.is_err() {
-                    return;
-                }
-            }
+            _ = ping.tick() => session.ping(b"").await.ok()?,
         }
-    };
-    let _ = session.close(Some(CloseReason::from(code))).await;
+    }
 }
 
 /// Handles one message; false when the client is done.

@@ -1,10 +1,16 @@
 //! Files in a sandbox (contract section 9). Bytes are streamed both ways; nothing is buffered whole.
 
+use std::io;
+use std::sync::Arc;
+use std::sync::atomic::{AtomicBool, Ordering};
+
 use actix_web::http::StatusCode;
+use actix_web::web::Bytes;
 use actix_web::{HttpResponse, web};
-use futures_util::StreamExt;
+use futures_util::{Stream, StreamExt, future, stream};
 use serde::Deserialize;
 use serde_json::json;
+use tokio_stream::wrappers::ReceiverStream;
 
 use super::Api;
 use super::auth::WithSandbox;
@@ -12,6 +18,8 @@ use super::error::{ApiError, ApiResult, no_method};
 
 /// Longest path (Linux's `PATH_MAX`).
 const PATH_BYTES_MAX: usize = 4096;
+/// Pieces of an upload on their way to the guest's client.
+const UPLOAD_CHUNKS_MAX: usize = 8;
 
 pub(super) fn routes(config: &mut web::ServiceConfig) {
     config
@@ -79,8 +87,9 @@ async fn write(
     let live = api.platform.live_sandbox(&who.caller, &who.id).await?;
     let limit = api.platform.limits().upload_bytes_max;
     // The request's body can't leave its thread; the guest's client can't stay on it.
-    let (sender, receiver) = tokio::sync::mpsc::channel(8);
-    let body = tokio_stream::wrappers::ReceiverStream::new(receiver);
+    let (sender, receiver) = tokio::sync::mpsc::channel(UPLOAD_CHUNKS_MAX);
+    let whole = Arc::new(AtomicBool::new(false));
+    let body = until_whole(ReceiverStream::new(receiver), whole.clone());
     let upload = tokio::spawn(async move { live.guest.write_file(&path, body).await });
     let mut total = 0u64;
     let mut failure = None;
@@ -102,12 +111,7 @@ async fn write(
             break; // the guest refused: its reason is the upload's result
         }
     }
-    if failure.is_some() {
-        // An error in the stream makes the guest drop what it has, instead of keeping half a file.
-        let _ = sender
-            .send(Err(std::io::Error::other("the upload was broken off")))
-            .await;
-    }
+    whole.store(failure.is_none(), Ordering::Release);
     drop(sender);
     let uploaded = upload.await.map_err(ApiError::internal)?;
     match failure {
@@ -117,6 +121,20 @@ async fn write(
             Ok(HttpResponse::NoContent().finish())
         }
     }
+}
+
+/// `chunks`, and an error after them unless `whole` is set by then: it makes the guest drop what it
+/// has. So half a file is never taken for a whole one, also when the client hangs up and the
+/// request's own task is gone.
+fn until_whole(
+    chunks: impl Stream<Item = io::Result<Bytes>>,
+    whole: Arc<AtomicBool>,
+) -> impl Stream<Item = io::Result<Bytes>> {
+    let end = async move {
+        let broken = || Err(io::Error::other("the upload was broken off"));
+        (!whole.load(Ordering::Acquire)).then(broken)
+    };
+    chunks.chain(stream::once(end).filter_map(future::ready))
 }
 
 async fn list(api: web::Data<Api>, who: WithSandbox, query: web::Query<PathQuery>) -> ApiResult {
@@ -154,4 +172,21 @@ async fn remove(api: web::Data<Api>, who: WithSandbox, query: web::Query<PathQue
     let live = api.platform.live_sandbox(&who.caller, &who.id).await?;
     live.guest.remove(&path).await?;
     Ok(HttpResponse::NoContent().finish())
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    /// Goal: an upload whose request went away ends in an error, a whole one doesn't.
+    #[actix_web::test]
+    async fn half_a_file_ends_in_an_error() {
+        for (whole, pieces) in [(true, 1), (false, 2)] {
+            let chunks = stream::iter([Ok(Bytes::from_static(b"a"))]);
+            let body = until_whole(chunks, Arc::new(AtomicBool::new(whole)));
+            let body: Vec<_> = body.collect().await;
+            assert_eq!(body.len(), pieces);
+            assert_eq!(body.last().is_some_and(Result::is_ok), whole);
+        }
+    }
 }

@@ -8,7 +8,7 @@ use time::format_description::well_known::Rfc3339;
 use super::Api;
 use super::auth::WithKey;
 use super::body::Json;
-use super::error::{ApiError, ApiResult, no_method};
+use super::error::{ApiError, ApiResult, no_method, to_the_end};
 use crate::actors::{NewSecret, Project, ProjectSettings};
 use crate::ids::{OrgId, ProjectId};
 use crate::secret::SecretValue;
@@ -150,9 +150,8 @@ async fn update(
 }
 
 async fn delete(api: web::Data<Api>, WithKey(caller): WithKey, id: web::Path<String>) -> ApiResult {
-    api.platform
-        .delete_project(&caller, &parse_id(&id)?)
-        .await?;
+    let (platform, id) = (api.platform.clone(), parse_id(&id)?);
+    to_the_end(async move { platform.delete_project(&caller, &id).await }).await?;
     Ok(HttpResponse::NoContent().finish())
 }
 
@@ -174,9 +173,8 @@ async fn set_secret(
 ) -> ApiResult {
     let (id, name) = path.into_inner();
     let id = parse_id(&id)?;
-    api.platform
-        .set_project_secret(&caller, &id, body.named(name.clone()))
-        .await?;
+    let (platform, new) = (api.platform.clone(), body.named(name.clone()));
+    to_the_end(async move { platform.set_project_secret(&caller, &id, new).await }).await?;
     Ok(HttpResponse::Ok().json(json!({ "name": name, "status": "set" })))
 }
 

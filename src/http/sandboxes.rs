@@ -2,17 +2,17 @@
 
 use std::collections::BTreeMap;
 
-use actix_web::http::StatusCode;
+use actix_web::http::{StatusCode, Uri};
 use actix_web::{HttpRequest, HttpResponse, web};
 use serde::Deserialize;
 use serde_json::{Value, json};
 
 use super::auth::{WithKey, WithSandbox};
 use super::body::Json;
-use super::error::{ApiError, ApiResult, no_method};
+use super::error::{ApiError, ApiResult, no_method, to_the_end};
 use super::projects::timestamp;
 use super::{Api, REGION, WORKER};
-use crate::actors::{Caller, CreateSandbox, Failure, Sandbox};
+use crate::actors::{Caller, CreateSandbox, Sandbox};
 use crate::events::families::LayerKind;
 use crate::ids::SandboxId;
 
@@ -152,25 +152,14 @@ fn render(api: &Api, sandbox: &Sandbox, caller: &Caller) -> ApiResult<Value> {
 
 /// The host that sandboxes' own hosts are below.
 fn sandbox_domain(public_url: &str) -> String {
-    let host = public_url
-        .split_once("://")
-        .map_or(public_url, |(_, rest)| rest);
-    let host = host.split(['/', ':']).next().unwrap_or(host);
-    match host.parse::<std::net::IpAddr>() {
+    let url = public_url.parse::<Uri>().ok();
+    let host = url.as_ref().and_then(Uri::host).unwrap_or("localhost");
+    let ip = host.trim_start_matches('[').trim_end_matches(']');
+    match ip.parse::<std::net::IpAddr>() {
         // Browsers resolve every name below `localhost` to the machine itself.
         Ok(_) => "localhost".to_owned(),
         Err(_) => host.to_owned(),
     }
-}
-
-/// Runs work to its end even when the client hangs up meanwhile.
-pub(super) async fn to_the_end<T: Send + 'static>(
-    work: impl Future<Output = Result<T, Failure>> + Send + 'static,
-) -> ApiResult<T> {
-    tokio::spawn(work)
-        .await
-        .map_err(ApiError::internal)?
-        .map_err(ApiError::from)
 }
 
 async fn create(
@@ -191,6 +180,8 @@ struct Filter {
     limit: usize,
     offset: usize,
     metadata: Vec<(String, String)>,
+    /// Sandboxes with a tag are asked for, and there are no tags yet.
+    by_tag: bool,
 }
 
 impl Filter {
@@ -203,6 +194,7 @@ impl Filter {
             limit: LIST_DEFAULT,
             offset: 0,
             metadata: Vec::new(),
+            by_tag: false,
         };
         for (name, value) in pairs {
             match name.as_str() {
@@ -236,11 +228,11 @@ impl Filter {
                         .parse()
                         .map_err(|_| ApiError::bad_request("offset must be a whole number"))?;
                 }
-                _ => {
-                    if let Some(key) = name.strip_prefix("metadata.") {
-                        filter.metadata.push((key.to_owned(), value));
-                    }
-                }
+                _ => match name.split_once('.') {
+                    Some(("metadata", key)) => filter.metadata.push((key.to_owned(), value)),
+                    Some(("tag", _)) => filter.by_tag = true,
+                    _ => {}
+                },
             }
         }
         Ok(filter)
@@ -254,18 +246,23 @@ impl Filter {
                 .as_ref()
                 .is_some_and(|details| details.metadata.get(key) == Some(value))
         };
-        self.statuses.iter().any(|one| one == status) && self.metadata.iter().all(has)
+        !self.by_tag
+            && self.statuses.iter().any(|one| one == status)
+            && self.metadata.iter().all(has)
     }
 }
 
 async fn list(api: web::Data<Api>, WithKey(caller): WithKey, request: HttpRequest) -> ApiResult {
     let filter = Filter::parse(request.query_string())?;
-    let rows = api.platform.catalog().sandboxes(&caller.org);
+    let (offset, limit) = (filter.offset, filter.limit);
+    let rows = api.platform.catalog().sandboxes(
+        &caller.org,
+        |sandbox| filter.takes(sandbox),
+        offset,
+        limit,
+    );
     let page = rows
         .iter()
-        .filter(|sandbox| filter.takes(sandbox))
-        .skip(filter.offset)
-        .take(filter.limit)
         .map(|sandbox| render(&api, sandbox, &caller))
         .collect::<ApiResult<Vec<_>>>()?;
     Ok(HttpResponse::Ok().json(page))
@@ -361,4 +358,20 @@ async fn allowed_hosts(
         }
     }
     Ok(HttpResponse::Ok().json(reply))
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn sandboxes_are_below_the_public_host_and_never_below_an_address() {
+        for (url, domain) in [
+            ("https://oc.example:8443/base", "oc.example"),
+            ("http://127.0.0.1:7600", "localhost"),
+            ("http://[::1]:7600", "localhost"),
+        ] {
+            assert_eq!(sandbox_domain(url), domain, "{url}");
+        }
+    }
 }

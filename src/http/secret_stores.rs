@@ -7,7 +7,7 @@ use serde_json::{Value, json};
 use super::Api;
 use super::auth::WithKey;
 use super::body::Json;
-use super::error::{ApiError, ApiResult, no_method};
+use super::error::{ApiError, ApiResult, no_method, to_the_end};
 use super::projects::{SecretBody, timestamp};
 use crate::actors::SecretStore;
 use crate::ids::{OrgId, StoreId};
@@ -103,7 +103,8 @@ async fn update(
 }
 
 async fn delete(api: web::Data<Api>, WithKey(caller): WithKey, id: web::Path<String>) -> ApiResult {
-    api.platform.delete_store(&caller, &parse_id(&id)?).await?;
+    let (platform, id) = (api.platform.clone(), parse_id(&id)?);
+    to_the_end(async move { platform.delete_store(&caller, &id).await }).await?;
     Ok(HttpResponse::NoContent().finish())
 }
 
@@ -139,9 +140,8 @@ async fn set_secret(
 ) -> ApiResult {
     let (id, name) = path.into_inner();
     let id = parse_id(&id)?;
-    api.platform
-        .set_store_secret(&caller, &id, body.named(name.clone()))
-        .await?;
+    let (platform, new) = (api.platform.clone(), body.named(name.clone()));
+    to_the_end(async move { platform.set_store_secret(&caller, &id, new).await }).await?;
     Ok(HttpResponse::Ok().json(json!({ "name": name, "status": "set" })))
 }
 

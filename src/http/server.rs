@@ -2,7 +2,7 @@
 //! only then answers requests. Stopping it stops no sandbox.
 
 use std::io;
-use std::net::{SocketAddr, TcpListener};
+use std::net::{IpAddr, Ipv4Addr, Ipv6Addr, SocketAddr, TcpListener};
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
 
@@ -129,14 +129,26 @@ pub async fn serve(config: Config, first_key: impl FnOnce(FirstKey<'_>)) -> Resu
         egress: Arc::new(egress_settings(&config.egress, listener.local_addr()?)?),
         limits: config.limits,
     });
-    let url = format!("http://{}", listener.local_addr()?);
+    let url = local_url(listener.local_addr()?);
+    if config.listen.ip().is_unspecified() && config.public_url.is_none() {
+        tracing::warn!(
+            url,
+            "clients elsewhere need an address of theirs: pass --public-url"
+        );
+    }
+    // Nothing is decided before the whole log was read: what a model that is behind doesn't know
+    // would look as if it were not there.
+    tokio::select! {
+        () = platform.catalog().replayed(log.head().position) => {}
+        reason = log.wait_stopped() => return Err(ServeError::LogStopped(reason.to_string())),
+    }
     let org = bootstrap(&platform, &url, first_key).await?;
     Reconciler::start(&platform).await;
     let api = web::Data::new(Api {
         tokens: Tokens::new(&*platform.signing_key("sandbox-token")?),
         public_url: config.public_url.clone().unwrap_or_else(|| url.clone()),
         no_auth: config.no_auth.then_some(org),
-        platform,
+        platform: platform.clone(),
     });
     let server = HttpServer::new(move || {
         App::new()
@@ -168,6 +180,7 @@ pub async fn serve(config: Config, first_key: impl FnOnce(FirstKey<'_>)) -> Resu
             return Err(ServeError::LogStopped(reason.to_string()));
         }
     }
+    platform.let_go().await;
     log.close().await;
     Ok(())
 }
@@ -191,6 +204,18 @@ async fn check_machine() -> Result<(), ServeError> {
         );
     }
     Ok(())
+}
+
+/// The server's origin for programs on this machine; a listener on every address has no other one.
+fn local_url(listener: SocketAddr) -> String {
+    let mut address = listener;
+    if address.ip().is_unspecified() {
+        address.set_ip(match address.ip() {
+            IpAddr::V4(_) => Ipv4Addr::LOCALHOST.into(),
+            IpAddr::V6(_) => Ipv6Addr::LOCALHOST.into(),
+        });
+    }
+    format!("http://{address}")
 }
 
 /// Tells people and programs where the server is.
@@ -261,10 +286,6 @@ async fn bootstrap(
     if given.as_deref().is_some_and(|key| !is_key(key)) {
         return Err(ServeError::BootstrapKey);
     }
-    platform
-        .catalog()
-        .caught_up(platform.log().head().position)
-        .await;
     let known = platform.catalog().first_org();
     let has_key = platform.catalog().has_keys();
     if let (Some(org), true) = (known, has_key) {
@@ -274,18 +295,18 @@ async fn bootstrap(
         Some(key) => key.clone(),
         None => format!("osb_{}", hex::encode(rand::random::<[u8; 32]>())),
     };
-    let org = match known {
-        // A crash between the two: the organization is there and its key was never told.
-        Some(org) => {
-            platform.add_key(&org, "first", &key).await?;
-            org
-        }
-        None => platform.create_org(FIRST_ORG, &key).await?.0,
-    };
+    // Told before it is valid: a crash in between makes another key at the next start, while one
+    // that was valid and never told would lock everybody out.
     if given.is_none() {
         first_key(FirstKey { url, key: &key });
     }
-    Ok(org)
+    match known {
+        Some(org) => {
+            platform.add_key(&org, "first", &key).await?;
+            Ok(org)
+        }
+        None => Ok(platform.create_org(FIRST_ORG, &key).await?.0),
+    }
 }
 
 fn is_key(text: &str) -> bool {

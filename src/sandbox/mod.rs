@@ -194,6 +194,9 @@ pub trait Driver: Send + Sync {
     /// Attaches to a living sandbox; `None` when it does not run.
     async fn attach(&self, id: &SandboxId) -> Result<Option<Running>, DriverError>;
 
+    /// Kills the sandbox; its disk stays and [`Driver::create`] starts it again on it. Idempotent.
+    async fn stop(&self, id: &SandboxId) -> Result<(), DriverError>;
+
     /// Kills the sandbox and removes all it left: processes, mounts, cgroups, disk. Idempotent.
     async fn destroy(&self, id: &SandboxId) -> Result<(), DriverError>;
 

@@ -12,7 +12,6 @@ import subprocess
 import traceback
 import urllib.request
 from contextlib import contextmanager
-from pathlib import Path
 
 API_URL = f"https://{os.environ['OC_STANDIN_HOSTS'].split(',')[0]}:{os.environ['OC_STANDIN_PORT']}"
 COMMAND_SEC_MAX = 60
@@ -61,11 +60,8 @@ def sh(command: str, code: int = 0) -> str:
     for name, value in placeholders.items():
         command = command.replace(name, value)
     assert not re.search(r"<(project|sandbox)-id>", command), "an id is not known yet"
-    program = Path(os.environ["OC_BIN"])
-    path = f"{program.parent}:{os.environ['PATH']}"
     done = subprocess.run(
         ["sh", "-c", command],
-        env=os.environ | {"PATH": path},
         stdin=subprocess.DEVNULL,
         capture_output=True,
         text=True,

@@ -69,7 +69,7 @@ def report(line: dict) -> None:
 
 def oc(*words: str, code: int | None = 0) -> subprocess.CompletedProcess:
     done = subprocess.run(
-        [os.environ["OC_BIN"], *words],
+        ["oc", *words],
         stdin=subprocess.DEVNULL,
         capture_output=True,
         text=True,

@@ -94,7 +94,9 @@ fn scene<A: Aggregate>(title: &str, given: &[A::Event], when: A::Command) -> Str
             }
             for name in &decision.names {
                 match name {
-                    NameChange::Claim { name, taken } => writeln!(text, "claim {name} or {taken:?}"),
+                    NameChange::Claim { name, taken } => {
+                        writeln!(text, "claim {name} or {taken:?}")
+                    }
                     NameChange::Release { name } => writeln!(text, "release {name}"),
                 }
                 .expect("written");

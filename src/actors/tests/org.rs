@@ -5,7 +5,11 @@ use crate::actors::org::{Org, OrgCommand};
 use crate::events::families::{KeyCreated, OrgCreated, OrgEvent};
 
 fn created() -> OrgCreated {
-    OrgCreated { org_id: org(), name: "default".to_owned(), at: at(0) }
+    OrgCreated {
+        org_id: org(),
+        name: "default".to_owned(),
+        at: at(0),
+    }
 }
 
 fn key() -> KeyCreated {
@@ -27,8 +31,16 @@ fn making_an_organization_and_its_key_can_be_repeated() {
         scene::<Org>("create", &[], OrgCommand::Create(created())),
         scene::<Org>("create again", &made, OrgCommand::Create(created())),
         scene::<Org>("a key", &made, OrgCommand::CreateKey(key())),
-        scene::<Org>("the same key again", &with_key, OrgCommand::CreateKey(key())),
-        scene::<Org>("a key of no organization", &[], OrgCommand::CreateKey(key())),
+        scene::<Org>(
+            "the same key again",
+            &with_key,
+            OrgCommand::CreateKey(key()),
+        ),
+        scene::<Org>(
+            "a key of no organization",
+            &[],
+            OrgCommand::CreateKey(key()),
+        ),
     ];
     insta::assert_snapshot!(scenes.concat());
 }

@@ -28,7 +28,10 @@ fn deleted() -> ProjectEvent {
 }
 
 fn named(name: &str) -> ProjectSettings {
-    ProjectSettings { name: Some(name.to_owned()), ..ProjectSettings::default() }
+    ProjectSettings {
+        name: Some(name.to_owned()),
+        ..ProjectSettings::default()
+    }
 }
 
 fn create(settings: ProjectSettings) -> ProjectCommand {
@@ -42,7 +45,12 @@ fn create(settings: ProjectSettings) -> ProjectCommand {
 }
 
 fn update(org: OrgId, settings: ProjectSettings) -> ProjectCommand {
-    ProjectCommand::Update { org, settings, memory_mb_max: 16384, at: at(5) }
+    ProjectCommand::Update {
+        org,
+        settings,
+        memory_mb_max: 16384,
+        at: at(5),
+    }
 }
 
 #[test]
@@ -64,14 +72,21 @@ fn create_fills_in_every_default() {
     };
     let scenes = [
         scene::<Project>("only a name", &[], create(named("api"))),
-        scene::<Project>("empty and not positive is absent", &[], create(says_nothing)),
+        scene::<Project>(
+            "empty and not positive is absent",
+            &[],
+            create(says_nothing),
+        ),
         scene::<Project>("everything given", &[], create(says_all)),
         scene::<Project>("no name", &[], create(ProjectSettings::default())),
         scene::<Project>("an empty name", &[], create(named(""))),
         scene::<Project>(
             "a negative timeout",
             &[],
-            create(ProjectSettings { timeout_sec: Some(-1), ..named("api") }),
+            create(ProjectSettings {
+                timeout_sec: Some(-1),
+                ..named("api")
+            }),
         ),
     ];
     insta::assert_snapshot!(scenes.concat());
@@ -87,12 +102,28 @@ fn update_changes_what_is_given() {
         timeout_sec: Some(0),
         egress_allowlist: None,
     };
-    let clear = ProjectSettings { egress_allowlist: Some(Vec::new()), ..Default::default() };
-    let negative = ProjectSettings { memory_mb: Some(-1), ..Default::default() };
-    let too_big = ProjectSettings { cpu_count: Some(5), ..Default::default() };
-    let one = ProjectSettings { cpu_count: Some(1), ..Default::default() };
+    let clear = ProjectSettings {
+        egress_allowlist: Some(Vec::new()),
+        ..Default::default()
+    };
+    let negative = ProjectSettings {
+        memory_mb: Some(-1),
+        ..Default::default()
+    };
+    let too_big = ProjectSettings {
+        cpu_count: Some(5),
+        ..Default::default()
+    };
+    let one = ProjectSettings {
+        cpu_count: Some(1),
+        ..Default::default()
+    };
     let scenes = [
-        scene::<Project>("nothing given", &[created()], update(org(), Default::default())),
+        scene::<Project>(
+            "nothing given",
+            &[created()],
+            update(org(), Default::default()),
+        ),
         scene::<Project>("all empty", &[created()], update(org(), empty)),
         scene::<Project>("its own name", &[created()], update(org(), named("api"))),
         scene::<Project>("another name", &[created()], update(org(), named("web"))),
@@ -109,19 +140,40 @@ fn update_changes_what_is_given() {
 
 #[test]
 fn secrets_are_set_replaced_and_deleted() {
-    let held = [created(), ProjectEvent::SecretSet(secret_was_set("TOKEN", 2))];
-    let set = |name: &str, hosts: &[&str]| ProjectCommand::Secret(org(), set_secret(name, hosts, 3));
+    let held = [
+        created(),
+        ProjectEvent::SecretSet(secret_was_set("TOKEN", 2)),
+    ];
+    let set =
+        |name: &str, hosts: &[&str]| ProjectCommand::Secret(org(), set_secret(name, hosts, 3));
     let delete = |org: OrgId, name: &str| {
-        ProjectCommand::Secret(org, SecretCommand::Delete { name: name.to_owned(), at: at(4) })
+        ProjectCommand::Secret(
+            org,
+            SecretCommand::Delete {
+                name: name.to_owned(),
+                at: at(4),
+            },
+        )
     };
-    let gone = ProjectEvent::SecretDeleted(SecretDeleted { name: "TOKEN".to_owned(), at: at(4) });
+    let gone = ProjectEvent::SecretDeleted(SecretDeleted {
+        name: "TOKEN".to_owned(),
+        at: at(4),
+    });
     let without = [held.to_vec(), vec![gone]].concat();
     let scenes = [
         scene::<Project>("a first one", &[created()], set("TOKEN", &["a.test"])),
-        scene::<Project>("anew: it keeps its id, loses its hosts", &held, set("TOKEN", &[])),
+        scene::<Project>(
+            "anew: it keeps its id, loses its hosts",
+            &held,
+            set("TOKEN", &[]),
+        ),
         scene::<Project>("a bad name", &held, set("1TOKEN", &[])),
         scene::<Project>("a bad host", &held, set("TOKEN", &["a b"])),
-        scene::<Project>("of a deleted project", &[created(), deleted()], set("TOKEN", &[])),
+        scene::<Project>(
+            "of a deleted project",
+            &[created(), deleted()],
+            set("TOKEN", &[]),
+        ),
         scene::<Project>("delete", &held, delete(org(), "TOKEN")),
         scene::<Project>("delete one that isn't there", &held, delete(org(), "OTHER")),
         scene::<Project>("delete twice", &without, delete(org(), "TOKEN")),
@@ -151,7 +203,11 @@ fn a_delete_gives_the_present_name_back() {
     insta::assert_snapshot!(scenes.concat());
     let secret = ProjectEvent::SecretSet(secret_was_set("TOKEN", 2));
     let state: Project = after(&[created(), secret, deleted()]);
-    assert_eq!(state.secrets.iter().count(), 0, "a deleted project holds no ciphertext");
+    assert_eq!(
+        state.secrets.iter().count(),
+        0,
+        "a deleted project holds no ciphertext"
+    );
 }
 
 /// Goal: the bound on entries counts entries, so that a full project can still be rotated.

@@ -47,9 +47,10 @@ fn letter(number: u8) -> String {
 fn secret(act: &Act) -> Option<SecretCommand> {
     match act {
         Act::Set(_, name) => Some(set_secret(&letter(*name), &[], 3)),
-        Act::Unset(_, name) => {
-            Some(SecretCommand::Delete { name: letter(*name), at: at(4) })
-        }
+        Act::Unset(_, name) => Some(SecretCommand::Delete {
+            name: letter(*name),
+            at: at(4),
+        }),
         _ => None,
     }
 }
@@ -60,7 +61,12 @@ fn project_command(ids: &mut [ProjectId], act: &Act, org: OrgId) -> (usize, Proj
         cpu_count,
         ..ProjectSettings::default()
     };
-    let update = |settings| ProjectCommand::Update { org, settings, memory_mb_max: 1024, at: at(2) };
+    let update = |settings| ProjectCommand::Update {
+        org,
+        settings,
+        memory_mb_max: 1024,
+        at: at(2),
+    };
     match act {
         Act::Create(object, name) => {
             // A new object in the old one's place; the old one lives on, unasked.
@@ -77,9 +83,10 @@ fn project_command(ids: &mut [ProjectId], act: &Act, org: OrgId) -> (usize, Proj
         Act::Rename(object, name) => (*object, update(settings(Some(*name), None))),
         Act::Resize(object, cpus) => (*object, update(settings(None, Some(*cpus)))),
         Act::Delete(object) => (*object, ProjectCommand::Delete(org, at(9))),
-        Act::Set(object, _) | Act::Unset(object, _) => {
-            (*object, ProjectCommand::Secret(org, secret(act).expect("an act on a secret")))
-        }
+        Act::Set(object, _) | Act::Unset(object, _) => (
+            *object,
+            ProjectCommand::Secret(org, secret(act).expect("an act on a secret")),
+        ),
     }
 }
 
@@ -94,14 +101,24 @@ fn store_command(ids: &mut [StoreId], act: &Act, org: OrgId) -> (usize, StoreCom
         Act::Create(object, name) => {
             ids[*object] = StoreId::generate();
             let (id, name) = (ids[*object], Some(letter(*name)));
-            (*object, StoreCommand::Create { id, org, name, egress_allowlist: None, at: at(1) })
+            (
+                *object,
+                StoreCommand::Create {
+                    id,
+                    org,
+                    name,
+                    egress_allowlist: None,
+                    at: at(1),
+                },
+            )
         }
         Act::Rename(object, name) => (*object, update(Some(letter(*name)))),
         Act::Resize(object, _) => (*object, update(None)),
         Act::Delete(object) => (*object, StoreCommand::Delete(org, at(9))),
-        Act::Set(object, _) | Act::Unset(object, _) => {
-            (*object, StoreCommand::Secret(org, secret(act).expect("an act on a secret")))
-        }
+        Act::Set(object, _) | Act::Unset(object, _) => (
+            *object,
+            StoreCommand::Secret(org, secret(act).expect("an act on a secret")),
+        ),
     }
 }
 
@@ -155,7 +172,10 @@ async fn play(log: EventLog, acts: Vec<(Act, bool, bool)>) -> Result<(), TestCas
 
     // The rows are what the entities say, and no name is there twice.
     for id in every_project {
-        let entity = projects.inspect(&Project::stream(&id)).await.expect("loads");
+        let entity = projects
+            .inspect(&Project::stream(&id))
+            .await
+            .expect("loads");
         for org in [org(), other_org()] {
             let row = live.find_project(&org, &id.to_string());
             let own = entity.visible_to(&org).ok().cloned();
@@ -164,8 +184,11 @@ async fn play(log: EventLog, acts: Vec<(Act, bool, bool)>) -> Result<(), TestCas
     }
     for org in [org(), other_org()] {
         let rows = live.projects(&org);
-        let mut names: Vec<_> =
-            rows.iter().filter_map(|row| row.visible_to(&org).ok()).map(|row| &row.name).collect();
+        let mut names: Vec<_> = rows
+            .iter()
+            .filter_map(|row| row.visible_to(&org).ok())
+            .map(|row| &row.name)
+            .collect();
         names.dedup();
         prop_assert_eq!(names.len(), rows.len());
     }

@@ -26,7 +26,11 @@ fn created() -> SandboxCreated {
         network_enabled: true,
         alias: None,
         metadata: [("team".to_owned(), "x".to_owned())].into(),
-        layers: vec![Layer { kind: LayerKind::Store, id: "L1".to_owned(), name: "keys".to_owned() }],
+        layers: vec![Layer {
+            kind: LayerKind::Store,
+            id: "L1".to_owned(),
+            name: "keys".to_owned(),
+        }],
         egress_allowlist: Vec::new(),
         at: at(0),
     }
@@ -56,7 +60,10 @@ fn starting() -> Vec<E> {
     vec![
         E::Created(created()),
         E::Sealed(set()),
-        E::StartRequested(StartRequested { intent: intent(1), at: at(0) }),
+        E::StartRequested(StartRequested {
+            intent: intent(1),
+            at: at(0),
+        }),
     ]
 }
 
@@ -66,53 +73,113 @@ fn and(mut given: Vec<E>, event: E) -> Vec<E> {
 }
 
 fn running() -> Vec<E> {
-    and(starting(), E::Started(Started { intent: intent(1), limits: json!({}), at: at(1) }))
+    and(
+        starting(),
+        E::Started(Started {
+            intent: intent(1),
+            limits: json!({}),
+            at: at(1),
+        }),
+    )
 }
 
 fn failed() -> Vec<E> {
-    and(running(), E::Failed(SandboxFailed { reason: "gone".to_owned(), at: at(2) }))
+    and(
+        running(),
+        E::Failed(SandboxFailed {
+            reason: "gone".to_owned(),
+            at: at(2),
+        }),
+    )
 }
 
 fn stopping() -> Vec<E> {
     let reason = StopReason::UserRequested;
-    and(running(), E::StopRequested(StopRequested { intent: intent(2), reason, at: at(3) }))
+    and(
+        running(),
+        E::StopRequested(StopRequested {
+            intent: intent(2),
+            reason,
+            at: at(3),
+        }),
+    )
 }
 
 fn stopped() -> Vec<E> {
-    and(stopping(), E::Stopped(Stopped { intent: intent(2), at: at(4) }))
+    and(
+        stopping(),
+        E::Stopped(Stopped {
+            intent: intent(2),
+            at: at(4),
+        }),
+    )
 }
 
 fn never_started() -> Vec<E> {
     let reason = "no room".to_owned();
-    and(starting(), E::StartFailed(StartFailed { intent: intent(1), reason, at: at(1) }))
+    and(
+        starting(),
+        E::StartFailed(StartFailed {
+            intent: intent(1),
+            reason,
+            at: at(1),
+        }),
+    )
 }
 
 fn create() -> C {
-    C::Create { created: Box::new(created()), sealed: Box::new(set()), intent: intent(1) }
+    C::Create {
+        created: Box::new(created()),
+        sealed: Box::new(set()),
+        intent: intent(1),
+    }
 }
 
 fn started(number: u128) -> C {
-    C::Started { intent: intent(number), limits: json!({ "memory": "sandbox" }), at: at(6) }
+    C::Started {
+        intent: intent(number),
+        limits: json!({ "memory": "sandbox" }),
+        at: at(6),
+    }
 }
 
 fn start_failed(number: u128) -> C {
-    C::StartFailed { intent: intent(number), reason: "no room".to_owned(), at: at(6) }
+    C::StartFailed {
+        intent: intent(number),
+        reason: "no room".to_owned(),
+        at: at(6),
+    }
 }
 
 fn stop(org: OrgId, number: u128) -> C {
-    C::RequestStop { org, intent: intent(number), reason: StopReason::UserRequested, at: at(6) }
+    C::RequestStop {
+        org,
+        intent: intent(number),
+        reason: StopReason::UserRequested,
+        at: at(6),
+    }
 }
 
 fn gone(number: u128) -> C {
-    C::Stopped { intent: intent(number), at: at(6) }
+    C::Stopped {
+        intent: intent(number),
+        at: at(6),
+    }
 }
 
 fn timeout(org: OrgId, seconds: i64) -> C {
-    C::SetTimeout { org, seconds, at: at(6) }
+    C::SetTimeout {
+        org,
+        seconds,
+        at: at(6),
+    }
 }
 
 fn rotate(layer: &str, version: u64) -> C {
-    C::Rotate { entry: entry(layer, version, ""), at: at(6) }
+    C::Rotate {
+        entry: entry(layer, version, ""),
+        at: at(6),
+    }
 }
 
 #[test]
@@ -125,10 +192,38 @@ fn a_start_is_an_intent_and_one_outcome() {
         scene::<Sandbox>("it can't be started", &starting(), start_failed(1)),
         scene::<Sandbox>("failed, told late", &running(), start_failed(1)),
         scene::<Sandbox>("it runs, told after the stop", &stopping(), started(1)),
-        scene::<Sandbox>("restart", &running(), C::Restart { intent: intent(5), at: at(6) }),
-        scene::<Sandbox>("restart a gone one", &stopped(), C::Restart { intent: intent(5), at: at(6) }),
-        scene::<Sandbox>("it ended", &running(), C::Fail { reason: "gone".into(), at: at(6) }),
-        scene::<Sandbox>("it ended, told twice", &failed(), C::Fail { reason: "gone".into(), at: at(6) }),
+        scene::<Sandbox>(
+            "restart",
+            &running(),
+            C::Restart {
+                intent: intent(5),
+                at: at(6),
+            },
+        ),
+        scene::<Sandbox>(
+            "restart a gone one",
+            &stopped(),
+            C::Restart {
+                intent: intent(5),
+                at: at(6),
+            },
+        ),
+        scene::<Sandbox>(
+            "it ended",
+            &running(),
+            C::Fail {
+                reason: "gone".into(),
+                at: at(6),
+            },
+        ),
+        scene::<Sandbox>(
+            "it ended, told twice",
+            &failed(),
+            C::Fail {
+                reason: "gone".into(),
+                at: at(6),
+            },
+        ),
     ];
     insta::assert_snapshot!(scenes.concat());
 }
@@ -154,13 +249,21 @@ fn a_stop_is_an_intent_and_one_outcome() {
 #[test]
 fn rotation_and_timeout_reach_live_sandboxes() {
     let scenes = [
-        scene::<Sandbox>("a newer value: the token stays", &running(), rotate("L1", 4)),
+        scene::<Sandbox>(
+            "a newer value: the token stays",
+            &running(),
+            rotate("L1", 4),
+        ),
         scene::<Sandbox>("the value it has", &running(), rotate("L1", 3)),
         scene::<Sandbox>("of a layer that lost", &running(), rotate("L2", 9)),
         scene::<Sandbox>("when it is gone", &stopped(), rotate("L1", 4)),
         scene::<Sandbox>("timeout", &running(), timeout(org(), 0)),
         scene::<Sandbox>("a negative timeout", &running(), timeout(org(), -1)),
-        scene::<Sandbox>("a timeout beyond bounds", &running(), timeout(org(), i64::MAX)),
+        scene::<Sandbox>(
+            "a timeout beyond bounds",
+            &running(),
+            timeout(org(), i64::MAX),
+        ),
         scene::<Sandbox>("timeout of a gone one", &stopped(), timeout(org(), 60)),
         scene::<Sandbox>("timeout of another's", &running(), timeout(other_org(), 60)),
     ];
@@ -174,8 +277,14 @@ fn any_command() -> impl Strategy<Value = C> {
         number().prop_map(start_failed),
         number().prop_map(|number| stop(org(), number)),
         number().prop_map(gone),
-        number().prop_map(|number| C::Restart { intent: intent(number), at: at(6) }),
-        Just(()).prop_map(|()| C::Fail { reason: "gone".to_owned(), at: at(6) }),
+        number().prop_map(|number| C::Restart {
+            intent: intent(number),
+            at: at(6)
+        }),
+        Just(()).prop_map(|()| C::Fail {
+            reason: "gone".to_owned(),
+            at: at(6)
+        }),
         (0..9u64).prop_map(|version| rotate("L1", version)),
         (-1..99i64).prop_map(|seconds| timeout(org(), seconds)),
     ]

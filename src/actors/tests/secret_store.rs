@@ -28,7 +28,12 @@ fn create(name: Option<&str>, hosts: Option<&[&str]>) -> StoreCommand {
 
 fn update(org: OrgId, name: Option<&str>, hosts: Option<&[&str]>) -> StoreCommand {
     let name = name.map(str::to_owned);
-    StoreCommand::Update { org, name, egress_allowlist: hosts.map(list), at: at(5) }
+    StoreCommand::Update {
+        org,
+        name,
+        egress_allowlist: hosts.map(list),
+        at: at(5),
+    }
 }
 
 fn list(hosts: &[&str]) -> Vec<String> {
@@ -45,11 +50,31 @@ fn stores_are_made_changed_and_deleted() {
         scene::<SecretStore>("no name", &[], create(None, None)),
         scene::<SecretStore>("an empty name", &[], create(Some(""), None)),
         scene::<SecretStore>("a bad host", &[], create(Some("keys"), Some(&["a/b"]))),
-        scene::<SecretStore>("nothing to change", &[created()], update(org(), Some(""), None)),
-        scene::<SecretStore>("its own name", &[created()], update(org(), Some("keys"), None)),
-        scene::<SecretStore>("another name", &[created()], update(org(), Some("more"), None)),
-        scene::<SecretStore>("an empty list", &[created()], update(org(), None, Some(&[]))),
-        scene::<SecretStore>("another's", &[created()], update(other_org(), Some("x"), None)),
+        scene::<SecretStore>(
+            "nothing to change",
+            &[created()],
+            update(org(), Some(""), None),
+        ),
+        scene::<SecretStore>(
+            "its own name",
+            &[created()],
+            update(org(), Some("keys"), None),
+        ),
+        scene::<SecretStore>(
+            "another name",
+            &[created()],
+            update(org(), Some("more"), None),
+        ),
+        scene::<SecretStore>(
+            "an empty list",
+            &[created()],
+            update(org(), None, Some(&[])),
+        ),
+        scene::<SecretStore>(
+            "another's",
+            &[created()],
+            update(other_org(), Some("x"), None),
+        ),
         scene::<SecretStore>("delete", &[created()], delete(org())),
         scene::<SecretStore>("delete twice", &gone, delete(org())),
         scene::<SecretStore>("delete another's", &[created()], delete(other_org())),
@@ -61,7 +86,13 @@ fn stores_are_made_changed_and_deleted() {
 fn entries_are_set_replaced_and_deleted() {
     let held = [created(), StoreEvent::SecretSet(secret_was_set("TOKEN", 2))];
     let delete = |name: &str| {
-        StoreCommand::Secret(org(), SecretCommand::Delete { name: name.to_owned(), at: at(4) })
+        StoreCommand::Secret(
+            org(),
+            SecretCommand::Delete {
+                name: name.to_owned(),
+                at: at(4),
+            },
+        )
     };
     let set = |org, hosts: &[&str]| StoreCommand::Secret(org, set_secret("TOKEN", hosts, 3));
     let scenes = [

@@ -175,8 +175,6 @@ pub struct TimeoutSet {
 pub enum StopReason {
     /// Deleted by its user.
     UserRequested,
-    /// Its idle time ran out.
-    Expired,
 }
 
 /// Intent: it shall be gone.

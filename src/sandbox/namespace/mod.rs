@@ -233,8 +233,41 @@ impl NamespaceDriver {
             })
     }
 
-    /// All that is left of a sandbox without a living supervisor. Blocks.
+    /// Asks a supervisor to end its sandbox, and waits for it. One that does not answer properly
+    /// is dealt with by [`NamespaceDriver::end`].
+    async fn ask_to_end(&self, id: &SandboxId) {
+        if let Ok(Some(supervisor)) = self.supervisor(id, Want::Kill).await {
+            let _ = tokio::time::timeout(END_TIMEOUT, supervisor.exit.wait()).await;
+        }
+    }
+
+    /// Runs `work`, which blocks, on a thread for such work.
+    async fn blocking(
+        &self,
+        id: &SandboxId,
+        work: fn(&Self, &SandboxId) -> Result<(), DriverError>,
+    ) -> Result<(), DriverError> {
+        let (driver, owned) = (self.clone(), id.clone());
+        let done = tokio::task::spawn_blocking(move || work(&driver, &owned)).await;
+        done.unwrap_or_else(|error| {
+            Err(DriverError::Failed {
+                id: id.clone(),
+                what: error.to_string(),
+            })
+        })
+    }
+
+    /// Removes all that is left of a sandbox without a living supervisor. Blocks.
     fn clear(&self, id: &SandboxId) -> Result<(), DriverError> {
+        self.end(id)?;
+        remove::remove_tree(&Home::of(&self.data, id).0).map_err(|source| DriverError::Io {
+            what: format!("{id}: remove its disk"),
+            source,
+        })
+    }
+
+    /// Ends what still runs of a sandbox and removes its control groups; the disk stays. Blocks.
+    fn end(&self, id: &SandboxId) -> Result<(), DriverError> {
         let failed = |what| {
             move |source| DriverError::Io {
                 what: format!("{id}: {what}"),
@@ -257,7 +290,7 @@ impl NamespaceDriver {
                 .remove()
                 .map_err(failed("remove its control groups"))?;
         }
-        remove::remove_tree(&home.0).map_err(failed("remove its disk"))
+        Ok(())
     }
 }
 
@@ -321,18 +354,14 @@ impl Driver for NamespaceDriver {
         }))
     }
 
+    async fn stop(&self, id: &SandboxId) -> Result<(), DriverError> {
+        self.ask_to_end(id).await;
+        self.blocking(id, Self::end).await
+    }
+
     async fn destroy(&self, id: &SandboxId) -> Result<(), DriverError> {
-        // A supervisor that does not answer properly is dealt with by `clear`.
-        if let Ok(Some(supervisor)) = self.supervisor(id, Want::Kill).await {
-            let _ = tokio::time::timeout(END_TIMEOUT, supervisor.exit.wait()).await;
-        }
-        let (driver, owned) = (self.clone(), id.clone());
-        let cleared = tokio::task::spawn_blocking(move || driver.clear(&owned)).await;
-        let failed = |what: String| DriverError::Failed {
-            id: id.clone(),
-            what,
-        };
-        cleared.map_err(|error| failed(error.to_string()))?
+        self.ask_to_end(id).await;
+        self.blocking(id, Self::clear).await
     }
 
     async fn list(&self) -> Result<Vec<SandboxId>, DriverError> {

@@ -69,14 +69,15 @@ class Report:
         else:
             cell.notes.add(line["result"])
 
+    def _row(self, row: str, clients: list[str]) -> list[str]:
+        cells = [self._cells.get((row, client)) for client in clients]
+        return [cell.text() if cell else "-" for cell in cells]
+
     def print(self) -> bool:
         """Prints everything; true when nothing failed."""
         clients = list(dict.fromkeys(client for _, client in self._cells))
         header = ["METHOD", *clients]
-        rows = [
-            [name, *(self._cells[row, c].text() if (row, c) in self._cells else "-" for c in clients)]
-            for row, name in self._names.items()
-        ]
+        rows = [[name, *self._row(row, clients)] for row, name in self._names.items()]
         widths = [max(len(line[i]) for line in [header, *rows]) for i in range(len(header))]
         for line in [header, *rows]:
             print("  ".join(text.ljust(width) for text, width in zip(line, widths)).rstrip())

@@ -42,6 +42,9 @@ class Stage:
     def open(self) -> None:
         """Starts the stand-in and the server; returns when requests are answered."""
         (self.folder / "home").mkdir(mode=0o700)
+        # Documents call it `oc`, whatever the tested file is called.
+        (self.folder / "bin").mkdir()
+        (self.folder / "bin" / "oc").symlink_to(self.binary)
         self._stand_in = StandIn(self.folder)
         self._start_server()
 
@@ -57,8 +60,9 @@ class Stage:
             "OC_STANDIN_HOSTS": ",".join(HOSTS),
             "OC_STANDIN_PORT": str(stand_in.port),
             "OC_OBSERVER_URL": stand_in.observer_url,
-            "OC_BIN": str(self.binary),
             "OC_NO_UPDATE_CHECK": "1",
+            # In CI nothing may be missing.
+            "CI": os.environ.get("CI", ""),
         }
 
     def close(self) -> list[str]:
@@ -84,7 +88,7 @@ class Stage:
 
     def _bare(self) -> dict[str, str]:
         return {
-            "PATH": os.environ["PATH"],
+            "PATH": f"{self.folder / 'bin'}:{os.environ['PATH']}",
             "HOME": str(self.folder / "home"),
             "LANG": "C.UTF-8",
             "NO_PROXY": "127.0.0.1,localhost",

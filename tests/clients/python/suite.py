@@ -18,7 +18,9 @@ NOT_YET = {
         "agent mounts pty"
     ).split(),
 }
-NOT_YET_CLASSES = "Pty PtySession Template Agent AgentEvent AgentSession Image Snapshots Mounts Usage Tags"
+NOT_YET_CLASSES = (
+    "Pty PtySession Template Agent AgentEvent AgentSession Image Snapshots Mounts Usage Tags"
+)
 # Browsers are a service of their own (contract, section 30).
 ELSEWHERE = "Browser BrowserProfile"
 # Rows of the table that other clients give another name.
@@ -28,8 +30,8 @@ ROWS = {"Agent": "SandboxAgent", "Template": "Templates"}
 def subjects() -> dict[str, type]:
     """Classes whose every method is checked, by the name of their rows."""
     found = {"Sandbox": opencomputer.Sandbox, "files": opencomputer.Filesystem}
-    exported = {"SecretStore": "SecretStore", "exec": "Exec", "session": "ExecSession", "shell": "Shell"}
-    for row, kind in exported.items():
+    exported = {"SecretStore": "SecretStore", "exec": "Exec"}
+    for row, kind in (exported | {"session": "ExecSession", "shell": "Shell"}).items():
         if hasattr(opencomputer, kind):
             found[row] = getattr(opencomputer, kind)
     # Until 0.4.0 commands were a class of their own with the one method `run`.

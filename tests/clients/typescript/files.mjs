@@ -21,7 +21,8 @@ export async function files(_sdk, { files, exec }) {
   await check("files.write", "text; parents are made; the sandbox owns it", async () => {
     await files.write(`${FOLDER}/new/text.txt`, "grüße\n");
     const path = `${FOLDER}/new/text.txt`;
-    assert.equal(await run(`cat ${path}; stat -c '%a %U %G' ${path}`), "grüße\n644 sandbox sandbox\n");
+    const shown = await run(`cat ${path}; stat -c '%a %U %G' ${path}`);
+    assert.equal(shown, "grüße\n644 sandbox sandbox\n");
     assert.equal(await run(`echo more >> ${path} && cat ${path}`), "grüße\nmore\n");
   });
   await check("files.write", "replaces what was there", async () => {

@@ -113,7 +113,8 @@ async fn sudo_passes_signals_on() {
     let Some(guest) = Fixture::start_as_init().await else {
         return;
     };
-    let cmd = "sudo sh -c 'trap \"echo got; exit 4\" INT; echo up; sleep 40.25 & wait'";
+    // `exec`: a shell in between would die of the signal and end the session before its child.
+    let cmd = "exec sudo sh -c 'trap \"echo got; exit 4\" INT; echo up; sleep 40.25 & wait'";
     guest.client.start(with_sudo(&guest, 1, cmd)).await.unwrap();
     let mut client = guest.client.attach("00000001").await.unwrap();
     while client.next().await.unwrap() != Some(SessionOutput::Stdout("up\n".into())) {}

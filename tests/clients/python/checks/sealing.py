@@ -59,10 +59,8 @@ async def _of_project(Sandbox, name):
     """No published version has a Project class: it is made by plain calls."""
     async with check("secrets: project", "defaults and secrets are inherited"):
         value = _fresh()
-        status, project = await plain(
-            "POST", "/projects",
-            {"name": name, "cpuCount": 2, "memoryMB": 512, "timeoutSec": 600, "egressAllowlist": [API]},
-        )
+        settings = {"cpuCount": 2, "memoryMB": 512, "timeoutSec": 600, "egressAllowlist": [API]}
+        status, project = await plain("POST", "/projects", {"name": name} | settings)
         assert status == 201, project
         path = f"/projects/{project['id']}"
         assert (await plain("PUT", f"{path}/secrets/PROJECT_KEY", {"value": value}))[0] == 200

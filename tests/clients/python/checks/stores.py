@@ -35,7 +35,8 @@ async def run(SecretStore, name):
         assert renamed["name"] == f"{name}-2"
         assert renamed["egressAllowlist"] == store["egressAllowlist"]
         hosts = ["api.example.test", "*.example.org"]
-        assert (await SecretStore.update(store["id"], egress_allowlist=hosts))["egressAllowlist"] == hosts
+        listed = await SecretStore.update(store["id"], egress_allowlist=hosts)
+        assert listed["egressAllowlist"] == hosts
         cleared = await SecretStore.update(store["id"], egress_allowlist=[])
         assert (cleared["egressAllowlist"], cleared["name"]) == ([], f"{name}-2")
     async with check("SecretStore.set_secret", "new, replaced, restricted"):
