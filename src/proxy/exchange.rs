@@ -258,6 +258,9 @@ fn incoming(
     // Before a field can be lost for being named in `Connection`.
     let coding = Coding::of(&headers);
     let patterns = rules.patterns();
+    if patterns.is_some() && parts.status == StatusCode::PARTIAL_CONTENT {
+        return Err(Refusal::ResponsePart);
+    }
     rewrite_response(&mut headers, patterns, &record.tally)?;
     let body = if has_body(method, parts.status, &body) {
         headers.remove(header::CONTENT_LENGTH);

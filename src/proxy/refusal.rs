@@ -98,6 +98,10 @@ pub enum Refusal {
     /// A compressed response body we can't look into.
     #[error("the host answered with a content encoding that can't be inspected")]
     ResponseCoding,
+    /// A part of the content from a host with secrets: ranges are not asked for there, and a value
+    /// cut in two by them could not be recognised.
+    #[error("the host answered with a part of the content that was not asked for")]
+    ResponsePart,
     /// The request body broke off or is damaged.
     #[error("the request body could not be read")]
     RequestBody,
@@ -162,6 +166,7 @@ impl Refusal {
             Self::Inexpressible { .. } => ("secret_inexpressible", S::FORBIDDEN),
             Self::RequestCoding => ("request_encoding", S::UNSUPPORTED_MEDIA_TYPE),
             Self::ResponseCoding => ("response_encoding", S::BAD_GATEWAY),
+            Self::ResponsePart => ("response_part", S::BAD_GATEWAY),
             Self::RequestBody => ("request_body", S::BAD_REQUEST),
             Self::Upstream => ("upstream_failed", S::BAD_GATEWAY),
             Self::UpstreamSwitched => ("upstream_switched", S::BAD_GATEWAY),

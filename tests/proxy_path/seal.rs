@@ -243,6 +243,21 @@ async fn range_requests_are_not_forwarded_to_hosts_with_secrets() {
     world.finish();
 }
 
+/// A host that answers with ranges nobody asked for could cut a value in two: refused.
+#[tokio::test]
+async fn parts_that_were_not_asked_for_are_refused() {
+    let world = World::new(&Setup::default());
+    let part = b"HTTP/1.1 206 Partial Content\r\ncontent-length: 2\r\n\r\nab";
+    let host = world.host(Arc::new(|_| part.to_vec())).await;
+    let reply = world
+        .ask("api.test", host.port, get("api.test", "/", ""))
+        .await;
+    assert!(reply.head.starts_with("HTTP/1.1 502"), "{}", reply.head);
+    let body = String::from_utf8_lossy(&reply.body);
+    assert!(body.contains("response_part"), "{body}");
+    world.finish();
+}
+
 /// Each secret goes to its own hosts; elsewhere its token is inert text, recorded, or refused
 /// when the operator wants that.
 #[tokio::test]
