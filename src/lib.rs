@@ -25,10 +25,12 @@ pub mod sandbox;
 
 /// Starts writing logs to stderr: `RUST_LOG` filters, `info` by default.
 pub fn start_logging(json: bool) {
+    use std::io::IsTerminal;
     use tracing_subscriber::EnvFilter;
     let filter = EnvFilter::try_from_default_env().unwrap_or_else(|_| EnvFilter::new("info"));
     let logs = tracing_subscriber::fmt()
         .with_env_filter(filter)
+        .with_ansi(std::io::stderr().is_terminal())
         .with_writer(std::io::stderr);
     match json {
         true => logs.json().init(),
