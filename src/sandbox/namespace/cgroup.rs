@@ -8,9 +8,8 @@
 //! | none | none here; see the resource limits in [`super::child`] | no |
 //!
 //! Invariants: every group lies under this process' own group, so that limits set on us hold for
-//! our sandboxes; a group is named after its server
-//! and its sandbox; one that can't be made or set is reported as
-//! "not enforced", never assumed.
+//! our sandboxes; a group is named after its server and its sandbox; one that can't be made or set
+//! is reported as "not enforced", never assumed.
 
 use std::fs;
 use std::io;
@@ -275,6 +274,8 @@ impl Group {
             match *file {
                 "memory.max" => limits.memory = Enforcement::Process,
                 "cpu.max" => limits.cpu = Enforcement::None,
+                "pids.max" => limits.pids = Enforcement::None,
+                // Swap accounting is optional, and group kills are off by default.
                 _ => {}
             }
         }
@@ -411,66 +412,4 @@ fn mount_point(mounts: &str, kind: &str, controller: Option<&str>, path: &str) -
 }
 
 #[cfg(test)]
-mod tests {
-    use super::*;
-
-    const MOUNTS: &str = "\
-30 25 0:26 / /sys/fs/cgroup rw shared:9 - tmpfs tmpfs ro,mode=755
-31 30 0:27 / /sys/fs/cgroup/cpu,cpuacct rw - cgroup cgroup rw,cpu,cpuacct
-32 30 0:28 / /sys/fs/cgroup/memory rw - cgroup cgroup rw,memory
-33 30 0:29 /pod /sys/fs/cgroup/pids rw - cgroup cgroup rw,pids
-34 30 0:30 / /sys/fs/cgroup/unified rw - cgroup2 cgroup2 rw";
-
-    #[test]
-    fn own_groups_are_found_in_every_layout() {
-        let own = "3:cpu,cpuacct:/a\n4:memory:/a/b\n5:pids:/pod/x\n0::/u";
-        let layout = Layout::parse(MOUNTS, own);
-        let path = |p: &str| Some(PathBuf::from(p));
-        assert_eq!(layout.cpu, path("/sys/fs/cgroup/cpu,cpuacct/a"));
-        assert_eq!(layout.memory, path("/sys/fs/cgroup/memory/a/b"));
-        assert_eq!(layout.pids, path("/sys/fs/cgroup/pids/x"));
-        assert_eq!(layout.unified, path("/sys/fs/cgroup/unified/u"));
-        assert_eq!(layout.freezer, None);
-        assert_eq!(layout.kind(), "hybrid");
-        assert_eq!(Layout::parse("", own).kind(), "none");
-        assert_eq!(Layout::parse(MOUNTS, "").kind(), "none");
-        // Outside of the shown part of a hierarchy there is nothing to write to.
-        assert_eq!(Layout::parse(MOUNTS, "5:pids:/other").pids, None);
-    }
-
-    #[test]
-    fn no_groups_means_no_claims() {
-        let limits = Layout::default().limits();
-        assert_eq!(limits.memory, Enforcement::Process);
-        assert_eq!(limits.cpu, Enforcement::None);
-        assert!(!limits.freeze);
-    }
-
-    /// Goal: real groups are made, hold their limits, take a process and leave nothing.
-    #[test]
-    fn a_real_group_is_made_and_removed() {
-        let layout = Layout::detect("test");
-        if layout.kind() == "none" {
-            println!("skipped: no cgroup of this process is writable");
-            return;
-        }
-        let id = SandboxId::generate();
-        let group = layout.group(&id);
-        let mut limits = group.create(1, 128);
-        let mut child = std::process::Command::new("sleep")
-            .arg("60")
-            .spawn()
-            .unwrap();
-        group.adopt(child.id(), false, &mut limits);
-        assert_eq!(limits, layout.limits());
-        assert!(layout.leftovers().contains(&id));
-        if limits.freeze {
-            group.freeze(true).unwrap();
-            group.freeze(false).unwrap();
-        }
-        child.kill().unwrap();
-        child.wait().unwrap();
-        group.remove().unwrap();
-        assert!(!layout.leftovers().contains(&id));
-    }
-}
+mod tests;
