@@ -48,7 +48,7 @@ fn main() -> ExitCode {
         Command::Demo(args) => cli::demo(&oc.global, args),
         Command::Doctor => cli::doctor(&oc.global),
         Command::Bench(args) => cli::bench(&oc.global, args),
-        Command::Client(command) => cli::run_in(oc.global, command, Oc::command()),
+        Command::Client(command) => cli::run(oc.global, command, Oc::command()),
     }
 }
 

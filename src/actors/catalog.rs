@@ -124,7 +124,8 @@ impl Catalog {
         let mut model = self.model.write().unwrap_or_else(PoisonError::into_inner);
         if let Err(error) = model.apply(recorded) {
             model.skipped += 1;
-            tracing::warn!(%error, position = recorded.position, "event skipped by the read models");
+            tracing::warn!(%error, position = recorded.position, skipped = model.skipped,
+                "event skipped by the read models");
         }
     }
 

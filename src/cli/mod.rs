@@ -26,7 +26,7 @@ use std::future::Future;
 use std::io::Write;
 use std::process::ExitCode;
 
-use clap::{Args, CommandFactory, Parser, Subcommand};
+use clap::{Args, Parser, Subcommand};
 
 pub use bench::{BenchArgs, bench};
 pub use demo::{DemoArgs, demo};
@@ -98,13 +98,9 @@ struct Context {
     settings: Settings,
 }
 
-/// Runs a command and prints its result or its error.
-pub fn run(global: Global, command: Command) -> ExitCode {
-    run_in(global, command, ClientOnly::command())
-}
-
-/// As [`run`]; `program` is the whole command line, for the completion script.
-pub fn run_in(global: Global, command: Command, program: clap::Command) -> ExitCode {
+/// Runs a command and prints its result or its error; `program` is the whole command line, for the
+/// completion script.
+pub fn run(global: Global, command: Command, program: clap::Command) -> ExitCode {
     let output = Output { json: global.json };
     finish(dispatch(global, command, output, program), output)
 }
@@ -132,16 +128,6 @@ pub fn parse<T: Parser>() -> Result<T, ExitCode> {
             ExitCode::SUCCESS
         }
     })
-}
-
-/// The client's commands without those of the server, for completion when `run` is used alone.
-#[derive(Parser)]
-#[command(name = "oc")]
-struct ClientOnly {
-    #[command(flatten)]
-    global: Global,
-    #[command(subcommand)]
-    command: Command,
 }
 
 fn dispatch(
@@ -224,6 +210,18 @@ fn api_key(text: &str) -> Result<ApiKey, std::convert::Infallible> {
 #[cfg(test)]
 mod tests {
     use super::*;
+    use clap::CommandFactory;
+
+    /// The client's commands without those of the server.
+    #[derive(Parser)]
+    #[command(name = "oc")]
+    struct ClientOnly {
+        #[command(flatten)]
+        global: Global,
+        #[command(subcommand)]
+        #[allow(dead_code, reason = "parsing it is what is tested")]
+        command: Command,
+    }
 
     /// Goal: clap's own checks of the whole command line (duplicate names, wrong positions).
     #[test]
