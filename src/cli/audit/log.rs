@@ -1,21 +1,16 @@
-//! `oc audit`: what happened, from the event log, newest last, and whether the log is whole.
+//! `oc audit log`: events, newest last.
 //!
 //! The server pages backwards from the newest event; pages are followed until `--limit` events
 //! are there or the log begins.
 
-use std::path::PathBuf;
-
-use clap::{Args, Subcommand};
-use reqwest::Method;
+use clap::Args;
 use serde::{Deserialize, Serialize};
 use serde_json::{Map, Value, json};
 
-use super::Context;
-use super::client::{Api, decode};
-use super::error::CliError;
-use super::output::table;
-use crate::config::default_data_dir;
-use crate::events::EventLog;
+use crate::cli::Context;
+use crate::cli::client::{Api, decode};
+use crate::cli::error::CliError;
+use crate::cli::output::table;
 
 /// Events shown without `--limit`.
 const EVENTS_DEFAULT: usize = 50;
@@ -25,29 +20,6 @@ const EVENTS_MAX: u64 = 100_000;
 const PAGE_EVENTS_MAX: usize = 500;
 /// Width of the DETAIL column, in characters.
 const DETAIL_CHARS_MAX: usize = 100;
-
-/// `oc audit <command>`
-#[derive(Subcommand)]
-pub enum Audit {
-    /// Show recorded events, newest last
-    Log(Log),
-    /// Have the server check its whole log: every hash, every link, no gap
-    Verify,
-    /// Take a stopped server's event log as it is, after its end was lost
-    ///
-    /// A log that ends before its witness has lost events that were acknowledged, and a server
-    /// refuses to start on it. Restore a backup if there is one; this gives the lost events up.
-    #[command(name = "accept-head")]
-    AcceptHead(AcceptHead),
-}
-
-/// `oc audit accept-head`
-#[derive(Args)]
-pub struct AcceptHead {
-    /// The server's data folder [default: the one `oc serve` uses]
-    #[arg(long, env = "OC_DATA_DIR", value_name = "DIR")]
-    data_dir: Option<PathBuf>,
-}
 
 /// `oc audit log`
 #[derive(Args)]
@@ -74,66 +46,19 @@ struct Page {
 /// One recorded event.
 #[derive(Deserialize, Serialize)]
 #[serde(rename_all = "camelCase")]
-pub(super) struct Event {
-    pub(super) position: u64,
-    pub(super) stream: String,
+pub(in crate::cli) struct Event {
+    pub(in crate::cli) position: u64,
+    pub(in crate::cli) stream: String,
     #[serde(rename = "type")]
-    pub(super) kind: String,
+    pub(in crate::cli) kind: String,
     recorded_at: String,
-    pub(super) data: Value,
+    pub(in crate::cli) data: Value,
     #[serde(flatten)]
     rest: Map<String, Value>,
 }
 
-impl Audit {
-    pub(super) async fn run(self, context: &Context) -> Result<(), CliError> {
-        match self {
-            Self::Log(log) => log.run(context).await,
-            Self::Verify => verify(context).await,
-            Self::AcceptHead(accept) => accept.run(context),
-        }
-    }
-}
-
-/// Fails when the log is not whole.
-async fn verify(context: &Context) -> Result<(), CliError> {
-    let reply = context
-        .api
-        .send(Method::POST, &["audit", "verify"], None)
-        .await?;
-    if reply["ok"] != json!(true) {
-        let reason = reply["error"].as_str().unwrap_or("no reason given");
-        return Err(CliError::Damaged(reason.to_owned()));
-    }
-    context.output.reply(&reply, || {
-        format!(
-            "The log is whole: {} commits, {} events, chain {}",
-            reply["commits"],
-            reply["positions"],
-            reply["chain"].as_str().unwrap_or_default()
-        )
-    })
-}
-
-impl AcceptHead {
-    fn run(self, context: &Context) -> Result<(), CliError> {
-        let data_dir = self.data_dir.or_else(default_data_dir).ok_or_else(|| {
-            CliError::Usage("no data folder: HOME is not set; pass --data-dir".to_owned())
-        })?;
-        let head = EventLog::accept_head(&data_dir.join("log"))
-            .map_err(|error| CliError::Damaged(error.to_string()))?;
-        let reply = json!({ "position": head.position, "commit": head.commit });
-        context.output.reply(&reply, || {
-            format!(
-                "The log now ends at event {} (commit {}).",
-                head.position, head.commit
-            )
-        })
-    }
-}
-
 impl Log {
-    async fn run(self, context: &Context) -> Result<(), CliError> {
+    pub(super) async fn run(self, context: &Context) -> Result<(), CliError> {
         let (events, next_before) = self.collect(&context.api).await?;
         let reply = json!({ "events": events, "nextBefore": next_before });
         context.output.reply(&reply, || {
@@ -174,7 +99,7 @@ impl Log {
 }
 
 /// The newest events of all entities, oldest first.
-pub(super) async fn newest(api: &Api, limit: u64) -> Result<Vec<Event>, CliError> {
+pub(in crate::cli) async fn newest(api: &Api, limit: u64) -> Result<Vec<Event>, CliError> {
     Log {
         entity: None,
         kind: None,
@@ -203,7 +128,7 @@ fn events_table(events: Vec<Event>) -> String {
 }
 
 /// The data on one line: `name=value` for what is short, cut at the column's width.
-pub(super) fn detail(data: &Value) -> String {
+pub(in crate::cli) fn detail(data: &Value) -> String {
     let Some(fields) = data.as_object() else {
         return String::new();
     };
