@@ -22,6 +22,8 @@ use super::settings::ApiKey;
 
 /// Largest reply read, in bytes: two captured streams of 16 MiB, escaped in JSON.
 const REPLY_BYTES_MAX: usize = 256 * 1024 * 1024;
+/// Largest error reply to a download that is read, in bytes.
+const REFUSAL_BYTES_MAX: usize = 1024 * 1024;
 /// How long a connection may take to be made; replies have no limit (commands may run for hours).
 const CONNECT_MS_MAX: u64 = 10_000;
 /// How much of a reply that is no error envelope is quoted, in characters.
@@ -66,6 +68,37 @@ impl Api {
     /// `GET`, decoded.
     pub async fn get(&self, path: &[&str]) -> Result<Value, CliError> {
         self.call(Method::GET, path, &[], None).await
+    }
+
+    /// `GET` of a body of any size, piece by piece as it comes.
+    pub async fn download(
+        &self,
+        path: &[&str],
+        mut take: impl FnMut(&[u8]) -> Result<(), CliError>,
+    ) -> Result<(), CliError> {
+        let mut request = self.http.get(self.url(path)?);
+        if let Some(key) = &self.key {
+            request = request.header(KEY_HEADER, key.clone());
+        }
+        let sent = request.send().await;
+        let mut response = sent.map_err(|error| self.transport(error))?;
+        let status = response.status().as_u16();
+        let mut words = Vec::new();
+        while let Some(chunk) = response
+            .chunk()
+            .await
+            .map_err(|error| self.transport(error))?
+        {
+            match status {
+                200..=299 => take(&chunk)?,
+                _ if words.len() + chunk.len() <= REFUSAL_BYTES_MAX => words.extend(chunk),
+                _ => break,
+            }
+        }
+        match status {
+            200..=299 => Ok(()),
+            _ => Err(refusal(status, &words)),
+        }
     }
 
     /// `GET` with a query, decoded.

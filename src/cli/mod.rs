@@ -145,6 +145,10 @@ fn dispatch(
         // These work without a server and with a broken configuration.
         Command::Completion { shell } => return account::completion(shell, program).map(done),
         Command::Config(config) => return config.run(sources, output).map(done),
+        Command::Audit(audit) => match audit.run_offline(output)? {
+            None => return Ok(0),
+            Some(audit) => Command::Audit(audit),
+        },
         command => command,
     };
     let settings = Settings::resolve(sources)?;

@@ -15,18 +15,23 @@
 //! keyring. There is no actix here.
 
 pub mod chain;
+mod checkpoint;
 mod engines;
 mod error;
 mod event;
 mod export;
+mod export_check;
+mod export_fault;
 pub mod families;
 mod fence;
 mod keys;
 mod log;
+mod offline;
 mod open;
 mod plan;
 mod pragmas;
 mod prepare;
+mod proof;
 mod published;
 mod readers;
 mod recent;
@@ -38,13 +43,22 @@ mod verify;
 mod witness;
 mod writer;
 
+pub use checkpoint::{
+    Checkpoint, CheckpointError, CheckpointFolder, CheckpointKey, CheckpointOptions, Keeper,
+    NOTE_BYTES_MAX, NoteError, PublicKey,
+};
 pub use error::{AppendError, EngineError, ExportError, OpenError, ReadError, VerifyError};
 pub use event::{
     Actor, Append, Appended, COMMIT_BYTES_MAX, COMMIT_EVENTS_MAX, EVENT_DATA_BYTES_MAX, Head,
     NewEvent, READ_EVENTS_MAX, Recorded,
 };
+pub use export::{Audience, Export};
+pub use export_check::{ExportReport, check_export};
+pub use export_fault::ExportFault;
 pub use keys::{KeyError, Keyring, MasterKey, SealContext, Sealed, open_keyring};
 pub use log::{EventLog, LogOptions, LogStats};
+pub use offline::OfflineLog;
+pub use proof::{Known, StreamReport};
 pub use stream::{BadStreamId, Expected, StreamId};
 pub use subscription::Subscription;
 pub use verify::VerifyReport;

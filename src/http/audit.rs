@@ -1,4 +1,4 @@
-//! The audit trail: the organization's own events, newest first, and the proof of the whole log.
+//! The audit trail: the organization's own events, newest first.
 
 use actix_web::{HttpResponse, web};
 use serde::Deserialize;
@@ -19,17 +19,11 @@ const PAGE_EVENTS: usize = 500;
 const SCAN_MAX: usize = 50_000;
 
 pub(super) fn routes(config: &mut web::ServiceConfig) {
-    config
-        .service(
-            web::resource("/audit/events")
-                .route(web::get().to(events))
-                .default_service(web::to(no_method)),
-        )
-        .service(
-            web::resource("/audit/verify")
-                .route(web::post().to(verify))
-                .default_service(web::to(no_method)),
-        );
+    config.service(
+        web::resource("/audit/events")
+            .route(web::get().to(events))
+            .default_service(web::to(no_method)),
+    );
 }
 
 #[derive(Deserialize)]
@@ -125,16 +119,4 @@ fn without_ciphertexts(data: Value) -> Value {
         Value::Array(items) => items.into_iter().map(without_ciphertexts).collect(),
         other => other,
     }
-}
-
-async fn verify(api: web::Data<Api>, WithKey(_): WithKey) -> ApiResult {
-    Ok(match api.platform.log().verify().await {
-        Ok(report) => HttpResponse::Ok().json(json!({
-            "ok": true,
-            "commits": report.commits,
-            "positions": report.events,
-            "chain": hex::encode(report.head.chain),
-        })),
-        Err(error) => HttpResponse::Ok().json(json!({ "ok": false, "error": error.to_string() })),
-    })
 }

@@ -2,6 +2,7 @@
 //! envelope, credentials checked before anything else is looked at.
 
 mod audit;
+mod audit_proof;
 mod auth;
 mod body;
 mod error;
@@ -20,6 +21,7 @@ use std::sync::Arc;
 use actix_web::web;
 
 use crate::actors::Platform;
+use crate::events::CheckpointKey;
 use crate::ids::OrgId;
 
 pub use server::{ServeError, serve};
@@ -37,6 +39,8 @@ pub struct Api {
     pub(crate) public_url: String,
     /// The organization that everybody is when the server asks for no key.
     pub(crate) no_auth: Option<OrgId>,
+    /// Signs checkpoints of the event log.
+    pub(crate) checkpoint_key: Arc<CheckpointKey>,
 }
 
 /// Every route.
@@ -48,6 +52,7 @@ pub fn routes(config: &mut web::ServiceConfig) {
             .configure(projects::routes)
             .configure(secret_stores::routes)
             .configure(audit::routes)
+            .configure(audit_proof::routes)
             .configure(sandboxes::routes)
             .service(web::scope("/sandboxes/{id}").configure(data_plane)),
     );

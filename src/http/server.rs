@@ -20,7 +20,10 @@ use super::error::ApiError;
 use super::{Api, routes};
 use crate::actors::{Failure, Parts, Platform, Reconciler};
 use crate::config::{Config, Egress};
-use crate::events::{EventLog, KeyError, LogOptions, OpenError, open_keyring};
+use crate::events::{
+    CheckpointError, CheckpointKey, CheckpointOptions, EventLog, Keeper, KeyError, LogOptions,
+    OpenError,
+};
 use crate::proxy::EgressSettings;
 use crate::sandbox::{DriverError, NamespaceDriver, doctor};
 
@@ -50,6 +53,9 @@ pub enum ServeError {
     /// The keys can't be opened.
     #[error(transparent)]
     Key(#[from] KeyError),
+    /// Checkpoints can't be signed or kept, or the log is not the one they were signed for.
+    #[error(transparent)]
+    Checkpoint(#[from] CheckpointError),
     /// Sandboxes can't be isolated on this machine.
     #[error("sandboxes can't run here: {0}; `oc doctor` says what is missing")]
     Driver(#[from] DriverError),
@@ -112,10 +118,14 @@ pub async fn serve(config: Config, first_key: impl FnOnce(FirstKey<'_>)) -> Resu
     })?;
     let keys = config.data_dir.join("keys.db");
     let has_events = log.head().position > 0;
-    let (keyring, created) = open_keyring(&config.master_key_file, &keys, has_events)?;
+    let (keyring, created) = config.master_key.open_keyring(&keys, has_events)?;
     if created {
-        tracing::info!(file = %config.master_key_file.display(), "made a new master key; back it up");
+        tracing::info!(
+            file = config.master_key.describe(),
+            "made a new master key; back it up"
+        );
     }
+    let (checkpoint_key, keeper) = checkpoints(&config, &log).await?;
     check_machine().await?;
     let driver = NamespaceDriver::new(&config.data_dir.join("sandboxes"))?;
     let listener = TcpListener::bind(config.listen).map_err(|source| ServeError::Listen {
@@ -148,6 +158,7 @@ pub async fn serve(config: Config, first_key: impl FnOnce(FirstKey<'_>)) -> Resu
         tokens: Tokens::new(&*platform.signing_key("sandbox-token")?),
         public_url: config.public_url.clone().unwrap_or_else(|| url.clone()),
         no_auth: config.no_auth.then_some(org),
+        checkpoint_key,
         platform: platform.clone(),
     });
     let server = HttpServer::new(move || {
@@ -181,8 +192,31 @@ pub async fn serve(config: Config, first_key: impl FnOnce(FirstKey<'_>)) -> Resu
         }
     }
     platform.let_go().await;
+    if let Some(keeper) = keeper {
+        keeper.stop().await;
+    }
     log.close().await;
     Ok(())
+}
+
+/// The key that signs checkpoints, made on first start, and what writes them where the operator
+/// says. A log that is not the one the newest checkpoint was signed for is refused.
+async fn checkpoints(
+    config: &Config,
+    log: &EventLog,
+) -> Result<(Arc<CheckpointKey>, Option<Keeper>), ServeError> {
+    let path = config.data_dir.join(CheckpointKey::FILE);
+    let key = Arc::new(CheckpointKey::load_or_create(&path)?.0);
+    let Some(settings) = &config.checkpoints else {
+        return Ok((key, None));
+    };
+    let options = CheckpointOptions {
+        dir: settings.dir.clone(),
+        every: settings.every,
+        every_commits: settings.every_commits,
+    };
+    let keeper = Keeper::start(log.clone(), key.clone(), options).await?;
+    Ok((key, Some(keeper)))
 }
 
 /// Refuses a machine that can't isolate, and says what is weaker than it could be.
