@@ -1,6 +1,7 @@
 //! The log as a whole, through its public face: one file a promise.
 
 mod append;
+mod checkpoint;
 mod crash;
 mod damage;
 mod export;
