@@ -1,6 +1,7 @@
 //! The commands of `oc`: one file a noun.
 //!
-//! Invariants: commands speak to the server through its HTTP API only; each ends with a documented
+//! Invariants: commands speak to a running server through its HTTP API only (those that work on a
+//! data folder name it with `--data-dir`); each ends with a documented
 //! exit code (0 success, 1 local problem, 3 HTTP 4xx, 4 HTTP 409, 5 HTTP 5xx, `exec` the
 //! command's own); errors go to standard error, results to standard output.
 
@@ -8,10 +9,12 @@ mod account;
 mod audit;
 mod bench;
 mod client;
+mod data;
 mod demo;
 mod doctor;
 mod error;
 mod exec;
+mod keys;
 mod output;
 mod private_server;
 mod project;
@@ -79,6 +82,9 @@ pub enum Command {
     /// Read the audit log
     #[command(subcommand)]
     Audit(audit::Audit),
+    /// Work on the keys of a server that does not run
+    #[command(subcommand)]
+    Keys(keys::Keys),
     /// Show or change the configuration
     #[command(subcommand)]
     Config(account::Config),
@@ -145,6 +151,7 @@ fn dispatch(
         // These work without a server and with a broken configuration.
         Command::Completion { shell } => return account::completion(shell, program).map(done),
         Command::Config(config) => return config.run(sources, output).map(done),
+        Command::Keys(keys) => return keys.run(output).map(done),
         Command::Audit(audit) => match audit.run_offline(output)? {
             None => return Ok(0),
             Some(audit) => Command::Audit(audit),
@@ -174,7 +181,7 @@ fn dispatch(
             Command::Exec(exec) => exec.run(&context).await,
             Command::Audit(audit) => audit.run(&context).await.map(done),
             Command::Whoami => account::whoami(&context).await.map(done),
-            Command::Config(_) | Command::Completion { .. } => Ok(0),
+            Command::Config(_) | Command::Completion { .. } | Command::Keys(_) => Ok(0),
         }
     })?
 }

@@ -26,6 +26,7 @@ pub mod families;
 mod fence;
 mod keys;
 mod log;
+mod maintenance;
 mod offline;
 mod open;
 mod plan;
@@ -55,8 +56,9 @@ pub use event::{
 pub use export::{Audience, Export};
 pub use export_check::{ExportReport, check_export};
 pub use export_fault::ExportFault;
-pub use keys::{KeyError, Keyring, MasterKey, SealContext, Sealed, open_keyring};
+pub use keys::{KeyError, Keyring, MasterKey, Rotated, SealContext, Sealed, open_keyring};
 pub use log::{EventLog, LogOptions, LogStats};
+pub use maintenance::{DataFolder, MaintenanceError};
 pub use offline::OfflineLog;
 pub use proof::{Known, StreamReport};
 pub use stream::{BadStreamId, Expected, StreamId};

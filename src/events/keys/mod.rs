@@ -19,6 +19,7 @@ mod cipher;
 mod file;
 mod keyring;
 mod master;
+mod rotate;
 mod source;
 mod store;
 
@@ -28,6 +29,10 @@ pub use cipher::{SealContext, Sealed};
 pub(super) use file::{create as create_key, generate as generate_key, load as load_key};
 pub use keyring::{Keyring, open_keyring};
 pub use master::MasterKey;
+pub use rotate::Rotated;
+#[cfg(test)]
+pub(super) use rotate::Step;
+pub(super) use rotate::{keep_old, rotate};
 
 use super::stream::StreamId;
 
@@ -91,6 +96,25 @@ pub enum KeyError {
         program: String,
         /// What happened.
         detail: String,
+    },
+    /// A rotation of a key that this program does not keep.
+    #[error(
+        "the master key is {source_name}, which can't be written from here: name a file for the \
+         new key with `--new-key-file` (it is made when missing), and put its content there \
+         afterwards"
+    )]
+    NotOurs {
+        /// Where the key comes from.
+        source_name: String,
+    },
+    /// A rotation to a given key where the key's own file is replaced.
+    #[error(
+        "the master key is kept in {path}, where the new one takes its place by itself: leave out \
+         `--new-key-file`"
+    )]
+    NotThere {
+        /// The key file.
+        path: PathBuf,
     },
     /// The keyring was made with another master key.
     #[error("{path} does not open with this master key: put back the one it was made with")]

@@ -7,5 +7,7 @@ mod damage;
 mod export;
 mod failure;
 mod keys;
+mod rotate;
+mod shred;
 mod subscribe;
 mod support;
