@@ -242,10 +242,7 @@ async fn a_master_key_from_elsewhere_is_used_and_rotated() {
         ("5e5e5e".to_owned(), "64 hexadecimal"),
     ] {
         let said = server.refusal(|command| drop(command.env("OC_MASTER_KEY", &given)));
-        assert!(
-            said.contains(wanted) && !said.contains(&given),
-            "{said}"
-        );
+        assert!(said.contains(wanted) && !said.contains(&given), "{said}");
     }
     let more = ["--new-key-file", text(&new)];
     let rotated = oc_with(

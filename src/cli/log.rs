@@ -85,7 +85,9 @@ fn told(report: &RepairReport, dry_run: bool) -> String {
         hex::encode(report.kept.chain)
     );
     let Some(fault) = &report.fault else {
-        lines.push(format!("The log is whole: {kept}. Nothing was to be repaired."));
+        lines.push(format!(
+            "The log is whole: {kept}. Nothing was to be repaired."
+        ));
         lines.extend(aside(report));
         return lines.join("\n");
     };
@@ -102,7 +104,9 @@ fn told(report: &RepairReport, dry_run: bool) -> String {
                 dropped.first.0, dropped.first.1, dropped.last.0, dropped.last.1
             ));
             for (stream, events) in dropped.streams.iter().take(STREAMS_SHOWN) {
-                lines.push(format!("  {stream}: {events} events, readable in the damaged log"));
+                lines.push(format!(
+                    "  {stream}: {events} events, readable in the damaged log"
+                ));
             }
             let more = dropped.streams.len().saturating_sub(STREAMS_SHOWN);
             if more > 0 {

@@ -7,6 +7,7 @@
 
 mod account;
 mod audit;
+mod backup;
 mod bench;
 mod client;
 mod data;
@@ -15,6 +16,7 @@ mod doctor;
 mod error;
 mod exec;
 mod keys;
+mod log;
 mod output;
 mod private_server;
 mod project;
@@ -85,6 +87,19 @@ pub enum Command {
     /// Work on the keys of a server that does not run
     #[command(subcommand)]
     Keys(keys::Keys),
+    /// Work on the event log of a server that does not run
+    #[command(subcommand)]
+    Log(log::Log),
+    /// Copy the log and its keys to another folder, with or without a server running
+    ///
+    /// The copy is consistent and read again before it counts. Without --with-master-key it opens
+    /// only together with the server's master key. Sandboxes' disks are not part of it. It holds
+    /// the keys of what is deleted later: shredding reaches only backups that have expired.
+    Backup(backup::Backup),
+    /// Make a data folder from a backup
+    ///
+    /// Everything is verified first; a wrong master key is refused.
+    Restore(backup::Restore),
     /// Show or change the configuration
     #[command(subcommand)]
     Config(account::Config),
@@ -152,6 +167,9 @@ fn dispatch(
         Command::Completion { shell } => return account::completion(shell, program).map(done),
         Command::Config(config) => return config.run(sources, output).map(done),
         Command::Keys(keys) => return keys.run(output).map(done),
+        Command::Log(log) => return log.run(output).map(done),
+        Command::Backup(backup) => return backup.run(output).map(done),
+        Command::Restore(restore) => return restore.run(output).map(done),
         Command::Audit(audit) => match audit.run_offline(output)? {
             None => return Ok(0),
             Some(audit) => Command::Audit(audit),
@@ -181,7 +199,12 @@ fn dispatch(
             Command::Exec(exec) => exec.run(&context).await,
             Command::Audit(audit) => audit.run(&context).await.map(done),
             Command::Whoami => account::whoami(&context).await.map(done),
-            Command::Config(_) | Command::Completion { .. } | Command::Keys(_) => Ok(0),
+            Command::Config(_)
+            | Command::Completion { .. }
+            | Command::Keys(_)
+            | Command::Log(_)
+            | Command::Backup(_)
+            | Command::Restore(_) => Ok(0),
         }
     })?
 }

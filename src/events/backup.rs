@@ -377,7 +377,10 @@ fn manifest(backup: &Path) -> Result<Manifest, BackupError> {
         true => Ok(manifest),
         false => Err(not_a_backup(
             backup,
-            format!("its format is {}, this program knows {FORMAT}", manifest.format),
+            format!(
+                "its format is {}, this program knows {FORMAT}",
+                manifest.format
+            ),
         )),
     }
 }

@@ -113,7 +113,7 @@ impl Export {
             .readers()
             .run(move |view| {
                 let mut progress = progress;
-                let piece = progress.piece(view)?;
+                let piece = progress.piece(view.reader())?;
                 Ok::<_, ExportError>((progress, piece))
             })
             .await?;
@@ -138,7 +138,7 @@ pub(super) struct Progress {
 #[derive(Debug, Clone, Copy)]
 enum Stage {
     Header,
-    /// The next commit's number.
+    /// The next commit's first position.
     Commits(u64),
     Done,
 }
@@ -185,7 +185,7 @@ impl Progress {
                 self.header(view.log(), &mut out)?;
                 self.stage = Stage::Commits(1);
             }
-            Stage::Commits(next) if next > self.until.commit => {
+            Stage::Commits(next) if next > self.until.position => {
                 self.end(&mut out)?;
                 self.stage = Stage::Done;
             }
@@ -224,34 +224,28 @@ impl Progress {
         line(out, &EndLine { end })
     }
 
-    /// Commits from `next` on until the piece is full; returns the number of the one after them.
+    /// Commits from position `next` on until the piece is full; returns the position behind them.
     fn commits(
         &self,
         view: &dyn Reader,
         mut next: u64,
         out: &mut Vec<u8>,
     ) -> Result<u64, ExportError> {
-        let page = view.commits(next, PAGE_COMMITS)?;
-        for commit in page {
-            if commit.number != next {
+        for commit in view.commits(next, PAGE_COMMITS)? {
+            if next > self.until.position || out.len() >= PIECE_BYTES {
                 break;
             }
-            if next > self.until.commit || out.len() >= PIECE_BYTES {
-                return Ok(next);
-            }
-            let events = events(view, commit.first_position, commit.event_hashes.len())?;
-            let events = events.iter().map(|event| self.event(event)).collect();
-            let chain = text(&commit.chain);
-            let commit = CommitLine {
-                commit: next,
-                chain,
-                events,
+            let events = commit.events.iter().map(|event| self.event(event));
+            let line_of = CommitLine {
+                commit: commit.number,
+                chain: text(&commit.chain),
+                events: events.collect(),
             };
-            line(out, &commit)?;
-            next += 1;
+            line(out, &line_of)?;
+            next = commit.head().position + 1;
         }
         match out.is_empty() {
-            true => Err(EngineError::Damaged(format!("commit {next} is missing")).into()),
+            true => Err(EngineError::Damaged(format!("event {next} is missing")).into()),
             false => Ok(next),
         }
     }
@@ -264,20 +258,6 @@ impl Progress {
             },
         }
     }
-}
-
-/// `count` events from `from` on, in as many pages as it takes.
-fn events(view: &dyn Reader, from: u64, count: usize) -> Result<Vec<Recorded>, EngineError> {
-    let mut events = Vec::with_capacity(count);
-    while events.len() < count {
-        let next = from + u64::try_from(events.len()).unwrap_or(u64::MAX);
-        let page = view.events(next, count - events.len())?;
-        if page.is_empty() {
-            return Err(EngineError::Damaged(format!("event {next} is missing")));
-        }
-        events.extend(page);
-    }
-    Ok(events)
 }
 
 fn full_line(event: &Recorded) -> FullLine<'_> {

@@ -2,8 +2,8 @@
 
 use std::path::{Path, PathBuf};
 
+use super::engines::sqlite::Fence;
 use super::error::OpenError;
-use super::fence::Fence;
 use super::keys::{self, KeyError, Rotated};
 use crate::config::MasterSource;
 

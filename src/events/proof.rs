@@ -1,5 +1,7 @@
 //! What a proof is compared with: heads that were noted elsewhere, and single streams.
 
+use std::cmp::Ordering;
+
 use super::checkpoint::Checkpoint;
 use super::engines::Reader;
 use super::error::EngineError;
@@ -7,6 +9,7 @@ use super::error::{ReadError, VerifyError};
 use super::event::Head;
 use super::log::EventLog;
 use super::stream::StreamId;
+use super::verify;
 use crate::ids::OrgId;
 
 /// A chain hash that somebody noted outside the log: a signed checkpoint, or a line on paper.
@@ -64,14 +67,16 @@ impl EventLog {
     /// Position and chain hash at a commit; `None` when the log has not come so far.
     pub async fn head_at(&self, commit: u64) -> Result<Option<Head>, ReadError> {
         self.readers()
-            .run(move |view| head_at(view, commit).map_err(ReadError::Engine))
+            .run(move |view| head_at(view.reader(), commit).map_err(ReadError::Engine))
             .await
     }
 
     /// Whether the log holds what was noted. Call it after [`EventLog::verify`], which checks that
     /// the chain itself is sound.
     pub async fn holds(&self, known: Known) -> Result<(), VerifyError> {
-        self.readers().run(move |view| holds(view, &known)).await
+        self.readers()
+            .run(move |view| holds(view.reader(), &known))
+            .await
     }
 
     /// Number of events and last revision of a stream, if `org` may know of it: its first event is
@@ -97,22 +102,25 @@ impl EventLog {
     }
 }
 
-/// As [`EventLog::head_at`], of any view.
+/// As [`EventLog::head_at`], of any view. Commits are found by position only, so this searches:
+/// their numbers grow with their positions.
 pub(super) fn head_at(view: &dyn Reader, commit: u64) -> Result<Option<Head>, EngineError> {
     if commit == 0 {
-        return Ok(Some(Head {
-            position: 0,
-            commit: 0,
-            chain: super::chain::genesis(view.log()),
-        }));
+        return Ok(Some(verify::beginning(view)));
     }
-    let found = view.commits(commit, 1)?;
-    let found = found.first().filter(|row| row.number == commit);
-    Ok(found.map(|row| Head {
-        position: row.last_position,
-        commit,
-        chain: row.chain,
-    }))
+    let (mut low, mut high) = (1, view.head()?.position);
+    while low <= high {
+        let middle = low + (high - low) / 2;
+        let Some(found) = view.commits(middle, 1)?.pop() else {
+            return Ok(None);
+        };
+        match found.number.cmp(&commit) {
+            Ordering::Equal => return Ok(Some(found.head())),
+            Ordering::Less => low = found.head().position + 1,
+            Ordering::Greater => high = found.first_position().saturating_sub(1),
+        }
+    }
+    Ok(None)
 }
 
 /// As [`EventLog::holds`], of any view.

@@ -59,7 +59,9 @@ pub enum RepairError {
         reason: String,
     },
     /// The new log can't be written.
-    #[error("the repaired log can't be written: {0}; nothing was changed, the command can be repeated")]
+    #[error(
+        "the repaired log can't be written: {0}; nothing was changed, the command can be repeated"
+    )]
     Copy(#[from] EngineError),
     /// A step of the file system failed.
     #[error("{path} can't be {action}: {source}; the command can be repeated")]
@@ -154,8 +156,11 @@ impl DataFolder {
         };
         // The plan comes first: it is what tells a folder of ours from others.
         fs::create_dir(&building).map_err(failed(&building, "created"))?;
-        fs::set_permissions(&building, std::os::unix::fs::PermissionsExt::from_mode(0o700))
-            .map_err(failed(&building, "created"))?;
+        fs::set_permissions(
+            &building,
+            std::os::unix::fs::PermissionsExt::from_mode(0o700),
+        )
+        .map_err(failed(&building, "created"))?;
         write_plan(&building.join(PLAN), &plan)?;
         let mut copy = Copying::create(&building, log)?;
         examine(held.view(), |commits| copy.append(commits))?;
@@ -261,7 +266,9 @@ fn examine(
             "the log ends at position {}, its witness has seen position {}",
             kept.position, seen.position
         )),
-        (None, Ok(Some(seen))) => verify::holds(view, seen).err().map(|error| error.to_string()),
+        (None, Ok(Some(seen))) => verify::holds(view, seen)
+            .err()
+            .map(|error| error.to_string()),
     };
     if let Ok(Some(seen)) = witness
         && seen.position > last.1

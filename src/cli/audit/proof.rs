@@ -142,14 +142,10 @@ fn check_file(path: &Path, known: &[Known], stream: Option<&StreamId>) -> Result
 fn check_folder(dir: &Path, known: &[Known], stream: Option<&StreamId>) -> Result<Value, CliError> {
     let failed = |error: &dyn std::fmt::Display| CliError::Damaged(error.to_string());
     let log = OfflineLog::open(&dir.join("log")).map_err(|error| failed(&error))?;
-    let report = log.verify(known).map_err(|error| failed(&error))?;
-    let stream = match stream {
-        None => None,
-        Some(stream) => {
-            let found = log.stream_report(stream).map_err(|error| failed(&error))?;
-            Some(found.ok_or_else(|| failed(&format!("stream {stream} has no event")))?)
-        }
-    };
+    let (report, found) = log.verify(known, stream).map_err(|error| failed(&error))?;
+    if let (Some(stream), None) = (stream, &found) {
+        return Err(failed(&format!("stream {stream} has no event")));
+    }
     let reply = json!({
         "ok": true,
         "log": report.log,
@@ -157,7 +153,7 @@ fn check_folder(dir: &Path, known: &[Known], stream: Option<&StreamId>) -> Resul
         "positions": report.events,
         "chain": hex::encode(report.head.chain),
     });
-    Ok(with_stream(reply, stream))
+    Ok(with_stream(reply, found))
 }
 
 fn with_stream(mut reply: Value, stream: Option<StreamReport>) -> Value {

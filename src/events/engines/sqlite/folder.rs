@@ -118,7 +118,9 @@ impl Copying {
         drop(conn);
         let io = |error: std::io::Error| io_error(&dir, "written", &error);
         Witness::create(&dir, &Seen { log, head }).map_err(io)?;
-        File::open(&dir).and_then(|dir| dir.sync_all()).map_err(io)?;
+        File::open(&dir)
+            .and_then(|dir| dir.sync_all())
+            .map_err(io)?;
         Ok(head)
     }
 }
