@@ -43,7 +43,7 @@ impl Offline {
     }
 
     /// Every event of the log.
-    pub fn events(&self) -> Vec<Recorded> {
+    pub fn events(&self) -> Vec<std::sync::Arc<Recorded>> {
         self.runtime.block_on(async {
             let mut all = Vec::new();
             loop {
