@@ -12,8 +12,9 @@ use tokio_util::task::TaskTracker;
 
 use super::aggregate::Aggregate;
 use super::catalog::Catalog;
-use super::entity::{Done, Failure};
+use super::entity::{Beside, Done, Failure};
 use super::exec::Handles;
+use super::idempotency::Keys;
 use super::live::LiveSandbox;
 use super::org::Org;
 use super::project::Project;
@@ -91,6 +92,7 @@ pub struct Platform {
     pub(super) to_shred: ToShred,
     pub(super) proxy_arbiters: Arbiters,
     pub(super) handles: Handles,
+    pub(super) idempotency: Keys,
     pub(super) recorders: TaskTracker,
 }
 
@@ -116,6 +118,7 @@ impl Platform {
             // The byte path has threads of its own, so that a busy sandbox can't slow commands.
             proxy_arbiters: Arbiters::start(2),
             handles: Handles::default(),
+            idempotency: Keys::default(),
             recorders: TaskTracker::new(),
             log: parts.log,
             keyring: parts.keyring,
@@ -156,10 +159,30 @@ impl Platform {
         who: &Who,
     ) -> Result<Done<A>, Failure> {
         let done = registry.execute(stream, command, who).await?;
+        Ok(self.seen(done).await)
+    }
+
+    /// The same with further events in the command's commit.
+    pub(super) async fn execute_beside<A: Aggregate + Unpin>(
+        &self,
+        registry: &Registry<A>,
+        stream: &StreamId,
+        command: A::Command,
+        who: &Who,
+        beside: Vec<Beside>,
+    ) -> Result<Done<A>, Failure> {
+        let done = registry
+            .execute_beside(stream, command, who, beside)
+            .await?;
+        Ok(self.seen(done).await)
+    }
+
+    /// Waits until the read models have what a command did.
+    async fn seen<A>(&self, done: Done<A>) -> Done<A> {
         if let Some(position) = done.position {
             self.catalog.caught_up(position).await;
         }
-        Ok(done)
+        done
     }
 
     pub(super) fn find_live(&self, id: &SandboxId) -> Option<Arc<LiveSandbox>> {

@@ -6,18 +6,25 @@ use time::OffsetDateTime;
 
 use super::{Caller, NewSecret, Platform};
 use crate::actors::entity::Failure;
+use crate::actors::idempotency::{Begun, Created, Keyed};
 use crate::actors::project::{Project, ProjectCommand, ProjectSettings};
 use crate::actors::secrets::SecretCommand;
 use crate::ids::ProjectId;
 
 impl Platform {
-    /// Makes a project.
+    /// Makes a project; once for each key.
     pub async fn create_project(
         &self,
         caller: &Caller,
         settings: ProjectSettings,
-    ) -> Result<Arc<Project>, Failure> {
+        keyed: Option<&Keyed>,
+    ) -> Result<Created<Project>, Failure> {
+        let first = match self.begin(caller, keyed).await? {
+            Begun::First(first) => first,
+            Begun::Repeat(state) => return Ok(Created::again(state)),
+        };
         let id = ProjectId::generate();
+        let stream = Project::stream(&id);
         let command = ProjectCommand::Create {
             id,
             org: caller.org,
@@ -25,7 +32,11 @@ impl Platform {
             memory_mb_max: self.limits.memory_mb_max.into(),
             at: OffsetDateTime::now_utc(),
         };
-        self.project(&id, command, caller).await
+        let beside = first.beside(&stream)?;
+        let done = self
+            .execute_beside(&self.projects, &stream, command, &caller.who(), beside)
+            .await;
+        self.conclude(first, done.map(|done| done.state)).await
     }
 
     /// Changes a project.

@@ -6,19 +6,26 @@ use time::OffsetDateTime;
 
 use super::{Caller, NewSecret, Platform};
 use crate::actors::entity::Failure;
+use crate::actors::idempotency::{Begun, Created, Keyed};
 use crate::actors::secret_store::{SecretStore, StoreCommand};
 use crate::actors::secrets::SecretCommand;
 use crate::ids::StoreId;
 
 impl Platform {
-    /// Makes a store.
+    /// Makes a store; once for each key.
     pub async fn create_store(
         &self,
         caller: &Caller,
         name: Option<String>,
         egress_allowlist: Option<Vec<String>>,
-    ) -> Result<Arc<SecretStore>, Failure> {
+        keyed: Option<&Keyed>,
+    ) -> Result<Created<SecretStore>, Failure> {
+        let first = match self.begin(caller, keyed).await? {
+            Begun::First(first) => first,
+            Begun::Repeat(state) => return Ok(Created::again(state)),
+        };
         let (id, at) = (StoreId::generate(), OffsetDateTime::now_utc());
+        let stream = SecretStore::stream(&id);
         let command = StoreCommand::Create {
             id,
             org: caller.org,
@@ -26,7 +33,11 @@ impl Platform {
             egress_allowlist,
             at,
         };
-        self.store(&id, command, caller).await
+        let beside = first.beside(&stream)?;
+        let done = self
+            .execute_beside(&self.stores, &stream, command, &caller.who(), beside)
+            .await;
+        self.conclude(first, done.map(|done| done.state)).await
     }
 
     /// Changes a store.
