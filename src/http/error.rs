@@ -173,11 +173,3 @@ where
 pub async fn no_route() -> ApiResult {
     Err(ApiError::new(StatusCode::NOT_FOUND, "no such route"))
 }
-
-/// For paths whose routes have other methods.
-pub async fn no_method() -> ApiResult {
-    Err(ApiError::new(
-        StatusCode::METHOD_NOT_ALLOWED,
-        "method not allowed",
-    ))
-}

@@ -42,7 +42,8 @@ pub struct Api {
     pub(crate) no_auth: Option<OrgId>,
 }
 
-/// Every route.
+/// Every route. A resource states its methods and nothing else: `HEAD` and the answer to every other
+/// method come from [`methods`].
 pub fn routes(config: &mut web::ServiceConfig) {
     health::routes(config);
     config.service(
