@@ -391,7 +391,12 @@ async fn a_session_is_started_once_for_its_key() {
     assert!(is_repeat(&again));
     assert!(ids.contains(&again.json()["sessionID"].to_string()));
     let cat = json!({ "cmd": "cat", "args": ["/home/sandbox/ran"] });
-    let ran = api.post(&format!("{path}/run"), &cat).await.ok(200).json();
+    let ran = server
+        .api()
+        .post(&format!("{path}/run"), &cat)
+        .await
+        .ok(200)
+        .json();
     assert_eq!(ran["stdout"], "ran\n", "it ran once");
 
     let api = server.api().once("refused");
@@ -399,11 +404,71 @@ async fn a_session_is_started_once_for_its_key() {
     api.post(&path, &body).await.ok(400);
     let script = "printf '#!/bin/sh\\nsleep 600' > later && chmod +x later";
     let write = json!({ "cmd": "sh", "args": ["-c", script] });
-    let wrote = api.post(&format!("{path}/run"), &write).await.ok(200);
+    let wrote = server
+        .api()
+        .post(&format!("{path}/run"), &write)
+        .await
+        .ok(200);
     assert_eq!(wrote.json()["exitCode"], 0);
     let started = api.post(&path, &body).await.ok(201);
     assert!(!is_repeat(&started));
     assert!(is_repeat(&api.post(&path, &body).await.ok(201)));
+}
+
+/// Goal: a command runs once for its key and every repeat gets its output, while it runs and after;
+/// once the result is gone with the server that had it, the key says so instead of running again.
+#[actix_rt::test]
+async fn a_command_runs_once_for_its_key() {
+    let mut server = Server::start();
+    let Some(made) = sandbox(&server.api(), &json!({ "memoryMB": 128 })).await else {
+        return;
+    };
+    let path = format!("{}/exec", path_of(&made));
+    let body = json!({ "cmd": "sh", "args": ["-c", "sleep 1; echo ran >> ran; cat ran"] });
+    let (run, api) = (format!("{path}/run"), server.api().once("run"));
+    let replies = join_all((0..8).map(|_| api.post(&run, &body))).await;
+    let firsts = replies.iter().filter(|reply| !is_repeat(reply)).count();
+    assert_eq!(firsts, 1);
+    for reply in replies {
+        assert_eq!(reply.ok(200).json()["stdout"], "ran\n");
+    }
+    let again = api.post(&run, &body).await.ok(200);
+    assert!(is_repeat(&again));
+    assert_eq!(again.json()["stdout"], "ran\n");
+    let refused = api.post(&run, &json!({ "cmd": "id" })).await;
+    refused.refused(409, OTHER_REQUEST);
+
+    let (run_async, later) = (format!("{path}/run-async"), server.api().once("async"));
+    let first = later.post(&run_async, &body).await.ok(202);
+    let second = later.post(&run_async, &body).await.ok(202);
+    assert!(!is_repeat(&first) && is_repeat(&second));
+    assert_eq!(first.json(), second.json());
+    let id = first.json()["execId"].as_str().expect("an id").to_owned();
+    loop {
+        let result = later.get(&format!("{path}/{id}/result")).await.ok(200);
+        if result.json()["running"] == false {
+            assert_eq!(result.json()["stdout"], "ran\nran\n");
+            break;
+        }
+    }
+    // A failing command is a result like any other.
+    let missing = json!({ "cmd": "no-such-program" });
+    let failing = server.api().once("failing");
+    let first = failing.post(&run, &missing).await.ok(200);
+    let second = failing.post(&run, &missing).await.ok(200);
+    assert_eq!(first.json()["exitCode"], 127, "{first:?}");
+    assert!(is_repeat(&second));
+    assert_eq!(first.json(), second.json());
+
+    server.kill();
+    server.restart();
+    let gone = "what this Idempotency-Key started is no longer known, \
+                use another key to start it again";
+    let api = server.api().once("run");
+    api.post(&run, &body).await.refused(409, gone);
+    let cat = json!({ "cmd": "cat ran" });
+    let ran = server.api().post(&run, &cat).await.ok(200).json();
+    assert_eq!(ran["stdout"], "ran\nran\n", "once for each key");
 }
 
 /// Goal: neither the key nor the body, nor a hash that anybody could make of them, is in any file of

@@ -41,4 +41,4 @@ pub use reconciler::Reconciler;
 pub use sandbox::{Phase, Sandbox};
 pub use secret_store::SecretStore;
 pub use secrets::{Secret, Secrets};
-pub use sessions::{Session, SessionFailure};
+pub use sessions::{Command, Session, SessionFailure};

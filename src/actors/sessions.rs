@@ -1,7 +1,8 @@
-//! Sessions of a sandbox that callers start and attach to. They live in the guest alone; only that
-//! an idempotency key started one is in the log.
+//! Starting processes in a sandbox: sessions that callers attach to, and commands whose output they
+//! wait for. Sessions live in the guest alone and results in the server's memory; only that an
+//! idempotency key started one is in the log.
 //!
-//! Invariant: a key starts at most one session. It is taken before the guest is asked, so a crash in
+//! Invariant: a key starts at most one process. It is taken before the guest is asked, so a crash in
 //! between costs the key, never a second process; it is given back when the guest refused.
 
 use std::sync::Arc;
@@ -10,21 +11,29 @@ use ulid::Ulid;
 
 use super::aggregate::Reject;
 use super::entity::{Beside, Failure};
-use super::exec::{ProcessRequest, session};
-use super::idempotency::{Begun, Claim, Keyed, in_progress};
+use super::exec::{Handle, ProcessRequest, command, session};
+use super::idempotency::{Begun, Claim, First, Keyed, in_progress};
 use super::live::LiveSandbox;
 use super::platform::{Caller, Platform};
 use super::sandbox::Sandbox;
 use crate::events::{Append, AppendError};
 use crate::sandbox::{GuestError, SessionInfo};
 
-const GONE: &str = "the session that this Idempotency-Key started is no longer known, \
-                    use another key to start a new one";
+const GONE: &str = "what this Idempotency-Key started is no longer known, \
+                    use another key to start it again";
 
 /// A session that a request started, now or when it first came.
 pub struct Session {
     /// As the guest knows it now.
     pub info: SessionInfo,
+    /// This request repeats one, and started nothing.
+    pub replayed: bool,
+}
+
+/// A command that a request started, now or when it first came.
+pub struct Command {
+    /// Its output, which grows until it ended.
+    pub handle: Arc<Handle>,
     /// This request repeats one, and started nothing.
     pub replayed: bool,
 }
@@ -57,7 +66,6 @@ impl Platform {
         keyed: Option<Keyed>,
     ) -> Result<Session, SessionFailure> {
         let session = session(&live, request)?;
-        let stream = Sandbox::stream(&live.details.sandbox_id);
         let first = match self.begin_any(&caller, keyed.as_ref()).await? {
             Begun::First(first) => first,
             Begun::Repeat((_, taken)) => {
@@ -71,9 +79,8 @@ impl Platform {
                 });
             }
         };
-        for beside in first.beside_session(&stream, &session.session_id)? {
-            self.record(&caller, beside).await?;
-        }
+        self.take_key(&caller, &first, &live, &session.session_id)
+            .await?;
         let started = live.guest.start(session).await;
         if let (Err(error), Some(claim)) = (&started, &first.claim)
             && is_refusal(error)
@@ -84,6 +91,55 @@ impl Platform {
             info: started?,
             replayed: false,
         })
+    }
+
+    /// Starts a command, once for each key. A repeat finds it while this server knows its result:
+    /// until ten minutes after its end.
+    pub async fn start_command(
+        self: Arc<Self>,
+        caller: Caller,
+        live: Arc<LiveSandbox>,
+        request: ProcessRequest,
+        keyed: Option<Keyed>,
+    ) -> Result<Command, Failure> {
+        let session = command(&live, request)?;
+        let first = match self.begin_any(&caller, keyed.as_ref()).await? {
+            Begun::First(first) => first,
+            Begun::Repeat((_, taken)) => {
+                let id = taken.session.as_deref().unwrap_or_default();
+                let known = self.find_handle(&live.details.sandbox_id, id);
+                let handle = known.ok_or_else(|| Reject::Conflict(GONE.to_owned()))?;
+                return Ok(Command {
+                    handle,
+                    replayed: true,
+                });
+            }
+        };
+        self.take_key(&caller, &first, &live, &session.session_id)
+            .await?;
+        let handle = self.capture(&live, session);
+        if first.claim.is_some() {
+            self.keep_handle(&handle)?;
+        }
+        Ok(Command {
+            handle,
+            replayed: false,
+        })
+    }
+
+    /// Takes the request's key, if it has one, for a process of a sandbox.
+    async fn take_key(
+        &self,
+        caller: &Caller,
+        first: &First,
+        live: &LiveSandbox,
+        session: &str,
+    ) -> Result<(), Failure> {
+        let sandbox = Sandbox::stream(&live.details.sandbox_id);
+        for beside in first.beside_session(&sandbox, session)? {
+            self.record(caller, beside).await?;
+        }
+        Ok(())
     }
 
     /// Records one event in a commit of its own.

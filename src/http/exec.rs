@@ -14,9 +14,9 @@ use super::auth::WithSandbox;
 use super::body::Json;
 use super::error::{ApiError, ApiResult, to_the_end};
 use super::exec_socket;
-use super::idempotency::{Create, created};
+use super::idempotency::{Create, created, marked};
 use super::projects::timestamp;
-use crate::actors::{Captured, Handle, ProcessRequest};
+use crate::actors::{Captured, Command, Handle, ProcessRequest};
 use crate::sandbox::SessionInfo;
 
 /// `exec/run` answers as a whole when the command ends within this time; later it sends the header
@@ -84,11 +84,19 @@ fn render(captured: &Captured) -> Value {
     })
 }
 
-async fn run(api: web::Data<Api>, who: WithSandbox, Json(body): Json<ProcessBody>) -> ApiResult {
+/// Starts what a request asks for, unless it is a repeat.
+async fn start(api: &Api, who: WithSandbox, request: Create<ProcessBody>) -> ApiResult<Command> {
     let live = api.platform.live_sandbox(&who.caller, &who.id).await?;
-    let handle = api.platform.start_command(&live, body.into())?;
+    let Create { body, keyed } = request;
+    let platform = api.platform.clone();
+    to_the_end(platform.start_command(who.caller, live, body.into(), keyed)).await
+}
+
+async fn run(api: web::Data<Api>, who: WithSandbox, request: Create<ProcessBody>) -> ApiResult {
+    let Command { handle, replayed } = start(&api, who, request).await?;
     if handle.finished_within(WHOLE_REPLY_MAX).await {
-        return Ok(HttpResponse::Ok().json(render(&handle.captured())));
+        let reply = HttpResponse::Ok().json(render(&handle.captured()));
+        return Ok(marked(reply, replayed));
     }
     // Blanks before the object are legal JSON; whoever reads a byte knows we are alive.
     let body = stream::unfold(Some(handle), |state| async move {
@@ -105,30 +113,32 @@ async fn run(api: web::Data<Api>, who: WithSandbox, Json(body): Json<ProcessBody
             }
         })
     });
-    Ok(HttpResponse::Ok()
+    let reply = HttpResponse::Ok()
         .content_type("application/json")
-        .streaming(body))
+        .streaming(body);
+    Ok(marked(reply, replayed))
 }
 
 async fn run_async(
     api: web::Data<Api>,
     who: WithSandbox,
-    Json(body): Json<ProcessBody>,
+    request: Create<ProcessBody>,
 ) -> ApiResult {
-    let live = api.platform.live_sandbox(&who.caller, &who.id).await?;
-    let handle = api.platform.start_command(&live, body.into())?;
+    let Command { handle, replayed } = start(&api, who, request).await?;
     if handle.finished_within(ASYNC_HOLD).await {
         let captured = handle.captured();
         if !captured.truncated {
-            return Ok(HttpResponse::Ok().json(render(&captured)));
+            let reply = HttpResponse::Ok().json(render(&captured));
+            return Ok(marked(reply, replayed));
         }
     }
     api.platform.keep_handle(&handle)?;
-    Ok(HttpResponse::Accepted().json(json!({
+    let reply = HttpResponse::Accepted().json(json!({
         "execId": handle.id,
         "running": true,
         "startedAt": timestamp(Some(handle.started_at)),
-    })))
+    }));
+    Ok(marked(reply, replayed))
 }
 
 async fn result(

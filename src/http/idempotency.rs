@@ -3,7 +3,7 @@
 //!
 //! A request is the same when method, path and body mean the same: spacing, escapes and the order of
 //! members in the body don't count, nor do the query (it may carry a credential) or the spelling
-//! of a path with or without `/api`. On requests that create nothing the header is ignored.
+//! of a path with or without `/api`. On requests that create or start nothing the header is ignored.
 
 use std::fmt;
 
@@ -23,7 +23,7 @@ pub(super) const IDEMPOTENCY_KEY: HeaderName = HeaderName::from_static("idempote
 /// On an answer that repeats an earlier one.
 pub(super) const REPLAYED: HeaderName = HeaderName::from_static("idempotent-replayed");
 
-/// A request that creates: its JSON body (absent reads as `{}`), and its key if it has one.
+/// A request that creates or starts something: its JSON body (absent reads as `{}`), and its key if it has one.
 pub(super) struct Create<T> {
     pub(super) body: T,
     pub(super) keyed: Option<Keyed>,
@@ -57,11 +57,16 @@ impl<T: DeserializeOwned + 'static> FromRequest for Create<T> {
 
 /// 201 with `object`, marked when an earlier request made it.
 pub(super) fn created(object: &Value, replayed: bool) -> HttpResponse {
-    let mut reply = HttpResponse::Created();
+    marked(HttpResponse::Created().json(object), replayed)
+}
+
+/// The reply, marked when it is that of an earlier request.
+pub(super) fn marked(mut reply: HttpResponse, replayed: bool) -> HttpResponse {
     if replayed {
-        reply.insert_header((REPLAYED, HeaderValue::from_static("true")));
+        let headers = reply.headers_mut();
+        headers.insert(REPLAYED, HeaderValue::from_static("true"));
     }
-    reply.json(object)
+    reply
 }
 
 fn bad_key() -> ApiError {

@@ -12,9 +12,9 @@ use super::family;
 pub struct IdempotencyRecorded {
     /// Keyed hash of method, path and body, lower-case hex.
     pub request_hash: String,
-    /// Stream of what was made, or of the sandbox that a session runs in.
+    /// Stream of what was made, or of the sandbox that a process was started in.
     pub entity: String,
-    /// The session, when the request was for one.
+    /// The process, when the request was for one.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub session: Option<String>,
 }
