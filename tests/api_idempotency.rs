@@ -399,6 +399,14 @@ async fn a_session_is_started_once_for_its_key() {
         .json();
     assert_eq!(ran["stdout"], "ran\n", "it ran once");
 
+    // Within a sandbox its own keys count, for its token as for the organization's.
+    let mine = made["token"].as_str().expect("a token");
+    let by_token = api.without_key().with_key(mine).once("session");
+    assert!(is_repeat(&by_token.post(&path, &body).await.ok(201)));
+    let outside = server.api().once("session");
+    let project = outside.post("/api/projects", &json!({ "name": "p" })).await;
+    assert!(!is_repeat(&project.ok(201)));
+
     let api = server.api().once("refused");
     let body = json!({ "cmd": "/home/sandbox/later", "args": [] });
     api.post(&path, &body).await.ok(400);

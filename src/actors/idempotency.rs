@@ -9,8 +9,11 @@
 //!
 //! Invariants: a key is taken in the same commit as the first event of what is made, expected where
 //! it was seen free, so a race makes one object and a crash can't part them; the log is the only
-//! memory of it, so a restart forgets nothing; a key belongs to one organization and is kept for
-//! ever. A repeat is answered from the events of what was made, as it was when it was made.
+//! memory of it, so a restart forgets nothing; a key is kept for ever. A repeat is answered from the
+//! events of what was made, as it was when it was made.
+//!
+//! A key belongs to one organization; for what is started in a sandbox, to that sandbox, whose own
+//! token is good for nothing outside of it.
 //!
 //! Neither the key nor the request is in the log: only hashes under a key of the server's, and the
 //! request's hash depends on the idempotency key too. So not even the server's own keys tell whether
@@ -18,6 +21,7 @@
 
 mod turns;
 
+use std::fmt::Display;
 use std::sync::{Arc, OnceLock};
 use std::time::Duration;
 
@@ -34,7 +38,6 @@ use super::sealing::internal;
 use super::secret_store::SecretStore;
 use crate::events::families::{Family, IdempotencyEvent, IdempotencyRecorded, IdempotencyReleased};
 use crate::events::{AppendError, EventLog, Expected, StreamId};
-use crate::ids::OrgId;
 
 use turns::{Turn, Turns};
 
@@ -223,7 +226,7 @@ impl Platform {
         caller: &Caller,
         keyed: Option<&Keyed>,
     ) -> Result<Begun<Arc<A>>, Failure> {
-        let (first, taken) = match self.begin_any(caller, keyed).await? {
+        let (first, taken) = match self.begin_in(&caller.org, keyed).await? {
             Begun::First(first) => return Ok(Begun::First(first)),
             Begun::Repeat(found) => found,
         };
@@ -234,11 +237,12 @@ impl Platform {
         }
     }
 
-    /// The same before it is known what the key's owner is: for a key that is taken by the same
-    /// request, what took it, and the right to try again should nothing have come of that.
-    pub(super) async fn begin_any(
+    /// The same for keys of an organization or a sandbox, before it is known how far the request
+    /// got: for a repeat, what took the key, and the right to try again should nothing have come of
+    /// it.
+    pub(super) async fn begin_in(
         &self,
-        caller: &Caller,
+        scope: &impl Display,
         keyed: Option<&Keyed>,
     ) -> Result<Begun<(First, IdempotencyRecorded)>, Failure> {
         let Some(keyed) = keyed else {
@@ -247,7 +251,7 @@ impl Platform {
                 _turn: None,
             }));
         };
-        let (stream, request_hash) = hashes(&*self.server_key()?, &caller.org, keyed)?;
+        let (stream, request_hash) = hashes(&*self.server_key()?, scope, keyed)?;
         let turn = self.idempotency.turns.take(&stream, WAIT_MAX).await;
         let turn = Some(turn.ok_or_else(in_progress)?);
         let known = look_up(&self.log, &stream).await?;
@@ -291,7 +295,7 @@ impl Platform {
         };
         let lost = matches!(&failure, Failure::Append(AppendError::Conflict { stream, .. })
             if *stream == claim.stream);
-        let Known::Taken { by, .. } = look_up(&self.log, &claim.stream).await? else {
+        let Ok(Known::Taken { by, .. }) = look_up(&self.log, &claim.stream).await else {
             return Err(failure);
         };
         if by.request_hash != claim.request_hash {
@@ -355,16 +359,18 @@ async fn look_up(log: &EventLog, stream: &StreamId) -> Result<Known, Failure> {
     })
 }
 
-/// The stream of a key in its organization, and the hash of a request under that key.
-fn hashes(server: &[u8; 32], org: &OrgId, keyed: &Keyed) -> Result<(StreamId, String), Failure> {
-    let org_text = org.to_string();
-    let (org_field, key) = (org_text.as_bytes(), keyed.key.as_bytes());
-    let name = mac(server, &[b"key", org_field, key])?;
-    let request_hash = mac(server, &[b"request", org_field, key, &keyed.request])?;
-    Ok((
-        StreamId::of("idem", format_args!("{org}-{name}")),
-        request_hash,
-    ))
+/// The stream of a key in its scope, and the hash of a request under that key.
+fn hashes(
+    server: &[u8; 32],
+    scope: &impl Display,
+    keyed: &Keyed,
+) -> Result<(StreamId, String), Failure> {
+    let text = scope.to_string();
+    let (within, key) = (text.as_bytes(), keyed.key.as_bytes());
+    let name = mac(server, &[b"key", within, key])?;
+    let request_hash = mac(server, &[b"request", within, key, &keyed.request])?;
+    let stream = StreamId::of("idem", format_args!("{scope}-{name}"));
+    Ok((stream, request_hash))
 }
 
 /// HMAC-SHA256 over fields, each with its length before it; lower-case hex.

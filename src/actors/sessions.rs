@@ -66,7 +66,10 @@ impl Platform {
         keyed: Option<Keyed>,
     ) -> Result<Session, SessionFailure> {
         let session = session(&live, request)?;
-        let first = match self.begin_any(&caller, keyed.as_ref()).await? {
+        let first = match self
+            .begin_in(&live.details.sandbox_id, keyed.as_ref())
+            .await?
+        {
             Begun::First(first) => first,
             Begun::Repeat((_, taken)) => {
                 let known = live.guest.sessions().await?.into_iter();
@@ -103,7 +106,10 @@ impl Platform {
         keyed: Option<Keyed>,
     ) -> Result<Command, Failure> {
         let session = command(&live, request)?;
-        let first = match self.begin_any(&caller, keyed.as_ref()).await? {
+        let first = match self
+            .begin_in(&live.details.sandbox_id, keyed.as_ref())
+            .await?
+        {
             Begun::First(first) => first,
             Begun::Repeat((_, taken)) => {
                 let id = taken.session.as_deref().unwrap_or_default();

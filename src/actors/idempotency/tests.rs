@@ -9,7 +9,7 @@ use crate::events::families::{
     SandboxEvent, StartFailed, StartRequested, Started, StopReason, StopRequested,
 };
 use crate::events::{Actor, LogOptions};
-use crate::ids::ProjectId;
+use crate::ids::{OrgId, ProjectId, SandboxId};
 
 const AT: OffsetDateTime = OffsetDateTime::UNIX_EPOCH;
 
@@ -87,19 +87,26 @@ fn only_a_sandbox_that_never_ran_gives_its_key_back() {
 }
 
 /// Goal: the stream of a key and the hash of a request tell nothing without the server's key, and
-/// differ wherever organization, key or request do.
+/// differ wherever organization, sandbox, key or request do.
 #[test]
 fn hashes_are_keyed_and_stand_for_one_request_of_one_organization() {
     let (ours, theirs) = (OrgId::generate(), OrgId::generate());
-    let of = |server: u8, org: &OrgId, key: &str, request: u8| {
+    let (ours, theirs) = (ours.to_string(), theirs.to_string());
+    let inside = SandboxId::generate().to_string();
+    let of = |server: u8, scope: &String, key: &str, request: u8| {
         let keyed = Keyed::new(key, [request; 32]).unwrap();
-        hashes(&[server; 32], org, &keyed).unwrap()
+        hashes(&[server; 32], scope, &keyed).unwrap()
     };
     let one = of(1, &ours, "k", 1);
     assert_eq!(one, of(1, &ours, "k", 1));
     let (stream, request) = &one;
     assert_eq!(of(1, &ours, "k", 2).0, *stream, "a key has one stream");
-    for (server, org, key, body) in [(2, &ours, "k", 1), (1, &theirs, "k", 1), (1, &ours, "l", 1)] {
+    for (server, org, key, body) in [
+        (2, &ours, "k", 1),
+        (1, &theirs, "k", 1),
+        (1, &inside, "k", 1),
+        (1, &ours, "l", 1),
+    ] {
         let other = of(server, org, key, body);
         assert_ne!(other.0, *stream);
         assert_ne!(other.1, *request);
