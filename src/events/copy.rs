@@ -39,10 +39,9 @@ impl Prefix {
                 return Ok(None);
             }
             let next = self.head.position + 1;
-            // What can't be read in one go may be readable up to the damage.
             let page = reader
                 .commits(next, PAGE_COMMITS)
-                .or_else(|_| reader.commits(next, 1));
+                .or_else(|fault| alone(reader, next).ok_or(fault));
             let mut page = match page {
                 Ok(page) if page.is_empty() => return Ok(None),
                 Ok(page) => page,
@@ -70,4 +69,13 @@ impl Prefix {
             }
         }
     }
+}
+
+/// The commit that begins at `position`, when it can be read although the page of commits it is in
+/// can't: backwards, nothing behind it is looked at.
+fn alone(reader: &dyn Reader, position: u64) -> Option<Vec<Commit>> {
+    let page = reader.commits_before(position + 1, 1).ok()?;
+    let is_it = |commit: &&Commit| commit.first_position() == position;
+    page.first().filter(is_it)?;
+    Some(page)
 }

@@ -8,7 +8,7 @@ use serde_json::{Value, json};
 
 use super::Api;
 use super::auth::WithKey;
-use super::error::{ApiError, ApiResult, no_method};
+use super::error::{ApiError, ApiResult};
 use super::projects::timestamp;
 use crate::actors::Caller;
 use crate::events::Recorded;
@@ -21,11 +21,7 @@ const PAGE_EVENTS: usize = 500;
 const SCAN_MAX: usize = 50_000;
 
 pub(super) fn routes(config: &mut web::ServiceConfig) {
-    config.service(
-        web::resource("/audit/events")
-            .route(web::get().to(events))
-            .default_service(web::to(no_method)),
-    );
+    config.service(web::resource("/audit/events").route(web::get().to(events)));
 }
 
 #[derive(Deserialize)]

@@ -12,7 +12,7 @@ use tokio::sync::Semaphore;
 use super::Api;
 use super::auth::WithKey;
 use super::body::Json;
-use super::error::{ApiError, ApiResult, no_method};
+use super::error::{ApiError, ApiResult};
 use crate::events::{Audience, Known, StreamId, VerifyError};
 
 /// Chain hashes noted elsewhere that one request may ask about.
@@ -22,21 +22,9 @@ static VERIFYING: Semaphore = Semaphore::const_new(1);
 
 pub(super) fn routes(config: &mut web::ServiceConfig) {
     config
-        .service(
-            web::resource("/audit/verify")
-                .route(web::post().to(verify))
-                .default_service(web::to(no_method)),
-        )
-        .service(
-            web::resource("/audit/export")
-                .route(web::get().to(export))
-                .default_service(web::to(no_method)),
-        )
-        .service(
-            web::resource("/audit/checkpoint")
-                .route(web::get().to(checkpoint))
-                .default_service(web::to(no_method)),
-        );
+        .service(web::resource("/audit/verify").route(web::post().to(verify)))
+        .service(web::resource("/audit/export").route(web::get().to(export)))
+        .service(web::resource("/audit/checkpoint").route(web::get().to(checkpoint)));
 }
 
 #[derive(Deserialize)]

@@ -46,7 +46,7 @@ pub enum CheckpointError {
     #[error(
         "the event log is not the one that {path} was signed for: it says commit {commit} with \
          chain {signed}, the log has {found}. History was cut off or rewritten: restore a backup. \
-         After `oc log repair` or `oc audit accept-head`, move the old checkpoints away"
+         After `oc restore`, `oc log repair` or `oc audit accept-head`, move the old checkpoints away"
     )]
     OtherHistory {
         /// The note.

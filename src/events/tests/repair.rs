@@ -122,17 +122,17 @@ async fn every_kind_of_damage_has_a_way_out() {
     let witness: Damage = |log| std::fs::remove_file(log.join("head.witness")).expect("removed");
     let end: Damage = |log| {
         let conn = forger(log);
-        conn.execute("DELETE FROM commits WHERE first_position >= 9", [])
+        conn.execute("DELETE FROM blocks WHERE first_position >= 9", [])
             .expect("deleted");
     };
     let gap: Damage = |log| {
         let conn = forger(log);
-        conn.execute("DELETE FROM commits WHERE first_position = 7", [])
+        conn.execute("DELETE FROM blocks WHERE first_position = 7", [])
             .expect("deleted");
     };
     let swapped: Damage = |log| {
         let conn = forger(log);
-        let sql = "UPDATE commits SET record = (SELECT record FROM commits WHERE first_position = 4) \
+        let sql = "UPDATE blocks SET records = (SELECT records FROM blocks WHERE first_position = 4) \
                    WHERE first_position = 5";
         conn.execute(sql, []).expect("swapped");
     };
@@ -164,7 +164,7 @@ async fn every_kind_of_damage_has_a_way_out() {
 
 fn forger(log: &Path) -> Connection {
     let conn = Connection::open(log.join("log.db")).expect("the database opens");
-    for trigger in ["commits_are_fixed_1", "commits_are_fixed_2"] {
+    for trigger in ["blocks_are_fixed_1", "blocks_are_fixed_2"] {
         conn.execute(&format!("DROP TRIGGER {trigger}"), [])
             .expect("dropped");
     }
@@ -261,4 +261,59 @@ async fn a_repair_keeps_off_what_is_not_its_own() {
     let said = folder.repair().expect_err("in the way").to_string();
     assert!(said.contains("move it away"), "{said}");
     assert!(foreign.join("precious").exists());
+}
+
+/// Goal: where many commits share a row, damage to one keeps those before it, whether the damage is
+/// to an event's text or to what tells the commits apart.
+#[tokio::test]
+async fn damage_inside_a_row_keeps_the_commits_before_it() {
+    for needle in ["value of 12", "\u{10}test.happened.v1"] {
+        let dir = tempfile::tempdir().expect("a folder");
+        let folder = DataFolder::new(dir.path());
+        let log = open(&folder.log());
+        let waiting = (0..40).map(|n| {
+            let log = log.clone();
+            async move { log.append(note("a", format!("value of {n:02}"))).await }
+        });
+        for appended in futures_util::future::join_all(waiting).await {
+            appended.expect("appended");
+        }
+        let groups = log.stats().groups;
+        assert!(
+            groups < 20,
+            "the commits did not share rows: {groups} groups"
+        );
+        log.close().await;
+        let path = folder.log().join("log.db");
+        let mut bytes = std::fs::read(&path).expect("readable");
+        let value = "value of 12";
+        // Pages keep stale copies of rows in their unused parts: all of them are damaged.
+        for end in value.len()..=bytes.len() {
+            if bytes[..end].ends_with(value.as_bytes()) {
+                // The last one of its kind up to the value: in the same commit.
+                let before = &bytes[..end];
+                let at = before
+                    .windows(needle.len())
+                    .rposition(|w| w == needle.as_bytes());
+                bytes[at.expect("it is there")] ^= 0x40;
+            }
+        }
+        std::fs::write(&path, bytes).expect("written");
+        let report = repaired(&folder);
+        assert!(report.fault.is_some(), "{needle:?}");
+        let log = open(&folder.log());
+        let kept = log.read_all(1, 100).await.expect("read");
+        let last = kept
+            .last()
+            .expect("something is kept")
+            .data
+            .get()
+            .to_owned();
+        let wanted: u64 = 12;
+        assert_eq!(
+            report.kept.position, wanted,
+            "{needle:?}: the last is {last}"
+        );
+        log.close().await;
+    }
 }
