@@ -18,7 +18,7 @@ pub struct Prefix {
 impl Prefix {
     /// Of the log behind `reader`: nothing yet.
     pub fn new(reader: &dyn Reader) -> Self {
-        let head = beginning(reader);
+        let head = beginning(reader.log());
         Self {
             walk: Walk::new(head),
             head,

@@ -39,6 +39,7 @@ mod published;
 mod readers;
 mod recent;
 mod repair;
+mod replay;
 mod stream;
 mod subscription;
 #[cfg(test)]

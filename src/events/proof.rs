@@ -106,7 +106,7 @@ impl EventLog {
 /// their numbers grow with their positions.
 pub(super) fn head_at(view: &dyn Reader, commit: u64) -> Result<Option<Head>, EngineError> {
     if commit == 0 {
-        return Ok(Some(verify::beginning(view)));
+        return Ok(Some(verify::beginning(view.log())));
     }
     let (mut low, mut high) = (1, view.head()?.position);
     while low <= high {
