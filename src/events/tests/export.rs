@@ -283,6 +283,23 @@ async fn a_stranger_can_verify_an_export_and_finds_tampering() {
     }
 }
 
+/// Goal: there is no byte in an export that could be changed unnoticed. Method: each byte is, in
+/// three ways.
+#[tokio::test]
+async fn no_flipped_bit_in_an_export_goes_unnoticed() {
+    let Exported { text, .. } = exported().await;
+    let mut bytes = text.into_bytes();
+    for at in 0..bytes.len() {
+        for mask in [0x01, 0x20, 0x80] {
+            bytes[at] ^= mask;
+            let verdict = check_export(bytes.as_slice(), &[], None);
+            assert!(verdict.is_err(), "byte {at} ^ {mask:#x}");
+            bytes[at] ^= mask;
+        }
+    }
+    assert!(check_export(bytes.as_slice(), &[], None).is_ok());
+}
+
 /// Goal: a history that was rewritten and chained anew from its first commit on is whole in itself,
 /// and shows against one chain hash known from elsewhere; so does an end that was cut off neatly.
 #[tokio::test]
