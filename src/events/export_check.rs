@@ -7,9 +7,8 @@
 //!
 //! Unknown and repeated fields are refused: nothing may stand in an export that no hash covers.
 
-use std::borrow::Cow;
 use std::collections::HashMap;
-use std::io::{BufRead, Read};
+use std::io::BufRead;
 
 use serde::Deserialize;
 use ulid::Ulid;
@@ -17,11 +16,9 @@ use ulid::Ulid;
 use super::chain::{self, Hash};
 use super::event::Head;
 use super::export_fault::ExportFault;
+use super::export_lines::{Commit, End, EndLine, Event, Header, Lines, hash_of, malformed, parse};
 use super::proof::{Known, StreamReport};
 use super::stream::StreamId;
-
-/// Longest line, in bytes: the largest commit, with every character of it escaped.
-const LINE_BYTES_MAX: u64 = 32 * 1024 * 1024;
 
 /// What was checked, all of it found in order.
 #[derive(Debug, Clone, PartialEq, Eq)]
@@ -47,11 +44,7 @@ pub fn check_export(
     known: &[Known],
     stream: Option<&StreamId>,
 ) -> Result<ExportReport, ExportFault> {
-    let mut lines = Lines {
-        export,
-        buffer: Vec::new(),
-        number: 0,
-    };
+    let mut lines = Lines::new(export);
     let mut check = match lines.next()? {
         Some(line) => Check::new(&parse(line, 1)?, known)?,
         None => return Err(malformed(1, "the file is empty")),
@@ -73,97 +66,6 @@ pub fn check_export(
     match lines.next()? {
         Some(_) => Err(ExportFault::AfterEnd { line: lines.number }),
         None => check.report(stream),
-    }
-}
-
-/// The first line.
-#[derive(Deserialize)]
-#[serde(deny_unknown_fields)]
-struct Header<'a> {
-    format: &'a str,
-    log: &'a str,
-    /// Whose events are in full; no hash covers it and nothing rests on it.
-    #[serde(default, rename = "org")]
-    _org: Option<crate::ids::OrgId>,
-}
-
-#[derive(Deserialize)]
-#[serde(deny_unknown_fields)]
-struct Commit<'a> {
-    commit: u64,
-    chain: &'a str,
-    #[serde(borrow)]
-    events: Vec<Event<'a>>,
-}
-
-/// An event in full, or of another organization: then only its content hash is there.
-#[derive(Default, PartialEq, Deserialize)]
-#[serde(deny_unknown_fields, default)]
-struct Event<'a> {
-    id: &'a str,
-    stream: &'a str,
-    revision: u64,
-    position: u64,
-    commit: u64,
-    recorded_at_ms: i64,
-    kind: &'a str,
-    actor: &'a str,
-    org: &'a str,
-    key: &'a str,
-    command: &'a str,
-    correlation: &'a str,
-    causation: &'a str,
-    #[serde(borrow)]
-    data: Cow<'a, str>,
-    content_hash: &'a str,
-}
-
-#[derive(Deserialize)]
-#[serde(deny_unknown_fields)]
-struct EndLine<'a> {
-    #[serde(borrow)]
-    end: End<'a>,
-}
-
-#[derive(Deserialize)]
-#[serde(deny_unknown_fields)]
-struct End<'a> {
-    position: u64,
-    commit: u64,
-    chain: &'a str,
-}
-
-impl Event<'_> {
-    fn is_withheld(&self) -> bool {
-        let content_hash = self.content_hash;
-        *self
-            == Event {
-                content_hash,
-                ..Event::default()
-            }
-    }
-
-    /// The content hash made again from the fields, in the order of `chain.rs`.
-    fn hash(&self) -> Hash {
-        let [revision, position, commit] =
-            [self.revision, self.position, self.commit].map(|number| number.to_string());
-        let fields = [
-            self.id,
-            self.stream,
-            &revision,
-            &position,
-            &commit,
-            &self.recorded_at_ms.to_string(),
-            self.kind,
-            self.actor,
-            self.org,
-            self.key,
-            self.command,
-            self.correlation,
-            self.causation,
-            &self.data,
-        ];
-        chain::content_hash_of_texts(fields)
     }
 }
 
@@ -415,51 +317,5 @@ fn misplaced(lines: &mut Lines<impl BufRead>, found: u64, wanted: u64) -> Export
     ExportFault::Dropped {
         first: wanted,
         last: found - 1,
-    }
-}
-
-/// 32 bytes from exactly 64 lower-case hex digits.
-fn hash_of(text: &str) -> Option<Hash> {
-    let mut hash = [0; 32];
-    hex::decode_to_slice(text, &mut hash).ok()?;
-    (!text.bytes().any(|byte| byte.is_ascii_uppercase())).then_some(hash)
-}
-
-fn parse<'a, T: Deserialize<'a>>(line: &'a [u8], number: u64) -> Result<T, ExportFault> {
-    serde_json::from_slice(line).map_err(|error| malformed(number, &error.to_string()))
-}
-
-fn malformed(line: u64, what: &str) -> ExportFault {
-    ExportFault::Malformed {
-        line,
-        what: what.to_owned(),
-    }
-}
-
-/// The lines of a file, one at a time in a buffer of bounded size.
-struct Lines<R> {
-    export: R,
-    buffer: Vec<u8>,
-    /// Of the line given last, from 1.
-    number: u64,
-}
-
-impl<R: BufRead> Lines<R> {
-    /// The next line without its end; `None` behind the last one.
-    fn next(&mut self) -> Result<Option<&[u8]>, ExportFault> {
-        self.buffer.clear();
-        let mut limited = (&mut self.export).take(LINE_BYTES_MAX);
-        limited.read_until(b'\n', &mut self.buffer)?;
-        if self.buffer.is_empty() {
-            return Ok(None);
-        }
-        self.number += 1;
-        match self.buffer.strip_suffix(b"\n") {
-            Some(line) => Ok(Some(line)),
-            None => Err(malformed(
-                self.number,
-                "it is cut off, or longer than any commit",
-            )),
-        }
     }
 }

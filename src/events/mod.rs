@@ -24,6 +24,7 @@ mod event;
 mod export;
 mod export_check;
 mod export_fault;
+mod export_lines;
 pub mod families;
 mod index;
 mod keys;

@@ -17,9 +17,10 @@
 //! A backup holds the wrapped keys of what is deleted later: shredding reaches only backups that
 //! have expired.
 
-use std::fs::{self, File, OpenOptions};
-use std::io::{self, Write};
-use std::os::unix::fs::{DirBuilderExt, OpenOptionsExt};
+mod files;
+mod restore;
+
+use std::io;
 use std::path::{Path, PathBuf};
 use std::time::Duration;
 
@@ -29,6 +30,7 @@ use serde::{Deserialize, Serialize};
 use time::OffsetDateTime;
 use ulid::Ulid;
 
+use self::files::{copy_file, failed, make_empty, sync_file, write_private};
 use super::checkpoint::CheckpointKey;
 use super::copy::Prefix;
 use super::engines::Reader;
@@ -48,8 +50,6 @@ const CONFIG: &str = "oc.toml";
 const MASTER: &str = "master.key";
 /// How long to wait for the keyring's lock, in milliseconds.
 const LOCK_MS_MAX: u64 = 10_000;
-/// Largest manifest or configuration read, in bytes.
-const TEXT_BYTES_MAX: u64 = 1024 * 1024;
 
 /// Why a backup was not made or not restored.
 #[derive(Debug, thiserror::Error)]
@@ -69,7 +69,10 @@ pub enum BackupError {
         reason: String,
     },
     /// The log does not verify.
-    #[error("the log can't be copied beyond position {position}: {fault}")]
+    #[error(
+        "the log can't be copied beyond position {position}: {fault}; `oc log repair` keeps what \
+         verifies"
+    )]
     Damaged {
         /// Up to where it verifies.
         position: u64,
@@ -181,73 +184,6 @@ impl DataFolder {
         Ok(manifest)
     }
 
-    /// Restores `backup` into this folder, which must be new or empty; everything is verified
-    /// first, and the folder appears whole or not at all. `master` overrules the key in the backup.
-    pub fn restore(
-        &self,
-        backup: &Path,
-        master: Option<&MasterSource>,
-    ) -> Result<Manifest, BackupError> {
-        if !is_empty(self.root())? {
-            return Err(BackupError::NotEmpty {
-                path: self.root().to_owned(),
-            });
-        }
-        let manifest = manifest(backup)?;
-        let mut name = self.root().as_os_str().to_owned();
-        name.push(format!(".restoring-{}", Ulid::generate()));
-        let building = DataFolder::new(Path::new(&name));
-        let made = building.restore_here(backup, &manifest, master);
-        let moved = made.and_then(|()| {
-            fs::rename(building.root(), self.root())
-                .and_then(|()| sync_folder(self.root()))
-                .map_err(failed(self.root(), "put in its place"))
-        });
-        if let Err(error) = moved {
-            // Ours alone, and worth nothing half made; what matters is the error before.
-            let _ = fs::remove_dir_all(building.root());
-            return Err(error);
-        }
-        Ok(manifest)
-    }
-
-    fn restore_here(
-        &self,
-        backup: &Path,
-        manifest: &Manifest,
-        master: Option<&MasterSource>,
-    ) -> Result<(), BackupError> {
-        make_empty(self.root())?;
-        let head = Head {
-            position: manifest.positions,
-            commit: manifest.commits,
-            chain: manifest.chain,
-        };
-        verify_log(&backup.join(LOG), manifest.log, head)?;
-        let source = sqlite::attach(&backup.join(LOG))?;
-        let mut copy = Copying::create(&self.log(), manifest.log)?;
-        let mut prefix = Prefix::new(source.as_ref());
-        extend(&mut prefix, source.as_ref(), head, &mut copy)?;
-        copy.finish(Purpose::Serve)?;
-        copy_file(&backup.join(KEYS), &self.keys())?;
-        for name in [CONFIG, CheckpointKey::FILE] {
-            if backup.join(name).exists() {
-                copy_file(&backup.join(name), &self.root().join(name))?;
-            }
-        }
-        let in_backup = backup.join(MASTER);
-        let master = match master {
-            Some(given) => given.clone(),
-            None if in_backup.exists() => MasterSource::File(in_backup),
-            None => return Err(BackupError::NoMaster),
-        };
-        check_keys(&self.keys(), Some(&master))?;
-        if master.file().is_some() {
-            master.load()?.store(&self.root().join(MASTER))?;
-        }
-        Ok(())
-    }
-
     /// The files that are copied as they are.
     fn copy_small(&self, to: &Path, keys: Option<&MasterSource>) -> Result<(), BackupError> {
         let config = self.root().join(CONFIG);
@@ -357,107 +293,9 @@ fn verify_log(dir: &Path, log: Ulid, head: Head) -> Result<(), BackupError> {
     Ok(())
 }
 
-fn manifest(backup: &Path) -> Result<Manifest, BackupError> {
-    let path = backup.join(MANIFEST);
-    let text = match File::open(&path) {
-        Ok(file) => {
-            let mut text = String::new();
-            io::Read::read_to_string(&mut io::Read::take(file, TEXT_BYTES_MAX), &mut text)
-                .map_err(failed(&path, "read"))?;
-            text
-        }
-        Err(error) => {
-            let reason = format!("{MANIFEST} can't be read ({error})");
-            return Err(not_a_backup(backup, reason));
-        }
-    };
-    let manifest: Manifest = serde_json::from_str(&text)
-        .map_err(|error| not_a_backup(backup, format!("{MANIFEST}: {error}")))?;
-    match manifest.format == FORMAT {
-        true => Ok(manifest),
-        false => Err(not_a_backup(
-            backup,
-            format!(
-                "its format is {}, this program knows {FORMAT}",
-                manifest.format
-            ),
-        )),
-    }
-}
-
 fn not_a_backup(path: &Path, reason: String) -> BackupError {
     BackupError::NotABackup {
         path: path.to_owned(),
         reason,
-    }
-}
-
-fn is_empty(dir: &Path) -> Result<bool, BackupError> {
-    match fs::read_dir(dir) {
-        Ok(mut entries) => Ok(entries.next().is_none()),
-        Err(error) if error.kind() == io::ErrorKind::NotFound => Ok(true),
-        Err(error) => Err(failed(dir, "read")(error)),
-    }
-}
-
-/// A folder for nobody else's eyes with nothing in it.
-fn make_empty(dir: &Path) -> Result<(), BackupError> {
-    if !is_empty(dir)? {
-        return Err(BackupError::NotEmpty {
-            path: dir.to_owned(),
-        });
-    }
-    fs::DirBuilder::new()
-        .recursive(true)
-        .mode(0o700)
-        .create(dir)
-        .map_err(failed(dir, "created"))
-}
-
-fn copy_file(from: &Path, to: &Path) -> Result<(), BackupError> {
-    let mut source = File::open(from).map_err(failed(from, "read"))?;
-    let mut target = private(to)?;
-    io::copy(&mut source, &mut target)
-        .and_then(|_| target.sync_all())
-        .map_err(failed(to, "written"))
-}
-
-fn write_private(path: &Path, bytes: &[u8]) -> Result<(), BackupError> {
-    let mut file = private(path)?;
-    file.write_all(bytes)
-        .and_then(|()| file.sync_all())
-        .and_then(|()| sync_folder(path))
-        .map_err(failed(path, "written"))
-}
-
-fn private(path: &Path) -> Result<File, BackupError> {
-    OpenOptions::new()
-        .write(true)
-        .create_new(true)
-        .mode(0o600)
-        .open(path)
-        .map_err(failed(path, "created"))
-}
-
-fn sync_file(path: &Path) -> Result<(), BackupError> {
-    File::open(path)
-        .and_then(|file| file.sync_all())
-        .map_err(failed(path, "synced"))
-}
-
-/// Syncs the folder that `path` is in.
-fn sync_folder(path: &Path) -> io::Result<()> {
-    match path.canonicalize()?.parent() {
-        Some(folder) => File::open(folder)?.sync_all(),
-        None => Ok(()),
-    }
-}
-
-fn failed(path: &Path, action: &'static str) -> impl FnOnce(io::Error) -> BackupError {
-    let path = path.to_owned();
-    move |source| BackupError::Io {
-        path,
-        action,
-        source,
     }
 }
