@@ -1,6 +1,7 @@
 //! Who decides. One file an aggregate (`org`, `project`, `secret_store`, `sandbox`): pure state,
 //! commands and rules. `entity` is the one generic actor around them, `registry` finds it,
-//! `catalog` answers lists, `platform` is what the door calls, `life`, `create` and `reconciler`
+//! `model` adds events up to rows, for `catalog`, which answers lists, and for `history`, which
+//! tells how things were; `trail` finds and shows single events. `platform` is what the door calls, `life`, `create` and `reconciler`
 //! carry intents out, `proxy` is the actor that holds a sandbox's seal.
 
 mod aggregate;
@@ -8,8 +9,10 @@ mod catalog;
 mod create;
 mod entity;
 mod exec;
+mod history;
 mod life;
 mod live;
+mod model;
 mod names;
 mod org;
 mod platform;
@@ -24,6 +27,7 @@ mod secret_store;
 mod secrets;
 #[cfg(test)]
 mod tests;
+pub mod trail;
 mod versions;
 
 pub use aggregate::Reject;
@@ -31,6 +35,7 @@ pub use catalog::Catalog;
 pub use create::CreateSandbox;
 pub use entity::Failure;
 pub use exec::{Captured, Handle, ProcessRequest, session};
+pub use history::{BadMoment, History, HistoryError, Moment};
 pub use live::LiveSandbox;
 pub use platform::{Caller, NewSecret, Parts, Platform, key_hash};
 pub use project::{Project, ProjectSettings};

@@ -30,6 +30,7 @@ mod prepare;
 mod published;
 mod readers;
 mod recent;
+mod seek;
 mod stream;
 mod subscription;
 #[cfg(test)]
@@ -45,6 +46,7 @@ pub use event::{
 };
 pub use keys::{KeyError, Keyring, MasterKey, SealContext, Sealed, open_keyring};
 pub use log::{EventLog, LogOptions, LogStats};
+pub use seek::CommitLink;
 pub use stream::{BadStreamId, Expected, StreamId};
 pub use subscription::Subscription;
 pub use verify::VerifyReport;

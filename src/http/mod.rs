@@ -2,6 +2,7 @@
 //! envelope, credentials checked before anything else is looked at.
 
 mod audit;
+mod audit_follow;
 mod auth;
 mod body;
 mod error;
@@ -37,6 +38,7 @@ pub struct Api {
     pub(crate) public_url: String,
     /// The organization that everybody is when the server asks for no key.
     pub(crate) no_auth: Option<OrgId>,
+    pub(crate) audit: audit_follow::Audit,
 }
 
 /// Every route.

@@ -14,6 +14,7 @@ use actix_web::{App, HttpServer, web};
 use rustls::pki_types::CertificateDer;
 use rustls::pki_types::pem::PemObject;
 
+use super::audit_follow::Audit;
 use super::auth::Tokens;
 use super::body::JSON_BYTES_MAX;
 use super::error::ApiError;
@@ -148,6 +149,7 @@ pub async fn serve(config: Config, first_key: impl FnOnce(FirstKey<'_>)) -> Resu
         tokens: Tokens::new(&*platform.signing_key("sandbox-token")?),
         public_url: config.public_url.clone().unwrap_or_else(|| url.clone()),
         no_auth: config.no_auth.then_some(org),
+        audit: Audit::start(log.clone())?,
         platform: platform.clone(),
     });
     let server = HttpServer::new(move || {
