@@ -101,10 +101,10 @@ impl Catalog {
         self.read(|model| model.skipped)
     }
 
-    /// The whole model as text, field by field.
+    /// The whole model, for tests that leave nothing out.
     #[cfg(test)]
-    pub(super) fn dump(&self) -> String {
-        self.read(|model| format!("{model:#?}"))
+    pub(super) fn look<T>(&self, look: impl FnOnce(&Model) -> T) -> T {
+        self.read(look)
     }
 
     fn read<T>(&self, look: impl FnOnce(&Model) -> T) -> T {

@@ -2,7 +2,8 @@
 //! to there.
 //!
 //! The rows are those of the live read models, made by the same step ([`Model`]). Invariants: only
-//! events of the asked organization go in, and only its rows come out; no ciphertext and no hash of
+//! events of the asked organization go in (whatever is done to an object is done for the one it
+//! belongs to, also by the system itself), and only its rows come out; no ciphertext and no hash of
 //! a key is shown; what is gone at that point is not there. A replay of the whole log holds one
 //! organization's rows in memory and one page of events, and one runs at a time.
 
