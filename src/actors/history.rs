@@ -48,6 +48,7 @@ impl FromStr for Moment {
     type Err = BadMoment;
     fn from_str(text: &str) -> Result<Self, BadMoment> {
         match text.bytes().all(|byte| byte.is_ascii_digit()) {
+            // Also an empty text, which is no number.
             true => text.parse().map(Self::Position).map_err(|_| BadMoment),
             false => OffsetDateTime::parse(text, &Rfc3339)
                 .map(Self::Time)

@@ -23,7 +23,6 @@ use actix_web::http::StatusCode;
 use actix_web::http::header::{CACHE_CONTROL, HeaderName};
 use actix_web::web::Bytes;
 use futures_util::stream;
-use tokio::signal::unix::{SignalKind, signal};
 use tokio_util::sync::CancellationToken;
 
 use super::Api;
@@ -51,25 +50,13 @@ pub struct Audit {
 }
 
 impl Audit {
-    /// Must run inside the server's runtime: it listens for the signals that stop the server.
-    pub fn start(log: EventLog) -> std::io::Result<Self> {
-        let stopping = CancellationToken::new();
-        for kind in [
-            SignalKind::terminate(),
-            SignalKind::interrupt(),
-            SignalKind::quit(),
-        ] {
-            let (mut told, stopping) = (signal(kind)?, stopping.clone());
-            actix_rt::spawn(async move {
-                told.recv().await;
-                stopping.cancel();
-            });
-        }
-        Ok(Self {
+    /// For the routes on `log`; feeds end when `stopping` is cancelled.
+    pub fn new(log: EventLog, stopping: CancellationToken) -> Self {
+        Self {
             history: History::new(log),
             feeds: Arc::default(),
             stopping,
-        })
+        }
     }
 
     fn place(&self, org: OrgId) -> ApiResult<Place> {

@@ -15,6 +15,7 @@ mod projects;
 mod sandboxes;
 mod secret_stores;
 mod server;
+mod stop;
 
 use std::sync::Arc;
 

@@ -18,6 +18,7 @@ use super::audit_follow::Audit;
 use super::auth::Tokens;
 use super::body::JSON_BYTES_MAX;
 use super::error::ApiError;
+use super::stop::{serve_until, told_to_stop};
 use super::{Api, routes};
 use crate::actors::{Failure, Parts, Platform, Reconciler};
 use crate::config::{Config, Egress};
@@ -145,11 +146,12 @@ pub async fn serve(config: Config, first_key: impl FnOnce(FirstKey<'_>)) -> Resu
     }
     let org = bootstrap(&platform, &url, first_key).await?;
     Reconciler::start(&platform).await;
+    let stopping = told_to_stop()?;
     let api = web::Data::new(Api {
         tokens: Tokens::new(&*platform.signing_key("sandbox-token")?),
         public_url: config.public_url.clone().unwrap_or_else(|| url.clone()),
         no_auth: config.no_auth.then_some(org),
-        audit: Audit::start(log.clone())?,
+        audit: Audit::new(log.clone(), stopping.clone()),
         platform: platform.clone(),
     });
     let server = HttpServer::new(move || {
@@ -170,17 +172,13 @@ pub async fn serve(config: Config, first_key: impl FnOnce(FirstKey<'_>)) -> Resu
     })
     .workers(2)
     .shutdown_timeout(SHUTDOWN_SEC)
+    .disable_signals()
     .listen(listener)?
     .run();
     announce(&config.data_dir, &url)?;
-    let stop = server.handle();
-    tokio::select! {
-        ended = server => ended?,
-        // What the log can't keep must not be acknowledged: the server ends, and says why.
-        reason = log.wait_stopped() => {
-            stop.stop(false).await;
-            return Err(ServeError::LogStopped(reason.to_string()));
-        }
+    // What the log can't keep must not be acknowledged: the server ends, and says why.
+    if let Some(reason) = serve_until(server, &stopping, log.wait_stopped()).await? {
+        return Err(ServeError::LogStopped(reason.to_string()));
     }
     platform.let_go().await;
     log.close().await;

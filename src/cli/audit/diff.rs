@@ -4,7 +4,7 @@
 //! mean: lists of objects are looked at by the objects' ids or names, so that an order says
 //! nothing; other lists are values as they stand.
 
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, BTreeSet};
 
 use clap::Args;
 use serde_json::{Value, json};
@@ -101,48 +101,42 @@ fn name_of(object: &Value) -> Option<String> {
 
 /// Fields that are not the same: path, before, after; absent is null.
 fn differences(before: &Value, after: &Value) -> Vec<Value> {
-    let (old, new) = (fields_of(before), fields_of(after));
-    let mut paths: Vec<&String> = old.keys().chain(new.keys()).collect();
-    paths.sort_unstable();
-    paths.dedup();
-    let differs = |path: &&String| old.get(*path) != new.get(*path);
-    let entry =
-        |path: &String| json!({ "path": path, "before": old.get(path), "after": new.get(path) });
-    paths.into_iter().filter(differs).map(entry).collect()
+    let mut found = Vec::new();
+    descend("", Some(before), Some(after), &mut found);
+    found
 }
 
-/// Every value below an object, by its path.
-fn fields_of(object: &Value) -> BTreeMap<String, Value> {
-    let mut fields = BTreeMap::new();
-    collect("", object, &mut fields);
-    fields
-}
-
-fn collect(path: &str, value: &Value, fields: &mut BTreeMap<String, Value>) {
-    let below = |name: &str| match path.is_empty() {
-        true => name.to_owned(),
-        false => format!("{path}.{name}"),
+fn descend(path: &str, before: Option<&Value>, after: Option<&Value>, found: &mut Vec<Value>) {
+    if before == after {
+        return;
+    }
+    let (Some(old), Some(new)) = (before.and_then(parts), after.and_then(parts)) else {
+        found.push(json!({ "path": path, "before": before, "after": after }));
+        return;
     };
-    match value {
-        Value::Object(inner) => {
-            for (name, value) in inner {
-                collect(&below(name), value, fields);
-            }
-        }
-        Value::Array(items) if !items.is_empty() && items.iter().all(|i| name_of(i).is_some()) => {
-            for (name, item) in by_name(value) {
-                collect(&below(&name), item, fields);
-            }
-        }
-        // No objects are as good as no list: the first one that comes is the change.
-        Value::Array(items)
-            if items.is_empty() && matches!(last(path), "secrets" | "keys" | "layers") => {}
-        value => drop(fields.insert(path.to_owned(), value.clone())),
+    let names: BTreeSet<&String> = old.keys().chain(new.keys()).collect();
+    for name in names {
+        let below = match path.is_empty() {
+            true => name.clone(),
+            false => format!("{path}.{name}"),
+        };
+        let (was, is) = (old.get(name).copied(), new.get(name).copied());
+        descend(&below, was, is, found);
     }
 }
 
-fn last(path: &str) -> &str {
-    path.rsplit('.').next().unwrap_or(path)
+/// The named parts of an object, or of a list whose items have names; `None` for what is a value.
+fn parts(value: &Value) -> Option<BTreeMap<String, &Value>> {
+    match value {
+        Value::Object(fields) => {
+            let fields = fields.iter();
+            Some(fields.map(|(name, part)| (name.clone(), part)).collect())
+        }
+        Value::Array(items) if items.iter().all(|item| name_of(item).is_some()) => {
+            Some(by_name(value))
+        }
+        _ => None,
+    }
 }
 
 fn text(changes: &Value) -> String {
