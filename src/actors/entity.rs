@@ -214,7 +214,7 @@ async fn load<A: Aggregate>(log: &EventLog, stream: &StreamId) -> Result<Loaded<
         let from = loaded.revision.map_or(0, |revision| revision + 1);
         let page = log.read_stream(stream, from, PAGE_EVENTS).await?;
         let full = page.len() == PAGE_EVENTS;
-        loaded.apply(&page.into_iter().map(Arc::new).collect::<Vec<_>>())?;
+        loaded.apply(&page)?;
         if !full {
             return Ok(loaded);
         }

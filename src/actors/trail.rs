@@ -21,10 +21,6 @@ const PAGE_EVENTS: usize = 500;
 pub const SCAN_EVENTS_MAX: usize = 50_000;
 /// Longest kind of an event or an actor, in bytes.
 const KIND_BYTES_MAX: usize = 100;
-/// How much earlier than its id's time an event may have been recorded: two clocks, of the program
-/// that made the id and of the log's writer, after one was set back.
-const CLOCK_SEC_MAX: i64 = 60;
-
 /// A filter that can't match anything because it is malformed. The text names the field.
 #[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
 #[error("{0}")]
@@ -127,7 +123,7 @@ pub enum Cursor {
 #[derive(Debug)]
 pub struct Page {
     /// The events.
-    pub events: Vec<Recorded>,
+    pub events: Vec<Arc<Recorded>>,
     /// Position that the next page's cursor takes; `None` when there was nothing more.
     pub next: Option<u64>,
 }
@@ -208,7 +204,7 @@ pub async fn at(
     log: &EventLog,
     filter: &Filter,
     position: u64,
-) -> Result<Option<Recorded>, ReadError> {
+) -> Result<Option<Arc<Recorded>>, ReadError> {
     if !(1..=log.head().position).contains(&position) {
         return Ok(None);
     }
@@ -216,31 +212,16 @@ pub async fn at(
     Ok(found.filter(|event| event.position == position && filter.sees(event)))
 }
 
-/// The event with an id, if it is in the scope. The id tells when it was made, and the event was
-/// recorded soon afterwards, so only the log from there on is searched, and not without end.
+/// The event with an id, if it is in the scope.
 pub async fn find(
     log: &EventLog,
     filter: &Filter,
     id: Ulid,
-) -> Result<Option<Recorded>, ReadError> {
-    let made = i128::from(id.timestamp_ms()) * 1_000_000;
-    let Ok(made) = OffsetDateTime::from_unix_timestamp_nanos(made) else {
-        return Ok(None);
-    };
-    let from = made.saturating_sub(Duration::seconds(CLOCK_SEC_MAX));
-    let (mut next, head) = (log.position_at(from).await? + 1, log.head().position);
-    let end = head.min(next.saturating_add(SCAN_EVENTS_MAX as u64));
-    while next <= end {
-        let read = log.read_all(next, PAGE_EVENTS).await?;
-        let Some(last) = read.last().map(|event| event.position) else {
-            return Ok(None);
-        };
-        if let Some(event) = read.into_iter().find(|event| event.id == id) {
-            return Ok(Some(event).filter(|event| event.position <= head && filter.sees(event)));
-        }
-        next = last + 1;
+) -> Result<Option<Arc<Recorded>>, ReadError> {
+    match log.position_of(id).await? {
+        Some(position) => at(log, filter, position).await,
+        None => Ok(None),
     }
-    Ok(None)
 }
 
 /// Events as they come, oldest first, from after a position: what is there, then what is recorded,

@@ -1,12 +1,15 @@
-//! Finding a place in the log: by time, and a commit by its number.
+//! Finding a place in the log: by time or an event's id; and how a commit hangs in the chain.
 //!
 //! Recorded times never go backwards along the log, so a time is found by halving.
 
 use time::OffsetDateTime;
+use ulid::Ulid;
 
 use super::chain::{self, Hash};
+use super::engines::Commit;
 use super::error::{EngineError, ReadError};
 use super::log::EventLog;
+use super::view::View;
 
 /// How a commit is linked into the chain: what its chain hash is made of.
 #[derive(Debug, Clone, PartialEq, Eq)]
@@ -41,26 +44,32 @@ impl EventLog {
         Ok(early)
     }
 
-    /// The links of commit `number` (from 1 on); `None` when there is no such commit.
-    pub async fn commit_link(&self, number: u64) -> Result<Option<CommitLink>, ReadError> {
-        let read = move |view: &dyn super::engines::Reader| {
-            let Some(before) = number.checked_sub(1) else {
+    /// Position of the event with this id; `None` when there is none.
+    pub async fn position_of(&self, id: Ulid) -> Result<Option<u64>, ReadError> {
+        let found = self.readers().run(move |view| view.position_of(id)).await;
+        found.map_err(ReadError::Engine)
+    }
+
+    /// The links of the commit that holds the event at `position`; `None` when there is none.
+    pub async fn commit_link(&self, position: u64) -> Result<Option<CommitLink>, ReadError> {
+        let read = move |view: &View| {
+            let reader = view.reader();
+            let found = reader.commits(position.max(1), 1)?.pop();
+            let holds = |commit: &Commit| {
+                (commit.first_position()..=commit.head().position).contains(&position)
+            };
+            let Some(commit) = found.filter(holds) else {
                 return Ok(None);
             };
-            let rows = view.commits(before.max(1), 2)?;
-            let find = |number| rows.iter().find(|row| row.number == number);
-            let Some(commit) = find(number) else {
-                return Ok(None);
-            };
-            let previous = match before {
-                0 => chain::genesis(view.log()),
-                _ => find(before)
-                    .map(|row| row.chain)
-                    .ok_or_else(|| EngineError::Damaged(format!("commit {before} is missing")))?,
-            };
+            let before = reader.commits_before(commit.first_position(), 1)?.pop();
             Ok(Some(CommitLink {
-                previous,
-                events: commit.event_hashes.clone(),
+                previous: before
+                    .map_or_else(|| chain::genesis(reader.log()), |before| before.chain),
+                events: commit
+                    .events
+                    .iter()
+                    .map(|event| event.content_hash)
+                    .collect(),
                 chain: commit.chain,
             }))
         };

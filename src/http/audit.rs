@@ -159,7 +159,11 @@ async fn events(
         )));
     }
     let page = trail::page(api.platform.log(), &filter, cursor, limit).await?;
-    let events: Vec<_> = page.events.iter().map(trail::render).collect();
+    let events: Vec<_> = page
+        .events
+        .iter()
+        .map(|event| trail::render(event))
+        .collect();
     Ok(HttpResponse::Ok().json(match cursor {
         Cursor::Before(_) => json!({ "events": events, "nextBefore": page.next }),
         Cursor::After(_) => json!({ "events": events, "nextAfter": page.next }),
@@ -193,7 +197,7 @@ async fn event(
         ));
     };
     let event = found.ok_or_else(|| ApiError::not_found("event"))?;
-    let link = log.commit_link(event.commit).await?;
+    let link = log.commit_link(event.position).await?;
     let link = link.ok_or_else(|| ApiError::internal("an event's commit is missing"))?;
     Ok(HttpResponse::Ok().json(trail::render_whole(&event, &link)))
 }

@@ -20,8 +20,7 @@ use crate::ids::OrgId;
 const LOOK_EVERY: usize = 5;
 
 proptest! {
-    // Each case has a log of its own on disk, with a sync for each accepted command.
-    #![proptest_config(ProptestConfig::with_cases(16))]
+    #![proptest_config(ProptestConfig::with_cases(64))]
 
     /// Goal: after any commands of two organizations, at every point the live model was looked at,
     /// a replay up to that point gives the same model; the history has what the entities have; an
@@ -64,8 +63,8 @@ fn dump(model: &Model) -> String {
     format!("{model:#?}")
 }
 
-async fn everything(log: &EventLog) -> Vec<Recorded> {
-    let mut events: Vec<Recorded> = Vec::new();
+async fn everything(log: &EventLog) -> Vec<Arc<Recorded>> {
+    let mut events: Vec<Arc<Recorded>> = Vec::new();
     loop {
         let from = events.last().map_or(1, |event| event.position + 1);
         // An odd size, so that pages end anywhere.
@@ -78,7 +77,7 @@ async fn everything(log: &EventLog) -> Vec<Recorded> {
 }
 
 /// A replay into empty models passes through the states the live model was in.
-fn replays_agree(events: &[Recorded], looks: &[(u64, String)]) {
+fn replays_agree(events: &[Arc<Recorded>], looks: &[(u64, String)]) {
     let rebuilt = Catalog::default();
     let mut looks = looks.iter().peekable();
     let mut check = |position: u64| {
@@ -97,7 +96,7 @@ fn replays_agree(events: &[Recorded], looks: &[(u64, String)]) {
 
 /// What the history tells of a point is what the events up to there add up to; whichever way it is
 /// asked.
-async fn histories_agree(log: &EventLog, events: &[Recorded], looks: &[(u64, String)]) {
+async fn histories_agree(log: &EventLog, events: &[Arc<Recorded>], looks: &[(u64, String)]) {
     let history = History::new(log.clone());
     let ask = async |org: Option<OrgId>, at: Moment, entity: Option<&str>| {
         let state = history.state(org, at, entity).await;
@@ -105,7 +104,7 @@ async fn histories_agree(log: &EventLog, events: &[Recorded], looks: &[(u64, Str
     };
     for (position, _) in looks {
         let mut past = Past::new(None);
-        let until = |event: &&Recorded| event.position <= *position;
+        let until = |event: &&Arc<Recorded>| event.position <= *position;
         events
             .iter()
             .take_while(until)
@@ -210,7 +209,7 @@ fn rows_agree(live: &Model, past: &Model) {
 }
 
 /// Each entity's own state is the history's row, but for the ciphertexts.
-async fn entities_agree(world: &World, events: &[Recorded], past: &Model) {
+async fn entities_agree(world: &World, events: &[Arc<Recorded>], past: &Model) {
     let streams: BTreeSet<&StreamId> = events.iter().map(|event| &event.stream).collect();
     let mut compared = 0;
     for stream in streams {

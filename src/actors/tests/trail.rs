@@ -1,5 +1,7 @@
 //! The audit trail: pages either way, searches and feeds, and who may see what.
 
+use std::sync::Arc;
+
 use serde_json::json;
 use time::Duration;
 use ulid::Ulid;
@@ -48,7 +50,7 @@ async fn filled(log: &EventLog, count: usize) {
     }
 }
 
-fn positions(events: &[Recorded]) -> Vec<u64> {
+fn positions(events: &[Arc<Recorded>]) -> Vec<u64> {
     events.iter().map(|event| event.position).collect()
 }
 
@@ -186,7 +188,7 @@ fn one_event_is_shown_to_its_own_organization() {
                 assert_eq!(by_id.map(|found| found.position), expected);
             }
             let link = log
-                .commit_link(event.commit)
+                .commit_link(event.position)
                 .await
                 .expect("read")
                 .expect("there");

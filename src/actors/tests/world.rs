@@ -1,6 +1,5 @@
 //! Every aggregate on a real log, and commands of every kind for them, right and wrong ones.
 
-use std::path::Path;
 use std::sync::Arc;
 
 use actix::System;
@@ -20,7 +19,7 @@ use crate::events::families::{
     KeyCreated, Layer, LayerKind, OrgCreated, SandboxCreated, SandboxSealed, SealedEntry,
     StopReason,
 };
-use crate::events::{Actor, EventLog, LogOptions, StreamId};
+use crate::events::{Actor, EventLog, StreamId};
 use crate::ids::{OrgId, ProjectId, SandboxId, StoreId};
 
 /// Slots for objects of a kind: a new object takes the place of an old one, which lives on.
@@ -403,15 +402,10 @@ fn letter(number: u8) -> String {
     char::from(b'A' + number).to_string()
 }
 
-/// Runs `work` on a new log in a folder of its own, with actors at hand.
+/// Runs `work` on a new log in memory, with actors at hand.
 pub fn with_log<T, F: Future<Output = T>>(work: impl FnOnce(EventLog) -> F) -> T {
-    let dir = tempfile::tempdir().expect("a temporary folder");
-    let open = |dir: &Path| {
-        let dir = dir.to_owned();
-        EventLog::open(LogOptions { dir }).expect("the log opens")
-    };
     System::new().block_on(async {
-        let log = open(dir.path());
+        let log = EventLog::in_memory();
         let outcome = work(log.clone()).await;
         log.close().await;
         System::current().stop();

@@ -111,7 +111,11 @@ impl Source<'_> {
                 let (filter, cursor) = (filters.filter()?, Cursor::Before(before));
                 let page = trail::page(log, &filter, cursor, limit).await;
                 let page = page.map_err(damaged)?;
-                let events: Vec<_> = page.events.iter().map(trail::render).collect();
+                let events: Vec<_> = page
+                    .events
+                    .iter()
+                    .map(|event| trail::render(event))
+                    .collect();
                 Ok(json!({ "events": events, "nextBefore": page.next }))
             }
         }
@@ -131,7 +135,7 @@ impl Source<'_> {
         };
         let event = found.map_err(damaged)?;
         let event = event.ok_or_else(|| not_found("event not found"))?;
-        let link = log.commit_link(event.commit).await.map_err(damaged)?;
+        let link = log.commit_link(event.position).await.map_err(damaged)?;
         let link = link.ok_or_else(|| CliError::Damaged("the event's commit is missing".into()))?;
         Ok(trail::render_whole(&event, &link))
     }
