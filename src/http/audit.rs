@@ -13,7 +13,7 @@ use time::format_description::well_known::Rfc3339;
 use super::Api;
 use super::audit_follow::{LAST_EVENT_ID, follow};
 use super::auth::WithKey;
-use super::error::{ApiError, ApiResult, no_method};
+use super::error::{ApiError, ApiResult};
 use crate::actors::trail::{self, BadFilter, Cursor, Filter};
 use crate::actors::{Caller, HistoryError, Moment};
 use crate::events::ReadError;
@@ -24,26 +24,10 @@ const EVENT_STREAM: &str = "text/event-stream";
 
 pub(super) fn routes(config: &mut web::ServiceConfig) {
     config
-        .service(
-            web::resource("/audit/events")
-                .route(web::get().to(events))
-                .default_service(web::to(no_method)),
-        )
-        .service(
-            web::resource("/audit/events/{event}")
-                .route(web::get().to(event))
-                .default_service(web::to(no_method)),
-        )
-        .service(
-            web::resource("/audit/state")
-                .route(web::get().to(state))
-                .default_service(web::to(no_method)),
-        )
-        .service(
-            web::resource("/audit/verify")
-                .route(web::post().to(verify))
-                .default_service(web::to(no_method)),
-        );
+        .service(web::resource("/audit/events").route(web::get().to(events)))
+        .service(web::resource("/audit/events/{event}").route(web::get().to(event)))
+        .service(web::resource("/audit/state").route(web::get().to(state)))
+        .service(web::resource("/audit/verify").route(web::post().to(verify)));
 }
 
 /// A misspelt filter would show more than was asked for, so unknown parameters are refused.

@@ -10,8 +10,11 @@ mod exec;
 mod exec_socket;
 mod files;
 mod health;
+mod idempotency;
 mod identity;
+mod methods;
 mod projects;
+mod request_id;
 mod sandboxes;
 mod secret_stores;
 mod server;
@@ -42,7 +45,8 @@ pub struct Api {
     pub(crate) audit: audit_follow::Audit,
 }
 
-/// Every route.
+/// Every route. A resource states its methods and nothing else: `HEAD` and the answer to every other
+/// method come from [`methods`].
 pub fn routes(config: &mut web::ServiceConfig) {
     health::routes(config);
     config.service(

@@ -22,8 +22,8 @@ use super::{id, org};
 use crate::actors::history::Past;
 use crate::events::chain;
 use crate::events::families::{
-    DecodeError, EgressDecided, EgressEvent, Family, KINDS, NameEvent, OrgEvent, ProjectEvent,
-    SandboxEvent, StoreEvent,
+    DecodeError, EgressDecided, EgressEvent, Family, IdempotencyEvent, IdempotencyRecorded,
+    IdempotencyReleased, KINDS, NameEvent, OrgEvent, ProjectEvent, SandboxEvent, StoreEvent,
 };
 use crate::events::{Actor, Append, EventLog, NewEvent, Recorded, StreamId};
 use crate::ids::SandboxId;
@@ -117,7 +117,9 @@ async fn live_through_everything(log: &EventLog) {
     for act in acts {
         world.act(&act, false).await;
     }
-    log.append(egress()).await.expect("appended");
+    for append in [egress(), key()] {
+        log.append(append).await.expect("appended");
+    }
 }
 
 /// Decisions come from the proxy, not from a command.
@@ -141,20 +143,43 @@ fn egress() -> Append {
         bytes_down: 2,
         times: 3,
     };
-    let event = EgressEvent::Decided(EgressDecided {
+    let decided = EgressDecided {
         sandbox_id: sandbox.clone(),
         org_id: org(),
         decisions: vec![serde_json::to_value(decision).expect("JSON")],
-    });
+    };
+    let stream = StreamId::of("egress", &sandbox);
+    by_the_platform(&stream, &[EgressEvent::Decided(decided)])
+}
+
+/// A key is taken beside what a request makes, and let go when nothing came of it.
+fn key() -> Append {
+    let hash = "ab".repeat(32);
+    let stream = StreamId::of("idem", format_args!("{}-{hash}", org()));
+    let recorded = IdempotencyRecorded {
+        request_hash: hash.clone(),
+        entity: "sandbox-sb-01m806v6r12w1bmtyq39z8xdwq".to_owned(),
+        session: Some("0a1b2c3d".to_owned()),
+    };
+    let released = IdempotencyReleased { request_hash: hash };
+    let events = [
+        IdempotencyEvent::Recorded(recorded),
+        IdempotencyEvent::Released(released),
+    ];
+    by_the_platform(&stream, &events)
+}
+
+fn by_the_platform<F: Family>(stream: &StreamId, events: &[F]) -> Append {
+    let record = |event: &F| NewEvent {
+        id: Ulid::generate(),
+        stream: stream.clone(),
+        kind: event.kind().to_owned(),
+        data: event.data().expect("JSON"),
+    };
     Append {
         command: Ulid::generate(),
         expected: Vec::new(),
-        events: vec![NewEvent {
-            id: Ulid::generate(),
-            stream: StreamId::of("egress", &sandbox),
-            kind: event.kind().to_owned(),
-            data: event.data().expect("JSON"),
-        }],
+        events: events.iter().map(record).collect(),
         actor: Actor {
             org: Some(org()),
             ..Actor::system()
@@ -252,6 +277,7 @@ fn decode(event: &Recorded) -> Result<(&'static str, Value), DecodeError> {
     }
     match event.stream.parts().map(|(family, _)| family) {
         Some("egress") => as_family::<EgressEvent>(event),
+        Some("idem") => as_family::<IdempotencyEvent>(event),
         Some("name") => as_family::<NameEvent>(event),
         Some("org") => as_family::<OrgEvent>(event),
         Some("project") => as_family::<ProjectEvent>(event),

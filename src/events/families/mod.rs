@@ -10,6 +10,7 @@
 use serde_json::value::RawValue;
 
 mod egress;
+mod idempotency;
 mod name;
 mod org;
 mod project;
@@ -19,6 +20,7 @@ mod store;
 mod upcast;
 
 pub use egress::{EgressDecided, EgressEvent};
+pub use idempotency::{IdempotencyEvent, IdempotencyRecorded, IdempotencyReleased};
 pub use name::{NameClaimed, NameEvent, NameReleased};
 pub use org::{KeyCreated, OrgCreated, OrgEvent};
 pub use project::{ProjectCreated, ProjectDeleted, ProjectEvent, ProjectUpdated};
@@ -34,6 +36,7 @@ pub use upcast::{Upcast, decode_old};
 /// The present kinds of every family.
 pub const KINDS: &[&[&str]] = &[
     EgressEvent::KINDS,
+    IdempotencyEvent::KINDS,
     NameEvent::KINDS,
     OrgEvent::KINDS,
     ProjectEvent::KINDS,

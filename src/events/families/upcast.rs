@@ -57,7 +57,8 @@ mod tests {
 
     use super::*;
     use crate::events::families::{
-        EgressEvent, KINDS, NameEvent, OrgEvent, ProjectEvent, SandboxEvent, StoreEvent, family,
+        EgressEvent, IdempotencyEvent, KINDS, NameEvent, OrgEvent, ProjectEvent, SandboxEvent,
+        StoreEvent, family,
     };
 
     #[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
@@ -156,6 +157,7 @@ mod tests {
     #[test]
     fn every_chain_ends_at_a_present_kind() {
         check::<EgressEvent>();
+        check::<IdempotencyEvent>();
         check::<NameEvent>();
         check::<OrgEvent>();
         check::<ProjectEvent>();
