@@ -578,7 +578,10 @@ async fn every_reply_has_a_request_id_and_cors() {
         .without_key()
         .with_header("origin", "https://x.test")
         .with_header("access-control-request-method", "PUT")
-        .with_header("access-control-request-headers", "x-api-key, content-type");
+        .with_header(
+            "access-control-request-headers",
+            "x-api-key, content-type, idempotency-key",
+        );
     for path in [
         "/api/projects",
         "/api/secret-stores/x/secrets/A",
@@ -598,7 +601,9 @@ async fn every_reply_has_a_request_id_and_cors() {
             .header("access-control-allow-headers")
             .to_ascii_lowercase();
         assert!(
-            headers.contains("x-api-key") && headers.contains("content-type"),
+            ["x-api-key", "content-type", "idempotency-key"]
+                .iter()
+                .all(|name| headers.contains(name)),
             "{path}"
         );
         assert!(!reply.header("x-request-id").is_empty(), "{path}");

@@ -52,7 +52,7 @@ const IN_PROGRESS: &str = "a request with this Idempotency-Key is still in progr
 
 /// What a caller wants done once: the key it chose, and a fingerprint of the request.
 pub struct Keyed {
-    key: Zeroizing<String>,
+    key: String,
     request: [u8; 32],
 }
 
@@ -63,7 +63,7 @@ impl Keyed {
         let fits = (1..=KEY_CHARS_MAX).contains(&key.len());
         let printable = key.bytes().all(|byte| (b' '..=b'~').contains(&byte));
         (fits && printable).then(|| Self {
-            key: Zeroizing::new(key.to_owned()),
+            key: key.to_owned(),
             request,
         })
     }
@@ -304,9 +304,9 @@ impl Platform {
                 false => failure,
             });
         }
-        match self.rebuild::<A>(&by).await? {
-            (Creation::Made, state) => Ok(Created::again(Arc::new(state))),
-            (Creation::Open, _) if lost => Err(in_progress()),
+        match self.rebuild::<A>(&by).await {
+            Ok((Creation::Made, state)) => Ok(Created::again(Arc::new(state))),
+            Ok((Creation::Open, _)) if lost => Err(in_progress()),
             _ => Err(failure),
         }
     }
