@@ -26,7 +26,10 @@ use crate::events::{EventLog, READ_EVENTS_MAX, ReadError, Recorded, StreamId};
 use crate::ids::OrgId;
 
 /// Longest a replay of the whole log waits for the one before it.
-const TURN_WAIT_MAX: Duration = Duration::from_secs(10);
+const TURN_WAIT_MAX: Duration = match cfg!(test) {
+    true => Duration::from_millis(50),
+    false => Duration::from_secs(10),
+};
 /// Families of streams that have a state.
 const FAMILIES: [&str; 4] = ["project", "store", "sandbox", "org"];
 
@@ -337,4 +340,37 @@ fn sandbox(row: &Sandbox) -> Option<(OrgId, Value)> {
         shown.extend(fields.into_iter().filter(|(_, value)| !value.is_null()));
     }
     Some((details.org_id, Value::Object(shown)))
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    /// Goal: however many ask, one replay of the whole log runs at a time, the others are told to
+    /// come again, and one object's history is told meanwhile.
+    #[tokio::test]
+    async fn one_replay_runs_at_a_time() {
+        let history = History::new(EventLog::in_memory());
+        let at = Moment::Position(0);
+        assert!(history.state(None, at, None).await.is_ok());
+        let turn = history.turn.acquire().await;
+        let refused = history.state(None, at, None).await;
+        assert!(matches!(refused, Err(HistoryError::Busy)));
+        let nobody = history.state(None, at, Some("sb-1")).await;
+        assert!(matches!(nobody, Err(HistoryError::NotFound)));
+        drop(turn);
+        assert!(history.state(None, at, None).await.is_ok());
+    }
+
+    #[test]
+    fn moments_are_positions_or_times() {
+        let check = |text: &str| text.parse::<Moment>().ok();
+        assert_eq!(check("17"), Some(Moment::Position(17)));
+        let noon = time::macros::datetime!(2026-01-02 12:00 UTC);
+        assert_eq!(check("2026-01-02T12:00:00Z"), Some(Moment::Time(noon)));
+        assert_eq!(check("2026-01-02T13:00:00+01:00"), Some(Moment::Time(noon)));
+        for bad in ["", "-1", "1.5", "99999999999999999999", "2026-01-02", "now"] {
+            assert_eq!(check(bad), None, "{bad:?}");
+        }
+    }
 }

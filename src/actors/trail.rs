@@ -5,6 +5,8 @@
 //! page, no search and no feed; nothing beyond the acknowledged head is; no ciphertext is shown.
 //! Work for one page is bounded, whatever the filter: the cursor goes on from there.
 
+mod source;
+
 use std::sync::Arc;
 
 use serde_json::{Value, json};
@@ -15,8 +17,8 @@ use ulid::Ulid;
 use crate::events::{CommitLink, EventLog, ReadError, Recorded, StreamId, Subscription};
 use crate::ids::{KeyId, OrgId};
 
-/// Events read from the log at a time.
-const PAGE_EVENTS: usize = 500;
+use source::Source;
+
 /// Most events looked at for one page.
 pub const SCAN_EVENTS_MAX: usize = 50_000;
 /// Longest kind of an event or an actor, in bytes.
@@ -31,7 +33,7 @@ pub struct BadFilter(String);
 pub struct Filter {
     /// Only what was done for this organization. `None` is for whoever holds the log's folder.
     pub org: Option<OrgId>,
-    /// A stream, or the id at its end.
+    /// A stream, or the id of an object.
     pub entity: Option<String>,
     /// A type with or without its version, or a prefix that ends in a dot.
     pub kind: Option<String>,
@@ -136,49 +138,31 @@ pub async fn page(
     cursor: Cursor,
     limit: usize,
 ) -> Result<Page, ReadError> {
-    let (mut cursor, head) = (bounded(log, filter, cursor).await?, log.head().position);
+    let (cursor, head) = (bounded(log, filter, cursor).await?, log.head().position);
+    let mut source = Source::open(log, filter.entity.as_deref(), cursor).await?;
     let (mut events, mut scanned) = (Vec::new(), 0);
-    loop {
-        let read = match cursor {
-            Cursor::Before(before) => log.read_all_backwards(before, PAGE_EVENTS).await?,
-            Cursor::After(after) => log.read_all(after + 1, PAGE_EVENTS).await?,
+    while let Some(event) = source.next().await? {
+        let beyond = match cursor {
+            Cursor::Before(_) => filter.from.is_some_and(|from| event.recorded_at < from),
+            Cursor::After(_) => {
+                let late = filter.to.is_some_and(|to| event.recorded_at > to);
+                late || event.position > head
+            }
         };
-        if read.is_empty() {
-            return Ok(Page { events, next: None });
+        if beyond {
+            break;
         }
-        for event in read {
-            let beyond = match cursor {
-                Cursor::Before(_) => filter.from.is_some_and(|from| event.recorded_at < from),
-                Cursor::After(_) => {
-                    let late = filter.to.is_some_and(|to| event.recorded_at > to);
-                    late || event.position > head
-                }
-            };
-            if beyond {
-                return Ok(Page { events, next: None });
-            }
-            scanned += 1;
-            let position = event.position;
-            cursor = match cursor {
-                Cursor::Before(_) => Cursor::Before(Some(position)),
-                Cursor::After(_) => Cursor::After(position),
-            };
-            if filter.takes(&event) {
-                events.push(event);
-            }
-            if events.len() >= limit || scanned >= SCAN_EVENTS_MAX {
-                let next = Some(position);
-                return Ok(Page { events, next });
-            }
+        scanned += 1;
+        let position = event.position;
+        if filter.takes(&event) {
+            events.push(event);
         }
-        let at_end = match cursor {
-            Cursor::Before(before) => before.is_some_and(|before| before <= 1) || head == 0,
-            Cursor::After(after) => after >= head,
-        };
-        if at_end {
-            return Ok(Page { events, next: None });
+        if events.len() >= limit || scanned >= SCAN_EVENTS_MAX {
+            let next = Some(position);
+            return Ok(Page { events, next });
         }
     }
+    Ok(Page { events, next: None })
 }
 
 /// The cursor, moved past what the filter's times and the acknowledged head leave out.

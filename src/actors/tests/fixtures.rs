@@ -413,7 +413,7 @@ fn unknown_events_stop_reducers() {
             let mut world = World::new(log.clone());
             let at = log.head().position + 1;
             world
-                .act(&Act::Project(0, ObjectAct::Create(0)), false)
+                .act(&Act::Project(0, ObjectAct::Create(round)), false)
                 .await;
             let made = log.read_all(at, 1).await.expect("read");
             let stream = made.first().expect("the project").stream.clone();
