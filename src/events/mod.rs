@@ -30,6 +30,7 @@ mod prepare;
 mod published;
 mod readers;
 mod recent;
+mod replay;
 mod seek;
 mod stream;
 mod subscription;
