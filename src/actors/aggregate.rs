@@ -1,6 +1,9 @@
 //! What an aggregate is: pure `decide` and `apply`, with no clock, no randomness and no I/O.
 //! Time, ids and ciphertexts come in with the command.
 
+use serde::Serialize;
+use serde::de::DeserializeOwned;
+
 use crate::events::StreamId;
 use crate::events::families::Family;
 
@@ -76,11 +79,19 @@ impl<E> From<E> for Decision<E> {
 }
 
 /// An aggregate: state that only events change, and the rules for new ones.
-pub trait Aggregate: Default + Clone + Send + Sync + 'static {
+///
+/// The state can be written down (state snapshots, `oc audit replay`). It holds ciphertexts, never
+/// a value.
+pub trait Aggregate:
+    Default + Clone + Serialize + DeserializeOwned + Send + Sync + 'static
+{
     /// What can be asked of it.
     type Command: Send + Sync + 'static;
     /// What can happen to it.
     type Event: Family;
+    /// Version of the state's layout *and* of what `apply` makes of the events. Any change of
+    /// either takes the next number: snapshots with another one are thrown away.
+    const STATE_VERSION: u32;
 
     /// The rules. The command can be decided again after a race, hence by reference.
     fn decide(&self, command: &Self::Command) -> Result<Decision<Self::Event>, Reject>;
