@@ -4,8 +4,8 @@
 use serde::Serialize;
 use serde::de::DeserializeOwned;
 
-use crate::events::StreamId;
-use crate::events::families::Family;
+use crate::events::families::{DecodeError, Family};
+use crate::events::{Branched, Recorded, StreamId};
 
 /// Why a command was refused. The text is shown to the user as it stands.
 #[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
@@ -99,4 +99,29 @@ pub trait Aggregate:
     /// The state after `event`, which is recorded at `revision` of the stream. Never fails: what was recorded,
     /// happened.
     fn apply(&mut self, event: &Self::Event, revision: u64);
+
+    /// What a branch keeps of the state it branched off; called between the parent's events and
+    /// its own. A branch never inherits open intents, leases, sessions or live secrets (their data
+    /// key is the parent's), so an aggregate that says nothing here hands on nothing at all.
+    fn branched(&mut self, _at: &Branched) {
+        *self = Self::default();
+    }
+
+    /// The state after an event as it stands in the log. Events of a lineage come root first.
+    fn fold(&mut self, recorded: &Recorded) -> Result<(), DecodeError> {
+        match Branched::read(&recorded.kind, &recorded.data) {
+            Some(branched) => {
+                let at = branched.map_err(|source| DecodeError::Data {
+                    kind: recorded.kind.clone(),
+                    source,
+                })?;
+                self.branched(&at);
+            }
+            None => {
+                let event = Self::Event::decode(&recorded.kind, &recorded.data)?;
+                self.apply(&event, recorded.revision);
+            }
+        }
+        Ok(())
+    }
 }

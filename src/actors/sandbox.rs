@@ -17,11 +17,12 @@ use time::OffsetDateTime;
 use ulid::Ulid;
 
 use super::aggregate::{Aggregate, Decision, Reject};
-use crate::events::StreamId;
+
 use crate::events::families::{
     SandboxCreated, SandboxEvent, SandboxFailed, SandboxSealed, SealedEntry, SecretRotated,
     StartFailed, StartRequested, Started, StopReason, StopRequested, Stopped, TimeoutSet,
 };
+use crate::events::{Branched, StreamId};
 use crate::ids::{OrgId, SandboxId};
 
 /// Where a sandbox is in its life.
@@ -287,6 +288,15 @@ impl Aggregate for Sandbox {
                 _ => Decision::nothing(),
             },
         })
+    }
+
+    /// A branch has the settings and layers; it runs nothing yet, and values, the authority's key
+    /// and the plain environment are sealed for the parent alone.
+    fn branched(&mut self, _at: &Branched) {
+        *self = Self {
+            details: self.details.take(),
+            ..Self::default()
+        };
     }
 
     fn apply(&mut self, event: &SandboxEvent, revision: u64) {

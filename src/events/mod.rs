@@ -14,6 +14,7 @@
 //! bytes; `witness.rs` and `fence.rs` guard the folder; `verify.rs` proves it; `keys/` holds the
 //! keyring. There is no actix here.
 
+mod branch;
 pub mod chain;
 mod engines;
 mod error;
@@ -38,6 +39,7 @@ mod verify;
 mod witness;
 mod writer;
 
+pub use branch::{BRANCH_DEPTH_MAX, BRANCH_KIND, BranchError, Branched, LineageReader, Segment};
 pub use error::{AppendError, EngineError, ExportError, OpenError, ReadError, VerifyError};
 pub use event::{
     Actor, Append, Appended, COMMIT_BYTES_MAX, COMMIT_EVENTS_MAX, EVENT_DATA_BYTES_MAX, Head,

@@ -1,0 +1,299 @@
+//! Branches: a stream that starts at a revision of another one.
+//!
+//! ```text
+//! root   0 ── 1 ── 2 ── 3 ── 4              root's own later events are not the branch's
+//!                  │
+//! child            └─ 0 ── 1 ── 2           0 is `stream.branched.v1` {parent, revision, hash}
+//!                          │
+//! grandchild               └─ 0 ── 1
+//! ```
+//!
+//! Invariants:
+//! - a branch event is the first event of its stream (revision 0), names an event that was in the
+//!   log before it, and carries that event's content hash: the writer takes no other one, and the
+//!   proof ([`super::verify`]) reads each again;
+//! - hence a parent's event always has a lower position than the branch's first: lineages have no
+//!   cycle, and what was read of one stays true;
+//! - nothing is copied and nothing in the parent changes: deleting the parent (an event on it, its
+//!   data key destroyed) leaves the branch whole;
+//! - a lineage has at most [`BRANCH_DEPTH_MAX`] streams.
+
+use std::collections::VecDeque;
+
+use serde::{Deserialize, Serialize};
+use serde_json::value::RawValue;
+use ulid::Ulid;
+
+use super::engines::Reader;
+use super::error::{EngineError, ReadError};
+use super::event::{NewEvent, READ_EVENTS_MAX, Recorded};
+use super::log::EventLog;
+use super::stream::StreamId;
+
+/// Kind of the event that makes its stream a branch.
+pub const BRANCH_KIND: &str = "stream.branched.v1";
+/// Most streams in one lineage, the root and the branch itself included.
+pub const BRANCH_DEPTH_MAX: usize = 4_096;
+
+/// Data of the branch event: where the stream branches off.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Branched {
+    /// The stream it continues.
+    pub parent: StreamId,
+    /// The last of the parent's events that belongs to the branch too.
+    pub revision: u64,
+    /// Content hash of that event, 64 lower-case hexadecimal digits.
+    pub hash: String,
+}
+
+impl Branched {
+    /// What a stored event says when it is a branch event; `None` for any other kind.
+    pub fn read(kind: &str, data: &RawValue) -> Option<Result<Self, serde_json::Error>> {
+        (kind == BRANCH_KIND).then(|| serde_json::from_str(data.get()))
+    }
+}
+
+/// One stream's part of a lineage: its events from revision 0 to `until`.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Segment {
+    /// The stream.
+    pub stream: StreamId,
+    /// Revision of its last event that counts; `None`: all of them, also those still to come.
+    pub until: Option<u64>,
+}
+
+/// Why a branch can't be made or read.
+#[derive(Debug, Clone, thiserror::Error)]
+pub enum BranchError {
+    /// There is nothing at the place where it should start.
+    #[error("stream {parent} has no event at revision {revision} to branch from")]
+    NoSuchEvent {
+        /// The stream.
+        parent: StreamId,
+        /// The revision asked for.
+        revision: u64,
+    },
+    /// A stream can't continue itself.
+    #[error("stream {stream} can't be a branch of itself")]
+    Itself {
+        /// The stream.
+        stream: StreamId,
+    },
+    /// Too many ancestors.
+    #[error(
+        "{stream} has {BRANCH_DEPTH_MAX} ancestors or more, which is the limit: start a new stream instead"
+    )]
+    TooDeep {
+        /// The stream whose lineage is too long.
+        stream: StreamId,
+    },
+    /// A recorded branch event is false. The writer takes none that is: the log was tampered with.
+    #[error(
+        "the branch event of {stream} is false: {what}; run `oc audit verify` and restore the log from a backup"
+    )]
+    Broken {
+        /// The branch.
+        stream: StreamId,
+        /// What does not hold.
+        what: String,
+    },
+    /// The log could not be read.
+    #[error(transparent)]
+    Read(#[from] ReadError),
+}
+
+impl From<EngineError> for BranchError {
+    fn from(error: EngineError) -> Self {
+        Self::Read(error.into())
+    }
+}
+
+impl EventLog {
+    /// The event that makes `child` a branch of `parent` at `revision`. It belongs first into a
+    /// commit that expects `child` to have no event; the log is only ever appended to, so it stays
+    /// true however long that takes.
+    pub async fn branch_event(
+        &self,
+        child: &StreamId,
+        parent: &StreamId,
+        revision: u64,
+    ) -> Result<NewEvent, BranchError> {
+        if child == parent {
+            return Err(BranchError::Itself {
+                stream: child.clone(),
+            });
+        }
+        let at = parent.clone();
+        let hash = self
+            .readers()
+            .run(move |view| {
+                let found = event_at(view, &at, revision)?;
+                let found = found.ok_or_else(|| BranchError::NoSuchEvent {
+                    parent: at.clone(),
+                    revision,
+                })?;
+                match lineage(view, &at)?.len() < BRANCH_DEPTH_MAX {
+                    true => Ok(hex::encode(found.content_hash)),
+                    false => Err(BranchError::TooDeep { stream: at }),
+                }
+            })
+            .await?;
+        let (parent, stream) = (parent.clone(), child.clone());
+        Ok(NewEvent {
+            id: Ulid::generate(),
+            data: serde_json::json!(Branched {
+                parent,
+                revision,
+                hash
+            }),
+            kind: BRANCH_KIND.to_owned(),
+            stream,
+        })
+    }
+
+    /// Where `stream` branches off; `None` when it has no parent. The branch event is checked.
+    pub async fn origin(&self, stream: &StreamId) -> Result<Option<Branched>, BranchError> {
+        let stream = stream.clone();
+        self.readers().run(move |view| origin(view, &stream)).await
+    }
+
+    /// The streams whose events make up `stream`, the root first and `stream` itself last. A stream
+    /// that is no branch, or has no event, is its own lineage.
+    pub async fn lineage(&self, stream: &StreamId) -> Result<Vec<Segment>, BranchError> {
+        let stream = stream.clone();
+        self.readers().run(move |view| lineage(view, &stream)).await
+    }
+
+    /// Reads a lineage from its beginning, page by page.
+    pub fn read_lineage(&self, lineage: Vec<Segment>) -> LineageReader {
+        LineageReader {
+            log: self.clone(),
+            left: lineage.into(),
+            next: 0,
+        }
+    }
+}
+
+/// Gives the events of a lineage in order. Holds no more than a page.
+pub struct LineageReader {
+    log: EventLog,
+    left: VecDeque<Segment>,
+    /// Revision to be read next in the first of `left`.
+    next: u64,
+}
+
+impl LineageReader {
+    /// The next events, all of one stream, up to [`READ_EVENTS_MAX`]; empty at the end, also when
+    /// asked again after it.
+    pub async fn next(&mut self) -> Result<Vec<Recorded>, ReadError> {
+        while let Some(Segment { stream, until }) = self.left.front() {
+            let left = until.map(|until| until.saturating_add(1).saturating_sub(self.next));
+            if left == Some(0) {
+                self.left.pop_front();
+                self.next = 0;
+                continue;
+            }
+            let limit = left.map_or(READ_EVENTS_MAX, |left| {
+                usize::try_from(left).map_or(READ_EVENTS_MAX, |left| left.min(READ_EVENTS_MAX))
+            });
+            let page = self.log.read_stream(stream, self.next, limit).await?;
+            match (page.last(), until) {
+                (Some(last), _) => {
+                    self.next = last.revision + 1;
+                    return Ok(page);
+                }
+                (None, None) => drop(self.left.pop_front()),
+                (None, Some(until)) => {
+                    let (stream, next) = (stream.as_str(), self.next);
+                    return Err(EngineError::Damaged(format!(
+                        "stream {stream} ends before revision {next}, but a branch of it starts at {until}"
+                    ))
+                    .into());
+                }
+            }
+        }
+        Ok(Vec::new())
+    }
+}
+
+fn event_at(
+    view: &dyn Reader,
+    stream: &StreamId,
+    revision: u64,
+) -> Result<Option<Recorded>, EngineError> {
+    // Beyond what any engine can count to: a false branch event may name such a one.
+    if i64::try_from(revision).is_err() {
+        return Ok(None);
+    }
+    let found = view.stream(stream, revision, 1)?.pop();
+    Ok(found.filter(|event| event.revision == revision))
+}
+
+fn origin(view: &dyn Reader, stream: &StreamId) -> Result<Option<Branched>, BranchError> {
+    let Some(first) = event_at(view, stream, 0)? else {
+        return Ok(None);
+    };
+    let broken = |what: String| BranchError::Broken {
+        stream: stream.clone(),
+        what,
+    };
+    let Some(branched) = Branched::read(&first.kind, &first.data) else {
+        return Ok(None);
+    };
+    let branched = branched.map_err(|error| broken(error.to_string()))?;
+    match fault(view, &first.kind, &first.data, 0, first.position)? {
+        None => Ok(Some(branched)),
+        Some(what) => Err(broken(what)),
+    }
+}
+
+fn lineage(view: &dyn Reader, stream: &StreamId) -> Result<Vec<Segment>, BranchError> {
+    let mut lineage = Vec::new();
+    let (mut at, mut until) = (stream.clone(), None);
+    loop {
+        let origin = origin(view, &at)?;
+        lineage.push(Segment { stream: at, until });
+        let Some(branched) = origin else {
+            lineage.reverse();
+            return Ok(lineage);
+        };
+        if lineage.len() >= BRANCH_DEPTH_MAX {
+            let stream = stream.clone();
+            return Err(BranchError::TooDeep { stream });
+        }
+        (at, until) = (branched.parent, Some(branched.revision));
+    }
+}
+
+/// What is wrong with an event that stands, or is about to stand, at `revision` and `position`:
+/// `None` for a true branch event and for any event that is not one.
+pub(super) fn fault(
+    view: &dyn Reader,
+    kind: &str,
+    data: &RawValue,
+    revision: u64,
+    position: u64,
+) -> Result<Option<String>, EngineError> {
+    let branched = match Branched::read(kind, data) {
+        None => return Ok(None),
+        Some(Err(error)) => return Ok(Some(format!("its data does not fit: {error}"))),
+        Some(Ok(branched)) => branched,
+    };
+    if revision != 0 {
+        return Ok(Some("a branch can only begin a stream".to_owned()));
+    }
+    let Branched {
+        parent,
+        revision,
+        hash,
+    } = branched;
+    let named = format!("it branches from {parent} at revision {revision}");
+    Ok(match event_at(view, &parent, revision)? {
+        None => Some(format!("{named}, which is not there")),
+        Some(event) if event.position >= position => Some(format!("{named}, which is later")),
+        Some(event) if hex::encode(event.content_hash) != hash => {
+            Some(format!("{named}, which has another hash"))
+        }
+        Some(_) => None,
+    })
+}
