@@ -10,6 +10,7 @@ mod entity;
 mod exec;
 mod life;
 mod live;
+mod loading;
 mod names;
 mod org;
 mod platform;

@@ -17,7 +17,6 @@ use time::OffsetDateTime;
 use ulid::Ulid;
 
 use super::aggregate::{Aggregate, Decision, Reject};
-
 use crate::events::families::{
     SandboxCreated, SandboxEvent, SandboxFailed, SandboxSealed, SealedEntry, SecretRotated,
     StartFailed, StartRequested, Started, StopReason, StopRequested, Stopped, TimeoutSet,

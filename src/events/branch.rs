@@ -172,6 +172,15 @@ impl EventLog {
             next: 0,
         }
     }
+
+    /// Reads one part of a lineage from a revision on.
+    pub fn read_segment(&self, segment: Segment, from_revision: u64) -> LineageReader {
+        LineageReader {
+            log: self.clone(),
+            left: VecDeque::from([segment]),
+            next: from_revision,
+        }
+    }
 }
 
 /// Gives the events of a lineage in order. Holds no more than a page.

@@ -31,6 +31,7 @@ mod prepare;
 mod published;
 mod readers;
 mod recent;
+mod snapshots;
 mod stream;
 mod subscription;
 #[cfg(test)]
@@ -47,6 +48,7 @@ pub use event::{
 };
 pub use keys::{KeyError, Keyring, MasterKey, SealContext, Sealed, open_keyring};
 pub use log::{EventLog, LogOptions, LogStats};
+pub use snapshots::{SNAPSHOTS_FILE, Slot, Snapshot, Snapshots};
 pub use stream::{BadStreamId, Expected, StreamId};
 pub use subscription::Subscription;
 pub use verify::VerifyReport;
