@@ -121,6 +121,15 @@ impl<A: Aggregate + Unpin> Registry<A> {
         Err(Failure::Unavailable)
     }
 
+    /// Tells an entity to leave memory, as when there are too many.
+    #[cfg(test)]
+    pub fn send_away(&self, stream: &StreamId) {
+        let mut entries = self.entries.lock().expect("not poisoned");
+        if let Some(entry) = entries.by_stream.remove(stream) {
+            entry.address.do_send(Leave);
+        }
+    }
+
     fn address(&self, stream: &StreamId) -> Addr<Entity<A>> {
         let entries = &mut *self
             .entries

@@ -132,10 +132,9 @@ impl EventLog {
                     parent: at.clone(),
                     revision,
                 })?;
-                match lineage(view, &at)?.len() < BRANCH_DEPTH_MAX {
-                    true => Ok(hex::encode(found.content_hash)),
-                    false => Err(BranchError::TooDeep { stream: at }),
-                }
+                // One less: the child is one more.
+                lineage(view, &at, BRANCH_DEPTH_MAX - 1)?;
+                Ok::<_, BranchError>(hex::encode(found.content_hash))
             })
             .await?;
         let (parent, stream) = (parent.clone(), child.clone());
@@ -161,7 +160,9 @@ impl EventLog {
     /// that is no branch, or has no event, is its own lineage.
     pub async fn lineage(&self, stream: &StreamId) -> Result<Vec<Segment>, BranchError> {
         let stream = stream.clone();
-        self.readers().run(move |view| lineage(view, &stream)).await
+        self.readers()
+            .run(move |view| lineage(view, &stream, BRANCH_DEPTH_MAX))
+            .await
     }
 
     /// Reads a lineage from its beginning, page by page.
@@ -250,13 +251,17 @@ fn origin(view: &dyn Reader, stream: &StreamId) -> Result<Option<Branched>, Bran
         return Ok(None);
     };
     let branched = branched.map_err(|error| broken(error.to_string()))?;
-    match fault(view, &first.kind, &first.data, 0, first.position)? {
+    match fault(view, &first.kind, &first.data, Place::of(&first))? {
         None => Ok(Some(branched)),
         Some(what) => Err(broken(what)),
     }
 }
 
-fn lineage(view: &dyn Reader, stream: &StreamId) -> Result<Vec<Segment>, BranchError> {
+fn lineage(
+    view: &dyn Reader,
+    stream: &StreamId,
+    depth_max: usize,
+) -> Result<Vec<Segment>, BranchError> {
     let mut lineage = Vec::new();
     let (mut at, mut until) = (stream.clone(), None);
     loop {
@@ -266,7 +271,7 @@ fn lineage(view: &dyn Reader, stream: &StreamId) -> Result<Vec<Segment>, BranchE
             lineage.reverse();
             return Ok(lineage);
         };
-        if lineage.len() >= BRANCH_DEPTH_MAX {
+        if lineage.len() >= depth_max {
             let stream = stream.clone();
             return Err(BranchError::TooDeep { stream });
         }
@@ -274,21 +279,35 @@ fn lineage(view: &dyn Reader, stream: &StreamId) -> Result<Vec<Segment>, BranchE
     }
 }
 
-/// What is wrong with an event that stands, or is about to stand, at `revision` and `position`:
-/// `None` for a true branch event and for any event that is not one.
+/// Where an event stands, or is about to stand.
+#[derive(Debug, Clone, Copy)]
+pub struct Place {
+    pub revision: u64,
+    pub position: u64,
+}
+
+impl Place {
+    pub fn of(event: &Recorded) -> Self {
+        Self {
+            revision: event.revision,
+            position: event.position,
+        }
+    }
+}
+
+/// What is wrong with an event that stands, or is about to stand, at that place: `None` for a true branch event and for any event that is not one.
 pub(super) fn fault(
     view: &dyn Reader,
     kind: &str,
     data: &RawValue,
-    revision: u64,
-    position: u64,
+    at: Place,
 ) -> Result<Option<String>, EngineError> {
     let branched = match Branched::read(kind, data) {
         None => return Ok(None),
         Some(Err(error)) => return Ok(Some(format!("its data does not fit: {error}"))),
         Some(Ok(branched)) => branched,
     };
-    if revision != 0 {
+    if at.revision != 0 {
         return Ok(Some("a branch can only begin a stream".to_owned()));
     }
     let Branched {
@@ -299,10 +318,43 @@ pub(super) fn fault(
     let named = format!("it branches from {parent} at revision {revision}");
     Ok(match event_at(view, &parent, revision)? {
         None => Some(format!("{named}, which is not there")),
-        Some(event) if event.position >= position => Some(format!("{named}, which is later")),
+        Some(event) if event.position >= at.position => Some(format!("{named}, which is later")),
         Some(event) if hex::encode(event.content_hash) != hash => {
             Some(format!("{named}, which has another hash"))
         }
         Some(_) => None,
     })
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::events::tests::support::{command, event, open, stream};
+
+    /// Goal: a lineage longer than the limit is refused and not walked to its end.
+    #[tokio::test]
+    async fn a_lineage_has_a_limit() {
+        let dir = tempfile::tempdir().expect("a folder");
+        let log = open(dir.path());
+        log.append(command(&[], vec![event("s0", 0)]))
+            .await
+            .expect("appended");
+        for depth in 1..=4 {
+            let (child, parent) = (format!("s{depth}"), format!("s{}", depth - 1));
+            let branch = log.branch_event(&stream(&child), &stream(&parent), 0).await;
+            let append = command(&[], vec![branch.expect("a branch")]);
+            log.append(append).await.expect("appended");
+        }
+        for (depth_max, fits) in [(5, true), (4, false), (1, false)] {
+            let walked = log
+                .readers()
+                .run(move |view| lineage(view, &stream("s4"), depth_max))
+                .await;
+            match walked {
+                Ok(lineage) => assert!(fits && lineage.len() == 5),
+                Err(error) => assert!(!fits && matches!(error, BranchError::TooDeep { .. })),
+            }
+        }
+        log.close().await;
+    }
 }

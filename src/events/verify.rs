@@ -3,7 +3,8 @@
 //! [`walk`] goes along the commits: numbers and positions without gaps, times that never go back,
 //! each chain hash made again from the one before it. For commits from `events_from` on it reads
 //! the events too: their content hashes are made again (by every read) and compared with the
-//! commit's list, envelope and revisions are compared with the commit and the stream.
+//! commit's list, envelope and revisions are compared with the commit and the stream; the event that
+//! a branch event names is read again.
 //!
 //! At start-up the whole chain of commits is always walked (about 200 bytes a commit). Events are
 //! read for all commits of a log of up to [`OPEN_EVENTS_MAX`] events, together with SQLite's own
@@ -14,6 +15,7 @@ use std::collections::HashMap;
 
 use ulid::Ulid;
 
+use super::branch::{self, Place};
 use super::chain;
 use super::engines::{CommitRow, Reader};
 use super::error::{EngineError, VerifyError};
@@ -167,6 +169,12 @@ impl Walk<'_> {
         for (position, (event, hash)) in
             (commit.first_position..).zip(events.iter().zip(&commit.event_hashes))
         {
+            if let Some(what) =
+                branch::fault(self.reader, &event.kind, &event.data, Place::of(event))?
+            {
+                let what = format!("the branch event of {} is false: {what}", event.stream);
+                return Err(position_broken(position, &what));
+            }
             let fault = if event.position != position {
                 Some("the event is missing")
             } else if event.content_hash != *hash {

@@ -1,8 +1,11 @@
 //! The rules, as given events / when a command / then events; and the read models against the log.
 
+mod layout;
+mod loading;
 mod org;
 mod project;
 mod read_models;
+mod residency;
 mod sandbox;
 mod secret_store;
 
