@@ -21,7 +21,7 @@ use crate::events::families::{
     DecodeError, Family, OrgEvent, ProjectCreated, ProjectEvent, SandboxCreated, SandboxEvent,
     StoreCreated, StoreEvent,
 };
-use crate::events::{EventLog, ReadError, Recorded, StreamId};
+use crate::events::{BRANCH_KIND, EventLog, ReadError, Recorded, StreamId};
 use crate::ids::{KeyId, OrgId, ProjectId, SandboxId, StoreId};
 
 /// Longest a reply waits for the model to catch up with its own write.
@@ -303,6 +303,10 @@ impl Model {
         let Some((family, id)) = recorded.stream.parts() else {
             return Ok(());
         };
+        // A branch's own events after this one say all that its row shows.
+        if recorded.kind == BRANCH_KIND {
+            return Ok(());
+        }
         match family {
             "org" => self.apply_org(id, recorded),
             "project" => {

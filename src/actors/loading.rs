@@ -11,8 +11,8 @@ use std::sync::atomic::{AtomicUsize, Ordering};
 use super::aggregate::Aggregate;
 use super::entity::Failure;
 use crate::events::{
-    BRANCH_DEPTH_MAX, BRANCH_KIND, BranchError, Branched, EventLog, Recorded, Segment, Slot,
-    Snapshots, StreamId,
+    BRANCH_DEPTH_MAX, BRANCH_KIND, BranchError, Branched, EventLog, READ_EVENTS_MAX, Recorded,
+    Segment, Slot, Snapshots, StreamId,
 };
 
 /// Events after which a state is worth keeping: fewer are read as fast as a snapshot is.
@@ -112,6 +112,12 @@ impl Source {
                 let from = loaded.revision.map_or(0, |revision| revision + 1);
                 return Ok((loaded, from, segments));
             }
+            if segments.len() == 1
+                && let Some(root) = self.root(stream).await?
+            {
+                let from = root.revision.map_or(0, |revision| revision + 1);
+                return Ok((root, from, segments));
+            }
             let Some(branched) = self.log.origin(&at.stream).await.map_err(unbranched)? else {
                 return Ok((Loaded::new(A::default()), 0, segments));
             };
@@ -133,6 +139,19 @@ impl Source {
             };
             segments.push(at.clone());
         }
+    }
+
+    /// What the first page of a stream comes to; `None` for a branch. Most streams are no branches
+    /// and have no more than that.
+    async fn root<A: Aggregate>(&self, stream: &StreamId) -> Result<Option<Loaded<A>>, Failure> {
+        let page = self.log.read_stream(stream, 0, READ_EVENTS_MAX).await?;
+        if page.first().is_some_and(|first| first.kind == BRANCH_KIND) {
+            return Ok(None);
+        }
+        let mut loaded = Loaded::new(A::default());
+        loaded.read = page.len() as u64;
+        page.iter().try_for_each(|event| loaded.fold(event))?;
+        Ok(Some(loaded))
     }
 
     /// Takes in a segment's events from a revision on. Of the last one, `last`, whatever it begins

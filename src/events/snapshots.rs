@@ -53,7 +53,8 @@ pub struct Snapshot {
 /// The cache. Cheap to clone.
 #[derive(Clone)]
 pub struct Snapshots {
-    store: Arc<Mutex<Store>>,
+    /// `None`: keeps nothing.
+    store: Option<Arc<Mutex<Store>>>,
     waiting: Arc<Semaphore>,
 }
 
@@ -61,17 +62,18 @@ impl Snapshots {
     /// The cache in the log's folder, made anew when it can't be used. Blocks: call it at start-up,
     /// after the log was opened.
     pub fn open(dir: &Path, key: Zeroizing<[u8; 32]>) -> Self {
-        Self::of(Store::open(dir.join(SNAPSHOTS_FILE), key))
+        let store = Store::open(dir.join(SNAPSHOTS_FILE), key);
+        Self::of(Some(Arc::new(Mutex::new(store))))
     }
 
     /// A cache that keeps nothing.
     pub fn none() -> Self {
-        Self::of(Store::none())
+        Self::of(None)
     }
 
-    fn of(store: Store) -> Self {
+    fn of(store: Option<Arc<Mutex<Store>>>) -> Self {
         Self {
-            store: Arc::new(Mutex::new(store)),
+            store,
             waiting: Arc::new(Semaphore::new(WAITING_MAX)),
         }
     }
@@ -94,10 +96,11 @@ impl Snapshots {
         version: u32,
         state: impl FnOnce() -> Option<Vec<u8>> + Send + 'static,
     ) {
-        let Ok(permit) = Arc::clone(&self.waiting).try_acquire_owned() else {
+        let permit = Arc::clone(&self.waiting).try_acquire_owned();
+        let (Some(store), Ok(permit)) = (self.store.clone(), permit) else {
             return;
         };
-        let (store, stream) = (Arc::clone(&self.store), stream.clone());
+        let stream = stream.clone();
         tokio::task::spawn_blocking(move || {
             let _permit = permit;
             if let Some(state) = state() {
@@ -138,7 +141,7 @@ impl Snapshots {
         &self,
         work: impl FnOnce(&mut Store) -> T + Send + 'static,
     ) -> Option<T> {
-        let store = Arc::clone(&self.store);
+        let store = self.store.clone()?;
         let task = tokio::task::spawn_blocking(move || work(&mut lock(&store)));
         task.await.ok()
     }

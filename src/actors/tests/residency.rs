@@ -38,9 +38,12 @@ fn touched_entities_do_not_stay() {
     actix::System::new().block_on(async {
         let registry: Registry<Project> = Registry::new(log.clone(), Arbiters::start(2));
         let name = |number: usize| StreamId::of("project", number);
-        for number in 0..10_000 {
-            let state = registry.inspect(&name(number)).await.expect("answers");
-            assert!(state.details.is_none());
+        for some in (0..10_000).collect::<Vec<_>>().chunks(200) {
+            let names: Vec<_> = some.iter().map(|number| name(*number)).collect();
+            let asked = names.iter().map(|name| registry.inspect(name));
+            for state in futures_util::future::join_all(asked).await {
+                assert!(state.expect("answers").details.is_none());
+            }
         }
         let mut resident = registry.resident();
         for _ in 0..100 {

@@ -80,24 +80,15 @@ impl Store {
     pub fn open(path: PathBuf, key: Zeroizing<[u8; 32]>) -> Self {
         let mut store = Self {
             path,
+            conn: None,
+            bytes: 0,
             key,
-            ..Self::none()
+            forgotten: VecDeque::new(),
         };
         if let Err(error) = store.connect() {
             store.trouble(&error);
         }
         store
-    }
-
-    /// Keeps nothing.
-    pub fn none() -> Self {
-        Self {
-            path: PathBuf::new(),
-            conn: None,
-            bytes: 0,
-            key: Zeroizing::new([0; 32]),
-            forgotten: VecDeque::new(),
-        }
     }
 
     fn connect(&mut self) -> Result<(), Trouble> {
