@@ -4,6 +4,8 @@
 //! carry intents out, `proxy` is the actor that holds a sandbox's seal.
 
 mod aggregate;
+#[doc(hidden)]
+pub mod bench_support;
 mod catalog;
 mod create;
 mod entity;

@@ -83,7 +83,6 @@ impl<A: Aggregate + Unpin> Registry<A> {
     }
 
     /// How many entities are in memory.
-    #[cfg(test)]
     pub fn resident(&self) -> usize {
         self.resident.load(Ordering::Relaxed)
     }

@@ -230,13 +230,14 @@ impl Store {
         Ok(())
     }
 
-    pub fn discard(&mut self, stream: &StreamId, slot: Slot) -> Result<(), Trouble> {
+    /// Overwrites the state in a slot; false when there was none.
+    pub fn discard(&mut self, stream: &StreamId, slot: Slot) -> Result<bool, Trouble> {
         if let (Some(conn), Some(number)) = (&self.conn, slot.number()) {
             self.bytes -= size(conn, stream, number)?;
             let sql = "DELETE FROM states WHERE stream = ?1 AND slot = ?2";
-            conn.execute(sql, params![stream.as_str(), number])?;
+            return Ok(conn.execute(sql, params![stream.as_str(), number])? > 0);
         }
-        Ok(())
+        Ok(false)
     }
 
     /// Overwrites the latest state of a stream and takes no more of it.
@@ -245,8 +246,8 @@ impl Store {
             self.forgotten.pop_front();
         }
         self.forgotten.push_back(stream.clone());
-        self.discard(stream, Slot::Latest)?;
-        if let Some(conn) = &self.conn {
+        let deleted = self.discard(stream, Slot::Latest)?;
+        if let (Some(conn), true) = (&self.conn, deleted) {
             // What was deleted is still in the WAL until then.
             conn.query_row("PRAGMA wal_checkpoint(TRUNCATE)", [], |_| Ok(()))?;
         }
