@@ -23,7 +23,7 @@ use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use tokio::sync::Semaphore;
 use zeroize::Zeroizing;
 
-use self::store::Store;
+use self::store::{BOUNDS, Store};
 use super::stream::StreamId;
 
 /// Name of the file, beside the log.
@@ -62,7 +62,7 @@ impl Snapshots {
     /// The cache in the log's folder, made anew when it can't be used. Blocks: call it at start-up,
     /// after the log was opened.
     pub fn open(dir: &Path, key: Zeroizing<[u8; 32]>) -> Self {
-        let store = Store::open(dir.join(SNAPSHOTS_FILE), key);
+        let store = Store::open(dir.join(SNAPSHOTS_FILE), key, BOUNDS);
         Self::of(Some(Arc::new(Mutex::new(store))))
     }
 

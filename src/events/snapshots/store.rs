@@ -17,10 +17,6 @@ use crate::events::stream::StreamId;
 
 /// Largest state kept, in bytes (4 MiB).
 const STATE_BYTES_MAX: usize = 4 * 1024 * 1024;
-/// Most states kept.
-const STATES_MAX: i64 = 65_536;
-/// Most bytes of states kept (256 MiB).
-const TOTAL_BYTES_MAX: i64 = 256 * 1024 * 1024;
 /// States dropped at once when there are too many.
 const DROPPED_AT_ONCE: i64 = 64;
 /// Streams remembered as forgotten, for writes that were on their way.
@@ -54,6 +50,21 @@ const SAVE: &str = "INSERT OR REPLACE INTO states (stream, slot, revision, hash,
 const LOAD: &str =
     "SELECT revision, hash, version, state, code FROM states WHERE stream = ?1 AND slot = ?2";
 
+/// What may be kept in all.
+#[derive(Debug, Clone, Copy)]
+pub struct Bounds {
+    /// Most states.
+    pub states_max: i64,
+    /// Most bytes of states.
+    pub bytes_max: i64,
+}
+
+/// 65,536 states and 256 MiB.
+pub const BOUNDS: Bounds = Bounds {
+    states_max: 65_536,
+    bytes_max: 256 * 1024 * 1024,
+};
+
 impl Slot {
     /// `None` for a revision beyond the range of any log.
     fn number(self) -> Option<i64> {
@@ -72,17 +83,19 @@ pub struct Store {
     /// Sum of the states' sizes.
     bytes: i64,
     key: Zeroizing<[u8; 32]>,
+    bounds: Bounds,
     forgotten: VecDeque<StreamId>,
 }
 
 impl Store {
     /// Opens or makes the file; one that can't be used is made anew or done without.
-    pub fn open(path: PathBuf, key: Zeroizing<[u8; 32]>) -> Self {
+    pub fn open(path: PathBuf, key: Zeroizing<[u8; 32]>, bounds: Bounds) -> Self {
         let mut store = Self {
             path,
             conn: None,
             bytes: 0,
             key,
+            bounds,
             forgotten: VecDeque::new(),
         };
         if let Err(error) = store.connect() {
@@ -216,7 +229,11 @@ impl Store {
             let count: i64 = conn
                 .prepare_cached("SELECT count(*) FROM states")?
                 .query_row([], |row| row.get(0))?;
-            if count == 0 || (count <= STATES_MAX && self.bytes <= TOTAL_BYTES_MAX) {
+            let Bounds {
+                states_max,
+                bytes_max,
+            } = self.bounds;
+            if count == 0 || (count <= states_max && self.bytes <= bytes_max) {
                 break;
             }
             let oldest = "DELETE FROM states WHERE id IN (SELECT id FROM states ORDER BY id \
@@ -327,5 +344,88 @@ impl From<Unset> for Trouble {
             Unset::Sqlite(error) => Self::Sqlite(error),
             refused @ Unset::Refused { .. } => Self::Setting(refused.to_string()),
         }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn store(dir: &tempfile::TempDir, states_max: i64, bytes_max: i64) -> Store {
+        let bounds = Bounds {
+            states_max,
+            bytes_max,
+        };
+        Store::open(dir.path().join("s.db"), Zeroizing::new([7; 32]), bounds)
+    }
+
+    fn stream(number: u64) -> StreamId {
+        StreamId::of("test", number)
+    }
+
+    fn state(revision: u64, bytes: usize) -> Snapshot {
+        Snapshot {
+            revision,
+            hash: [1; 32],
+            state: vec![b'x'; bytes],
+        }
+    }
+
+    fn kept(store: &mut Store, streams: u64) -> Vec<u64> {
+        let has = |number: &u64| store.load(&stream(*number), Slot::Latest, 1).is_some();
+        (0..streams).filter(has).collect()
+    }
+
+    /// Goal: neither the number nor the bytes of states grow beyond their bounds, the oldest leave
+    /// first, and the sum that this rests on is the one a new start counts.
+    #[test]
+    fn the_oldest_states_leave_first() {
+        let dir = tempfile::tempdir().expect("a folder");
+        let mut few = store(&dir, 100, 1_000_000);
+        for number in 0..150 {
+            few.save(&stream(number), Slot::Latest, 1, &state(0, 10))
+                .expect("saved");
+        }
+        // The first one again: it is the youngest now.
+        few.save(&stream(100), Slot::Latest, 1, &state(1, 20))
+            .expect("saved");
+        let left = kept(&mut few, 150);
+        assert_eq!(left, (64..150).collect::<Vec<_>>());
+        let bytes = few.bytes;
+        drop(few);
+        let mut small = store(&dir, 1_000, 500);
+        assert_eq!(small.bytes, bytes);
+        small
+            .save(&stream(0), Slot::Latest, 1, &state(0, 10))
+            .expect("saved");
+        let left: Vec<_> = [0, 100].into_iter().chain(129..150).collect();
+        assert_eq!(kept(&mut small, 150), left);
+    }
+
+    /// Goal: an old state does not take a newer one's place, and one that is too large is not kept.
+    #[test]
+    fn a_state_is_only_replaced_by_a_later_one() {
+        let dir = tempfile::tempdir().expect("a folder");
+        let (mut store, name) = (store(&dir, 100, 100_000_000), stream(0));
+        for (revision, then) in [(5, 5), (4, 5), (6, 6)] {
+            store
+                .save(&name, Slot::Latest, 1, &state(revision, 10))
+                .expect("saved");
+            let found = store.load(&name, Slot::Latest, 1).expect("there");
+            assert_eq!(found.revision, then);
+        }
+        store
+            .save(&name, Slot::Latest, 1, &state(7, STATE_BYTES_MAX + 1))
+            .expect("left out");
+        assert_eq!(
+            store
+                .load(&name, Slot::Latest, 1)
+                .map(|found| found.revision),
+            Some(6)
+        );
+        // Another version's state is of no use to anyone and goes.
+        assert!(store.load(&name, Slot::Latest, 2).is_none());
+        assert!(store.load(&name, Slot::Latest, 1).is_none());
+        assert_eq!(store.bytes, 0);
     }
 }
