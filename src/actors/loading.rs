@@ -150,7 +150,7 @@ impl Source {
         }
         let mut loaded = Loaded::new(A::default());
         loaded.read = page.len() as u64;
-        page.iter().try_for_each(|event| loaded.fold(event))?;
+        loaded.apply(page)?;
         Ok(Some(loaded))
     }
 

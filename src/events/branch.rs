@@ -3,7 +3,7 @@
 //! ```text
 //! root   0 ── 1 ── 2 ── 3 ── 4              root's own later events are not the branch's
 //!                  │
-//! child            └─ 0 ── 1 ── 2           0 is `stream.branched.v1` {parent, revision, hash}
+//! child            └─ 0 ── 1 ── 2           0 is `stream.branched.v1`
 //!                          │
 //! grandchild               └─ 0 ── 1
 //! ```
@@ -11,7 +11,7 @@
 //! Invariants:
 //! - a branch event is the first event of its stream (revision 0), names an event that was in the
 //!   log before it, and carries that event's content hash: the writer takes no other one, and the
-//!   proof ([`super::verify`]) reads each again;
+//!   proof ([`super::verify`]) reads each again, by position, without believing any index;
 //! - hence a parent's event always has a lower position than the branch's first: lineages have no
 //!   cycle, and what was read of one stays true;
 //! - nothing is copied and nothing in the parent changes: deleting the parent (an event on it, its
@@ -19,6 +19,7 @@
 //! - a lineage has at most [`BRANCH_DEPTH_MAX`] streams.
 
 use std::collections::VecDeque;
+use std::sync::Arc;
 
 use serde::{Deserialize, Serialize};
 use serde_json::value::RawValue;
@@ -29,11 +30,17 @@ use super::error::{EngineError, ReadError};
 use super::event::{NewEvent, READ_EVENTS_MAX, Recorded};
 use super::log::EventLog;
 use super::stream::StreamId;
+use super::view::View;
 
 /// Kind of the event that makes its stream a branch.
 pub const BRANCH_KIND: &str = "stream.branched.v1";
 /// Most streams in one lineage, the root and the branch itself included.
 pub const BRANCH_DEPTH_MAX: usize = 4_096;
+
+/// Beyond it no engine counts; a false branch event may name anything.
+const POSITION_MAX: u64 = i64::MAX as u64;
+/// The same for what a caller asks for.
+const REVISION_MAX: u64 = i64::MAX as u64;
 
 /// Data of the branch event: where the stream branches off.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
@@ -42,7 +49,9 @@ pub struct Branched {
     pub parent: StreamId,
     /// The last of the parent's events that belongs to the branch too.
     pub revision: u64,
-    /// Content hash of that event, 64 lower-case hexadecimal digits.
+    /// Where that event is in the log.
+    pub position: u64,
+    /// Its content hash, 64 lower-case hexadecimal digits.
     pub hash: String,
 }
 
@@ -124,17 +133,18 @@ impl EventLog {
             });
         }
         let at = parent.clone();
-        let hash = self
+        let found = self
             .readers()
             .run(move |view| {
-                let found = event_at(view, &at, revision)?;
+                let found = view.stream(&at, revision.min(REVISION_MAX), 1)?.pop();
+                let found = found.filter(|event| event.revision == revision);
                 let found = found.ok_or_else(|| BranchError::NoSuchEvent {
                     parent: at.clone(),
                     revision,
                 })?;
                 // One less: the child is one more.
                 lineage(view, &at, BRANCH_DEPTH_MAX - 1)?;
-                Ok::<_, BranchError>(hex::encode(found.content_hash))
+                Ok::<_, BranchError>(found)
             })
             .await?;
         let (parent, stream) = (parent.clone(), child.clone());
@@ -143,7 +153,8 @@ impl EventLog {
             data: serde_json::json!(Branched {
                 parent,
                 revision,
-                hash
+                position: found.position,
+                hash: hex::encode(found.content_hash),
             }),
             kind: BRANCH_KIND.to_owned(),
             stream,
@@ -195,7 +206,7 @@ pub struct LineageReader {
 impl LineageReader {
     /// The next events, all of one stream, up to [`READ_EVENTS_MAX`]; empty at the end, also when
     /// asked again after it.
-    pub async fn next(&mut self) -> Result<Vec<Recorded>, ReadError> {
+    pub async fn next(&mut self) -> Result<Vec<Arc<Recorded>>, ReadError> {
         while let Some(Segment { stream, until }) = self.left.front() {
             let left = until.map(|until| until.saturating_add(1).saturating_sub(self.next));
             if left == Some(0) {
@@ -226,21 +237,18 @@ impl LineageReader {
     }
 }
 
-fn event_at(
-    view: &dyn Reader,
-    stream: &StreamId,
-    revision: u64,
-) -> Result<Option<Recorded>, EngineError> {
-    // Beyond what any engine can count to: a false branch event may name such a one.
-    if i64::try_from(revision).is_err() {
+/// The event at a position; `None` beyond the log's end.
+fn event_at(reader: &dyn Reader, position: u64) -> Result<Option<Arc<Recorded>>, EngineError> {
+    if position > POSITION_MAX {
         return Ok(None);
     }
-    let found = view.stream(stream, revision, 1)?.pop();
-    Ok(found.filter(|event| event.revision == revision))
+    let commit = reader.commits(position, 1)?.pop();
+    let mut events = commit.into_iter().flat_map(|commit| commit.events);
+    Ok(events.find(|event| event.position == position))
 }
 
-fn origin(view: &dyn Reader, stream: &StreamId) -> Result<Option<Branched>, BranchError> {
-    let Some(first) = event_at(view, stream, 0)? else {
+fn origin(view: &View, stream: &StreamId) -> Result<Option<Branched>, BranchError> {
+    let Some(first) = view.stream(stream, 0, 1)?.pop() else {
         return Ok(None);
     };
     let broken = |what: String| BranchError::Broken {
@@ -251,17 +259,13 @@ fn origin(view: &dyn Reader, stream: &StreamId) -> Result<Option<Branched>, Bran
         return Ok(None);
     };
     let branched = branched.map_err(|error| broken(error.to_string()))?;
-    match fault(view, &first.kind, &first.data, Place::of(&first))? {
+    match fault(view.reader(), &first.kind, &first.data, Place::of(&first))? {
         None => Ok(Some(branched)),
         Some(what) => Err(broken(what)),
     }
 }
 
-fn lineage(
-    view: &dyn Reader,
-    stream: &StreamId,
-    depth_max: usize,
-) -> Result<Vec<Segment>, BranchError> {
+fn lineage(view: &View, stream: &StreamId, depth_max: usize) -> Result<Vec<Segment>, BranchError> {
     let mut lineage = Vec::new();
     let (mut at, mut until) = (stream.clone(), None);
     loop {
@@ -297,7 +301,7 @@ impl Place {
 
 /// What is wrong with an event that stands, or is about to stand, at that place: `None` for a true branch event and for any event that is not one.
 pub(super) fn fault(
-    view: &dyn Reader,
+    reader: &dyn Reader,
     kind: &str,
     data: &RawValue,
     at: Place,
@@ -313,17 +317,27 @@ pub(super) fn fault(
     let Branched {
         parent,
         revision,
+        position,
         hash,
     } = branched;
-    let named = format!("it branches from {parent} at revision {revision}");
-    Ok(match event_at(view, &parent, revision)? {
-        None => Some(format!("{named}, which is not there")),
-        Some(event) if event.position >= at.position => Some(format!("{named}, which is later")),
-        Some(event) if hex::encode(event.content_hash) != hash => {
-            Some(format!("{named}, which has another hash"))
-        }
-        Some(_) => None,
-    })
+    if position >= at.position {
+        return Ok(Some(format!(
+            "it names event {position}, which is not before it"
+        )));
+    }
+    let Some(event) = event_at(reader, position)? else {
+        return Ok(Some(format!(
+            "it names event {position}, which is not there"
+        )));
+    };
+    if event.stream != parent || event.revision != revision {
+        let found = format!("revision {} of {}", event.revision, event.stream);
+        return Ok(Some(format!(
+            "it names event {position} as revision {revision} of {parent}, but that is {found}"
+        )));
+    }
+    let is_its = hex::encode(event.content_hash) == hash;
+    Ok((!is_its).then(|| format!("it gives event {position} a hash that is not its own")))
 }
 
 #[cfg(test)]

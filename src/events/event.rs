@@ -55,6 +55,15 @@ impl Actor {
             kind: Cow::Borrowed("system"),
         }
     }
+
+    /// A kind as it was read: the common ones take no memory of their own.
+    pub(super) fn kind_of(text: &str) -> Cow<'static, str> {
+        match text {
+            "api" => Cow::Borrowed("api"),
+            "system" => Cow::Borrowed("system"),
+            other => Cow::Owned(other.to_owned()),
+        }
+    }
 }
 
 /// An event to be recorded.

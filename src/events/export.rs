@@ -9,7 +9,7 @@ use std::io::Write;
 use serde::Serialize;
 
 use super::chain::Hash;
-use super::engines::Reader;
+use super::engines::{Commit, Reader};
 use super::error::{EngineError, ExportError};
 use super::event::{Head, Recorded};
 use super::log::EventLog;
@@ -70,7 +70,7 @@ impl EventLog {
         let until = self.head();
         self.readers()
             .run(move |view| {
-                export(view, until, &mut writer)?;
+                export(view.reader(), until, &mut writer)?;
                 writer.flush()?;
                 Ok((writer, until))
             })
@@ -78,26 +78,26 @@ impl EventLog {
     }
 }
 
-fn export(view: &dyn Reader, until: Head, out: &mut dyn Write) -> Result<(), ExportError> {
+fn export(reader: &dyn Reader, until: Head, out: &mut dyn Write) -> Result<(), ExportError> {
     line(
         out,
         &HeaderLine {
             format: "oc.log.v1",
-            log: view.log().to_string(),
+            log: reader.log().to_string(),
         },
     )?;
     let mut next = 1;
-    while next <= until.commit {
-        let page = view.commits(next, PAGE_COMMITS)?;
-        if page.is_empty() {
-            return Err(EngineError::Damaged(format!("commit {next} is missing")).into());
-        }
-        for commit in page
-            .iter()
-            .take_while(|commit| commit.number <= until.commit)
-        {
-            let events = events(view, commit.first_position, commit.event_hashes.len())?;
-            let events = events.iter().map(event_line).collect();
+    while next <= until.position {
+        let page = reader.commits(next, PAGE_COMMITS)?;
+        let Some(last) = page.last().map(Commit::head) else {
+            return Err(EngineError::Damaged(format!("event {next} is missing")).into());
+        };
+        for commit in page.iter().take_while(|c| c.number <= until.commit) {
+            let events = commit
+                .events
+                .iter()
+                .map(|event| event_line(event))
+                .collect();
             line(
                 out,
                 &CommitLine {
@@ -107,7 +107,7 @@ fn export(view: &dyn Reader, until: Head, out: &mut dyn Write) -> Result<(), Exp
                 },
             )?;
         }
-        next += u64::try_from(page.len()).unwrap_or(u64::MAX);
+        next = last.position + 1;
     }
     let Head {
         position,
@@ -124,20 +124,6 @@ fn export(view: &dyn Reader, until: Head, out: &mut dyn Write) -> Result<(), Exp
             },
         },
     )
-}
-
-/// `count` events from `from` on, in as many pages as it takes.
-fn events(view: &dyn Reader, from: u64, count: usize) -> Result<Vec<Recorded>, EngineError> {
-    let mut events = Vec::with_capacity(count);
-    while events.len() < count {
-        let next = from + u64::try_from(events.len()).unwrap_or(u64::MAX);
-        let page = view.events(next, count - events.len())?;
-        if page.is_empty() {
-            return Err(EngineError::Damaged(format!("event {next} is missing")));
-        }
-        events.extend(page);
-    }
-    Ok(events)
 }
 
 fn event_line(event: &Recorded) -> EventLine<'_> {

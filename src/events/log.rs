@@ -10,18 +10,17 @@ use std::sync::atomic::Ordering;
 use tokio::sync::{mpsc, oneshot};
 use ulid::Ulid;
 
-use super::engines::{Engine, Reader};
-use super::error::{AppendError, EngineError, OpenError, ReadError, VerifyError};
+use super::engines::Engine;
+use super::error::{AppendError, EngineError, ReadError, VerifyError};
 use super::event::{Append, Appended, Head, READ_EVENTS_MAX, Recorded};
-use super::fence::Fence;
-use super::open::{doubt, io_error};
+use super::index::Index;
 use super::prepare::prepare;
 use super::published::Published;
 use super::readers::{READERS_MAX, Readers};
 use super::stream::StreamId;
 use super::subscription::Subscription;
 use super::verify::{self, VerifyReport};
-use super::witness::{Found, Witness};
+use super::view::View;
 use super::writer::{Message, QUEUE_COMMANDS_MAX, Writer};
 
 /// Where the log is.
@@ -50,45 +49,45 @@ struct Inner {
     queue: mpsc::Sender<Message>,
     published: Arc<Published>,
     readers: Readers,
-    dir: PathBuf,
     log: Ulid,
 }
 
 impl EventLog {
-    /// Starts the writer on an engine that was proved.
+    /// Starts the writer on an engine that was proved, with an index that has all of it.
     pub(super) fn start(
         dir: PathBuf,
-        engine: Box<dyn Engine>,
-        witness: Witness,
-        fence: Fence,
-    ) -> Result<EventLog, OpenError> {
-        let started = |error: EngineError| doubt(&dir, error);
-        let (log, head) = (engine.view().log(), engine.view().head().map_err(started)?);
-        let last = engine.view().commits(head.commit, 1).map_err(started)?;
-        let last_ms = last.first().map_or(0, |commit| commit.recorded_at_ms);
-        let views: Result<Vec<_>, _> = (0..READERS_MAX).map(|_| engine.reader()).collect();
-        let readers = Readers::new(views.map_err(started)?);
+        mut engine: Box<dyn Engine>,
+        index: Index,
+    ) -> Result<EventLog, EngineError> {
+        // Whatever the engine keeps for its own proof may now say what was proved.
+        engine.tidy()?;
+        let (log, head) = (engine.view().log(), engine.view().head()?);
+        let last = engine.view().commits(head.position, 1)?;
+        let last_ms = last.first().and_then(|commit| commit.events.first());
+        let last_ms = last_ms.map_or(0, |event| event.recorded_at_ms());
+        let view = || Ok(View::new(engine.reader()?, index.lookup()));
+        let views: Result<Vec<_>, EngineError> = (0..READERS_MAX).map(|_| view()).collect();
+        let readers = Readers::new(views?);
         let published = Arc::new(Published::new(head));
         let (queue, waiting) = mpsc::channel(QUEUE_COMMANDS_MAX);
         let writer = Writer {
-            engine,
-            witness,
+            view: view()?,
+            index,
             published: Arc::clone(&published),
             head,
             last_ms,
             dir: dir.clone(),
-            fence,
+            engine,
         };
         std::thread::Builder::new()
             .name("oc-log-writer".into())
             .spawn(move || writer.run(waiting))
-            .map_err(|error| io_error(&dir, "given a writer thread", &error))?;
+            .map_err(|error| EngineError::Io(format!("no thread for the writer: {error}")))?;
         Ok(EventLog {
             inner: Arc::new(Inner {
                 queue,
                 published,
                 readers,
-                dir,
                 log,
             }),
         })
@@ -113,7 +112,7 @@ impl EventLog {
         stream: &StreamId,
         from_revision: u64,
         limit: usize,
-    ) -> Result<Vec<Recorded>, ReadError> {
+    ) -> Result<Vec<Arc<Recorded>>, ReadError> {
         let stream = stream.clone();
         self.read(move |view| view.stream(&stream, from_revision, limit.min(READ_EVENTS_MAX)))
             .await
@@ -123,7 +122,7 @@ impl EventLog {
     pub async fn stream_head(
         &self,
         stream: &StreamId,
-    ) -> Result<Option<(u64, Recorded)>, ReadError> {
+    ) -> Result<Option<(u64, Arc<Recorded>)>, ReadError> {
         let stream = stream.clone();
         self.read(move |view| {
             let Some(revision) = view.stream_revision(&stream)? else {
@@ -143,7 +142,7 @@ impl EventLog {
         &self,
         from_position: u64,
         limit: usize,
-    ) -> Result<Vec<Recorded>, ReadError> {
+    ) -> Result<Vec<Arc<Recorded>>, ReadError> {
         self.read(move |view| view.events(from_position, limit.min(READ_EVENTS_MAX)))
             .await
     }
@@ -153,7 +152,7 @@ impl EventLog {
         &self,
         before_position: Option<u64>,
         limit: usize,
-    ) -> Result<Vec<Recorded>, ReadError> {
+    ) -> Result<Vec<Arc<Recorded>>, ReadError> {
         let before = before_position.unwrap_or(u64::MAX);
         self.read(move |view| view.events_before(before, limit.min(READ_EVENTS_MAX)))
             .await
@@ -173,26 +172,14 @@ impl EventLog {
     /// Reads and checks everything up to the present head, and the witness. Takes time and disk
     /// in proportion to the log; appends go on meanwhile.
     pub async fn verify(&self) -> Result<VerifyReport, VerifyError> {
-        let dir = self.inner.dir.clone();
         let published = Arc::clone(&self.inner.published);
         self.inner
             .readers
             .run(move |view| {
                 // The witness first: the log may only ever be ahead of it.
-                let found = Witness::look(&dir);
+                let seen = view.reader().witnessed()?;
                 let until = published.state.borrow().head;
-                let lost = |what: String| VerifyError::Broken {
-                    place: "the witness".into(),
-                    what,
-                };
-                match found {
-                    Ok(Found::Seen(seen)) if seen.log == view.log() => {
-                        verify::everything(view, until, seen.head)
-                    }
-                    Ok(Found::Seen(_)) => Err(lost("it is of another log".into())),
-                    Ok(_) => Err(lost("it is missing or unreadable".into())),
-                    Err(error) => Err(lost(error.to_string())),
-                }
+                verify::everything(view.reader(), until, seen)
             })
             .await
     }
@@ -234,7 +221,7 @@ impl EventLog {
 
     async fn read<T: Send + 'static>(
         &self,
-        work: impl FnOnce(&dyn Reader) -> Result<T, EngineError> + Send + 'static,
+        work: impl FnOnce(&View) -> Result<T, EngineError> + Send + 'static,
     ) -> Result<T, ReadError> {
         self.inner
             .readers

@@ -3,7 +3,7 @@
 //! Invariants that hold for the whole room:
 //! - the log is a sequence of commits written by one fenced writer; nothing in it is ever changed
 //!   or removed; positions (1, 2, 3 …) and each stream's revisions (0, 1, 2 …) have no gaps;
-//! - an append answers only when its commit *and* the head witness are synced to disk;
+//! - an append answers only when its commit is synced to disk;
 //! - every event has a content hash and every commit a chain hash ([`chain`]), so that a stranger
 //!   with an export can check the whole history;
 //! - a secret value is in the log only as [`Sealed`] text, under a data key that lives outside the
@@ -11,8 +11,8 @@
 //!
 //! The rooms: [`EventLog`] (`log.rs`, `open.rs`) is the handle; `writer.rs` owns the one writer thread;
 //! `plan.rs` decides what a group of commands commits (no I/O of its own); `engines/` keeps the
-//! bytes; `witness.rs` and `fence.rs` guard the folder; `verify.rs` proves it; `keys/` holds the
-//! keyring. There is no actix here.
+//! bytes and guards them; `index/` finds streams and ids in them and `view.rs` reads through both;
+//! `verify.rs` proves the log; `keys/` holds the keyring. There is no actix here.
 
 mod branch;
 pub mod chain;
@@ -21,7 +21,7 @@ mod error;
 mod event;
 mod export;
 pub mod families;
-mod fence;
+mod index;
 mod keys;
 mod log;
 mod open;
@@ -37,7 +37,7 @@ mod subscription;
 #[cfg(test)]
 mod tests;
 mod verify;
-mod witness;
+mod view;
 mod writer;
 
 pub use branch::{BRANCH_DEPTH_MAX, BRANCH_KIND, BranchError, Branched, LineageReader, Segment};

@@ -5,19 +5,20 @@
 //! group, so a group means the same as its commands one by one. A refused command leaves no trace
 //! in the plan. The plan reads the engine's indexes and does no other I/O.
 
-use std::collections::{HashMap, HashSet};
 use std::sync::Arc;
 
+use foldhash::{HashMap, HashSet};
 use time::OffsetDateTime;
 use ulid::Ulid;
 
 use super::branch::{self, Place};
 use super::chain;
-use super::engines::{Commit, Reader};
+use super::engines::Commit;
 use super::error::{AppendError, EngineError};
-use super::event::{Appended, COMMIT_EVENTS_MAX, Head, Recorded};
+use super::event::{Appended, Head, Recorded};
 use super::prepare::Prepared;
 use super::stream::StreamId;
+use super::view::View;
 
 /// What the plan holds for one command.
 #[derive(Debug)]
@@ -51,7 +52,7 @@ impl From<AppendError> for Unplanned {
 
 /// The plan of one group.
 pub struct Plan<'a> {
-    reader: &'a dyn Reader,
+    view: &'a View,
     now: OffsetDateTime,
     head: Head,
     commits: Vec<Commit>,
@@ -63,15 +64,15 @@ pub struct Plan<'a> {
 
 impl<'a> Plan<'a> {
     /// An empty plan behind `head`; all of its commits get the time `now`.
-    pub fn new(reader: &'a dyn Reader, head: Head, now: OffsetDateTime) -> Self {
+    pub fn new(view: &'a View, head: Head, now: OffsetDateTime) -> Self {
         Self {
-            reader,
+            view,
             now,
             head,
             commits: Vec::new(),
-            streams: HashMap::new(),
-            commands: HashMap::new(),
-            event_ids: HashSet::new(),
+            streams: HashMap::default(),
+            commands: HashMap::default(),
+            event_ids: HashSet::default(),
         }
     }
 
@@ -104,37 +105,24 @@ impl<'a> Plan<'a> {
         };
         if let Some(&index) = self.commands.get(&command.command) {
             return match self.commits.get(index) {
-                Some(commit) if commit.request_hash == command.request_hash => {
-                    Ok(Some(Answer::Planned {
-                        index,
-                        replayed: true,
-                    }))
-                }
+                Some(commit) if command.asks_for(&commit.events) => Ok(Some(Answer::Planned {
+                    index,
+                    replayed: true,
+                })),
                 other => Err(reused(other.map_or(0, |commit| commit.number)).into()),
             };
         }
-        let Some(commit) = self.reader.commit_of(command.command)? else {
+        let Some(commit) = self.view.commit_of(command.command)? else {
             return Ok(None);
         };
-        if commit.request_hash != command.request_hash {
+        if !command.asks_for(&commit.events) {
             return Err(reused(commit.number).into());
         }
-        let mut events = Vec::with_capacity(commit.event_hashes.len());
-        let mut next = commit.first_position;
-        while next <= commit.last_position && events.len() <= COMMIT_EVENTS_MAX {
-            let left = usize::try_from(commit.last_position - next).unwrap_or(0) + 1;
-            let page = self.reader.events(next, left.min(COMMIT_EVENTS_MAX))?;
-            let Some(last) = page.last() else {
-                return Err(EngineError::Damaged(format!("event {next} is missing")).into());
-            };
-            next = last.position + 1;
-            events.extend(page.into_iter().map(Arc::new));
-        }
         Ok(Some(Answer::Recorded(Appended {
-            first_position: commit.first_position,
-            last_position: commit.last_position,
+            first_position: commit.first_position(),
+            last_position: commit.head().position,
             commit: commit.number,
-            events,
+            events: commit.events,
             replayed: true,
         })))
     }
@@ -154,7 +142,7 @@ impl<'a> Plan<'a> {
             }
         }
         for event in &command.events {
-            if self.event_ids.contains(&event.id) || self.reader.has_event(event.id)? {
+            if self.event_ids.contains(&event.id) || self.view.position_of(event.id)?.is_some() {
                 return Err(AppendError::DuplicateEvent { id: event.id }.into());
             }
         }
@@ -174,7 +162,7 @@ impl<'a> Plan<'a> {
                 revision: u64::from(!first),
                 position: self.head.position + 1,
             };
-            if let Some(what) = branch::fault(self.reader, &event.kind, &event.data, at)? {
+            if let Some(what) = branch::fault(self.view.reader(), &event.kind, &event.data, at)? {
                 let reason = format!("the branch event of {} is false: {what}", event.stream);
                 return Err(AppendError::Invalid { reason }.into());
             }
@@ -185,7 +173,7 @@ impl<'a> Plan<'a> {
     fn revision(&self, stream: &StreamId) -> Result<Option<u64>, EngineError> {
         match self.streams.get(stream) {
             Some(revision) => Ok(Some(*revision)),
-            None => self.reader.stream_revision(stream),
+            None => self.view.stream_revision(stream),
         }
     }
 
@@ -226,7 +214,6 @@ impl<'a> Plan<'a> {
         };
         Ok(Commit {
             number,
-            request_hash: command.request_hash,
             chain,
             events,
         })
@@ -239,8 +226,9 @@ mod tests {
     use serde_json::json;
 
     use super::*;
-    use crate::events::engines::Engine;
-    use crate::events::engines::sqlite::Sqlite;
+    use crate::events::engines::memory::Memory;
+    use crate::events::engines::{Engine, Reader};
+    use crate::events::index::Index;
     use crate::events::prepare::prepare;
     use crate::events::{Actor, Append, Expected, NewEvent};
 
@@ -276,14 +264,13 @@ mod tests {
 
     /// Runs `commands` in groups of `size` on a new log; returns what each was told and the log.
     fn run(commands: &[Append], size: usize) -> (Vec<String>, Vec<String>) {
-        let dir = tempfile::tempdir().expect("a folder");
-        let mut engine = Sqlite::open(dir.path(), true)
-            .expect("opened")
-            .expect("created");
+        let mut engine = Memory::new();
+        let index = Index::in_memory(engine.log());
+        let view = View::new(engine.reader().expect("a reader"), index.lookup());
         let mut told = Vec::new();
         for group in commands.chunks(size) {
             let at = engine.view().head().expect("a head");
-            let mut plan = Plan::new(engine.view(), at, OffsetDateTime::UNIX_EPOCH);
+            let mut plan = Plan::new(&view, at, OffsetDateTime::UNIX_EPOCH);
             let mut numbers = Vec::new();
             for append in group {
                 let planned = prepare(append.clone()).map_err(Unplanned::Refused);
@@ -302,9 +289,10 @@ mod tests {
             }));
             if !commits.is_empty() {
                 engine.append(&at, &commits).expect("appended");
+                index.add(&commits);
             }
         }
-        let events = engine.view().events(1, 1_000).expect("read");
+        let events = view.events(1, 1_000).expect("read");
         let log = events
             .into_iter()
             .map(|e| {

@@ -2,15 +2,16 @@
 //!
 //! This runs in the caller's task, so that one caller's large JSON does not hold up the writer.
 
-use std::collections::HashSet;
+use std::sync::Arc;
 
+use foldhash::HashSet;
 use serde_json::value::RawValue;
 use ulid::Ulid;
 
-use super::chain::{self, Hash};
 use super::error::AppendError;
 use super::event::{
-    Actor, Append, COMMIT_BYTES_MAX, COMMIT_EVENTS_MAX, EVENT_DATA_BYTES_MAX, kind_is_valid,
+    Actor, Append, COMMIT_BYTES_MAX, COMMIT_EVENTS_MAX, EVENT_DATA_BYTES_MAX, Recorded,
+    kind_is_valid,
 };
 use super::stream::{Expected, StreamId};
 
@@ -18,7 +19,6 @@ use super::stream::{Expected, StreamId};
 #[derive(Debug)]
 pub struct Prepared {
     pub command: Ulid,
-    pub request_hash: Hash,
     pub expected: Vec<(StreamId, Expected)>,
     pub events: Vec<PreparedEvent>,
     pub actor: Actor,
@@ -35,6 +35,19 @@ pub struct PreparedEvent {
     pub stream: StreamId,
     pub kind: String,
     pub data: Box<RawValue>,
+}
+
+impl Prepared {
+    /// Whether `events` are what this command asks for: the same streams, kinds and data in order.
+    /// Event ids and expectations are left out, since a caller that retries makes them anew.
+    pub fn asks_for(&self, events: &[Arc<Recorded>]) -> bool {
+        let same = |(asked, recorded): (&PreparedEvent, &Arc<Recorded>)| {
+            asked.stream == recorded.stream
+                && asked.kind == recorded.kind
+                && asked.data.get() == recorded.data.get()
+        };
+        self.events.len() == events.len() && self.events.iter().zip(events).all(same)
+    }
 }
 
 /// Checks `append` against the limits and the rules that need no look at the log.
@@ -55,14 +68,15 @@ pub fn prepare(append: Append) -> Result<Prepared, AppendError> {
     if !kind_is_valid(&append.actor.kind) {
         return Err(invalid("the actor's kind is not 1 to 100 of a-z 0-9 . _ -"));
     }
-    let mut ids = HashSet::with_capacity(append.events.len());
+    let mut ids = HashSet::default();
+    let alone = append.events.len() == 1;
     let mut bytes = 0;
     let mut events = Vec::with_capacity(append.events.len());
     for event in append.events {
         if !kind_is_valid(&event.kind) {
             return Err(invalid("an event's kind is not 1 to 100 of a-z 0-9 . _ -"));
         }
-        if !ids.insert(event.id) {
+        if !alone && !ids.insert(event.id) {
             return Err(AppendError::DuplicateEvent { id: event.id });
         }
         let data = serde_json::value::to_raw_value(&event.data)
@@ -87,14 +101,8 @@ pub fn prepare(append: Append) -> Result<Prepared, AppendError> {
             COMMIT_BYTES_MAX,
         ));
     }
-    let request_hash = chain::request_hash(
-        events
-            .iter()
-            .map(|e| (e.stream.as_str(), e.kind.as_str(), e.data.get())),
-    );
     Ok(Prepared {
         command: append.command,
-        request_hash,
         expected: append.expected,
         events,
         actor: append.actor,

@@ -4,8 +4,8 @@ use std::sync::{Arc, Mutex, PoisonError};
 
 use tokio::sync::{OwnedSemaphorePermit, Semaphore};
 
-use super::engines::Reader;
 use super::error::EngineError;
+use super::view::View;
 
 /// Views in the pool: reads beyond that many at once wait.
 pub const READERS_MAX: usize = 4;
@@ -13,12 +13,12 @@ pub const READERS_MAX: usize = 4;
 /// The pool. Every permit of the semaphore stands for one view in the list.
 #[derive(Clone)]
 pub struct Readers {
-    idle: Arc<Mutex<Vec<Box<dyn Reader>>>>,
+    idle: Arc<Mutex<Vec<View>>>,
     permits: Arc<Semaphore>,
 }
 
 impl Readers {
-    pub fn new(views: Vec<Box<dyn Reader>>) -> Self {
+    pub fn new(views: Vec<View>) -> Self {
         let permits = Arc::new(Semaphore::new(views.len()));
         Self {
             idle: Arc::new(Mutex::new(views)),
@@ -31,7 +31,7 @@ impl Readers {
     where
         T: Send + 'static,
         E: From<EngineError> + Send + 'static,
-        F: FnOnce(&dyn Reader) -> Result<T, E> + Send + 'static,
+        F: FnOnce(&View) -> Result<T, E> + Send + 'static,
     {
         let gone = |what: &str| E::from(EngineError::Io(what.to_owned()));
         let permit = Arc::clone(&self.permits).acquire_owned().await;
@@ -40,7 +40,7 @@ impl Readers {
         let task = tokio::task::spawn_blocking(move || {
             let lease = Lease::take(idle, permit);
             match &lease.view {
-                Some(view) => work(view.as_ref()),
+                Some(view) => work(view),
                 None => Err(E::from(EngineError::Io("a reader is missing".into()))),
             }
         });
@@ -50,13 +50,13 @@ impl Readers {
 
 /// A view on loan: it goes back into the pool even when the work panics.
 struct Lease {
-    view: Option<Box<dyn Reader>>,
-    idle: Arc<Mutex<Vec<Box<dyn Reader>>>>,
+    view: Option<View>,
+    idle: Arc<Mutex<Vec<View>>>,
     _permit: OwnedSemaphorePermit,
 }
 
 impl Lease {
-    fn take(idle: Arc<Mutex<Vec<Box<dyn Reader>>>>, permit: OwnedSemaphorePermit) -> Self {
+    fn take(idle: Arc<Mutex<Vec<View>>>, permit: OwnedSemaphorePermit) -> Self {
         let view = idle.lock().unwrap_or_else(PoisonError::into_inner).pop();
         Self {
             view,

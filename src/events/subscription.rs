@@ -86,7 +86,6 @@ impl Subscription {
                 // What is on disk but not published yet is not acknowledged yet.
                 read.into_iter()
                     .filter(|event| event.position <= head)
-                    .map(Arc::new)
                     .collect()
             }
         };

@@ -1,33 +1,33 @@
 //! Checking the proof.
 //!
-//! [`walk`] goes along the commits: numbers and positions without gaps, times that never go back,
-//! each chain hash made again from the one before it. For commits from `events_from` on it reads
-//! the events too: their content hashes are made again (by every read) and compared with the
-//! commit's list, envelope and revisions are compared with the commit and the stream; the event that
-//! a branch event names is read again.
+//! [`walk`] goes along the commits and leaves nothing to belief: numbers and positions without gaps,
+//! times that never go back, each event's content hash made again (by every read), its envelope
+//! compared with its commit and its revision with its stream, the chain hash made again, and what a
+//! branch event says of its parent's event read again.
 //!
-//! At start-up the whole chain of commits is always walked (about 200 bytes a commit). Events are
-//! read for all commits of a log of up to [`OPEN_EVENTS_MAX`] events, together with SQLite's own
-//! integrity check; of a larger log for the commits the witness has not seen and for the last
-//! [`OPEN_TAIL_COMMITS`]. `oc audit verify` reads everything.
+//! At start-up a log of up to [`OPEN_EVENTS_MAX`] events is walked whole, together with the engine's
+//! own check of its files; so is a log of any size that was not closed in order, since its index is
+//! made anew from the same walk. Of a larger log that was closed in order, the end is walked: what
+//! the witness has not seen and at least the last [`OPEN_TAIL_EVENTS`] events. [`super::EventLog::replay`],
+//! from which a server fills its read models, walks all of it in any case.
 
-use std::collections::HashMap;
-
+use foldhash::HashMap;
 use ulid::Ulid;
 
 use super::branch::{self, Place};
 use super::chain;
-use super::engines::{CommitRow, Reader};
+use super::engines::{Commit, Reader};
 use super::error::{EngineError, VerifyError};
 use super::event::{Head, Recorded};
+use super::index::Index;
 use super::stream::StreamId;
 
 /// Events up to which start-up checks the log whole.
 pub const OPEN_EVENTS_MAX: u64 = 50_000;
-/// Commits at the end of a larger log whose events start-up reads.
-pub const OPEN_TAIL_COMMITS: u64 = 1_000;
-const PAGE_COMMITS: usize = 64;
-const PAGE_EVENTS: usize = 1_000;
+/// Events at the end of a larger log that start-up walks.
+pub const OPEN_TAIL_EVENTS: u64 = 1_000;
+/// Commits read at once.
+const PAGE_COMMITS: usize = 512;
 
 /// What was checked, all of it found in order.
 #[derive(Debug, Clone, PartialEq, Eq)]
@@ -46,65 +46,67 @@ pub struct VerifyReport {
     pub witness: Option<Head>,
 }
 
-/// Checks the log up to `until`, with the events of commits from number `events_from` on.
-/// Takes memory in proportion to the number of streams among those.
+/// Checks the log from `from` (which is taken to be right) up to `until`, showing each commit that
+/// was found right to `visit`. Takes memory in proportion to the number of streams.
 pub fn walk(
     reader: &dyn Reader,
+    from: Head,
     until: Head,
-    events_from: u64,
+    mut visit: impl FnMut(&[Commit]),
 ) -> Result<VerifyReport, VerifyError> {
-    let log = reader.log();
-    let mut walk = Walk {
-        reader,
-        head: Head {
-            position: 0,
-            commit: 0,
-            chain: chain::genesis(log),
-        },
-        last_ms: i64::MIN,
-        events: 0,
-        whole: events_from <= 1,
-        streams: HashMap::new(),
-    };
+    let mut walk = Walk::new(from);
     while walk.head.commit < until.commit {
-        let page = reader.commits(walk.head.commit + 1, PAGE_COMMITS)?;
+        let mut page = reader.commits(walk.head.position + 1, PAGE_COMMITS)?;
+        page.retain(|commit| commit.number <= until.commit);
         if page.is_empty() {
             return Err(broken(&walk.head, "the commits end before the head"));
         }
-        for commit in page
-            .iter()
-            .take_while(|commit| commit.number <= until.commit)
-        {
-            walk.commit(commit, commit.number >= events_from)?;
+        for commit in &page {
+            walk.commit(commit)?;
+            branches(reader, commit)?;
         }
-        if page.iter().all(|commit| commit.number > until.commit) {
-            return Err(broken(&walk.head, "the next commit is missing"));
-        }
+        visit(&page);
     }
     if walk.head != until {
         return Err(broken(&walk.head, "the chain does not lead to the head"));
     }
     Ok(VerifyReport {
-        log,
-        commits: walk.head.commit,
-        events: walk.events,
+        log: reader.log(),
+        commits: walk.head.commit - from.commit,
+        events: walk.head.position - from.position,
         streams: u64::try_from(walk.streams.len()).unwrap_or(u64::MAX),
         head: until,
         witness: None,
     })
 }
 
-/// Checks that the log holds what the witness saw, at the place where it saw it.
+/// Checks what the branch events of a commit say of the events they name.
+pub fn branches(reader: &dyn Reader, commit: &Commit) -> Result<(), VerifyError> {
+    for event in &commit.events {
+        if let Some(what) = branch::fault(reader, &event.kind, &event.data, Place::of(event))? {
+            let what = format!("the branch event of {} is false: {what}", event.stream);
+            return Err(position_broken(event.position, &what));
+        }
+    }
+    Ok(())
+}
+
+/// Where every log begins.
+pub fn beginning(reader: &dyn Reader) -> Head {
+    Head {
+        position: 0,
+        commit: 0,
+        chain: chain::genesis(reader.log()),
+    }
+}
+
+/// Checks that the log holds what was seen of it, at the place where it was seen.
 pub fn holds(reader: &dyn Reader, seen: &Head) -> Result<(), VerifyError> {
-    let found = match seen.commit {
-        0 => Some((0, chain::genesis(reader.log()))),
-        number => reader
-            .commits(number, 1)?
-            .first()
-            .filter(|commit| commit.number == number)
-            .map(|commit| (commit.last_position, commit.chain)),
+    let found = match seen.position {
+        0 => Some(beginning(reader)),
+        position => reader.commits(position, 1)?.first().map(Commit::head),
     };
-    if found == Some((seen.position, seen.chain)) {
+    if found == Some(*seen) {
         return Ok(());
     }
     Err(broken(
@@ -113,29 +115,40 @@ pub fn holds(reader: &dyn Reader, seen: &Head) -> Result<(), VerifyError> {
     ))
 }
 
-struct Walk<'a> {
-    reader: &'a dyn Reader,
+/// A walk along the commits, one after the other.
+pub struct Walk {
     head: Head,
     last_ms: i64,
-    events: u64,
     /// From the first event on, so that revisions must start at 0.
     whole: bool,
     streams: HashMap<StreamId, u64>,
 }
 
-impl Walk<'_> {
-    fn commit(&mut self, commit: &CommitRow, with_events: bool) -> Result<(), VerifyError> {
+impl Walk {
+    /// A walk that goes on behind `from`.
+    pub fn new(from: Head) -> Self {
+        Self {
+            head: from,
+            last_ms: i64::MIN,
+            whole: from.position == 0,
+            streams: HashMap::default(),
+        }
+    }
+
+    /// Checks that `commit` follows.
+    pub fn commit(&mut self, commit: &Commit) -> Result<(), VerifyError> {
+        let hashes = commit.events.iter().map(|event| &event.content_hash);
         let expected = Head {
-            position: self.head.position + u64::try_from(commit.event_hashes.len()).unwrap_or(0),
+            position: self.head.position + u64::try_from(commit.events.len()).unwrap_or(0),
             commit: self.head.commit + 1,
-            chain: chain::chain_hash(commit.number, &self.head.chain, &commit.event_hashes),
+            chain: chain::chain_hash(commit.number, &self.head.chain, hashes),
         };
         let at = |what| broken(&expected, what);
         if commit.number != expected.commit {
             return Err(at("a commit is missing"));
         }
-        if commit.first_position != self.head.position + 1
-            || commit.last_position != expected.position
+        if commit.first_position() != self.head.position + 1
+            || commit.head().position != expected.position
         {
             return Err(at("positions have a gap or overlap"));
         }
@@ -144,42 +157,27 @@ impl Walk<'_> {
                 "the chain hash does not follow from the commit before it",
             ));
         }
-        if commit.recorded_at_ms < self.last_ms {
-            return Err(at("time goes backwards"));
-        }
-        if with_events {
-            self.events(commit)?;
-        }
-        self.last_ms = commit.recorded_at_ms;
+        self.events(commit)?;
         self.head = expected;
         Ok(())
     }
 
-    fn events(&mut self, commit: &CommitRow) -> Result<(), VerifyError> {
-        let mut events = Vec::with_capacity(commit.event_hashes.len());
-        while events.len() < commit.event_hashes.len() {
-            let next = commit.first_position + u64::try_from(events.len()).unwrap_or(u64::MAX);
-            let left = (commit.event_hashes.len() - events.len()).min(PAGE_EVENTS);
-            let page = self.reader.events(next, left)?;
-            if page.is_empty() {
-                return Err(position_broken(next, "the event is missing"));
-            }
-            events.extend(page);
+    fn events(&mut self, commit: &Commit) -> Result<(), VerifyError> {
+        let Some(first) = commit.events.first() else {
+            return Err(broken(&self.head, "a commit has no event"));
+        };
+        if first.recorded_at_ms() < self.last_ms {
+            let at = Head {
+                commit: commit.number,
+                ..self.head
+            };
+            return Err(broken(&at, "time goes backwards"));
         }
-        for (position, (event, hash)) in
-            (commit.first_position..).zip(events.iter().zip(&commit.event_hashes))
-        {
-            if let Some(what) =
-                branch::fault(self.reader, &event.kind, &event.data, Place::of(event))?
-            {
-                let what = format!("the branch event of {} is false: {what}", event.stream);
-                return Err(position_broken(position, &what));
-            }
+        self.last_ms = first.recorded_at_ms();
+        for (event, position) in commit.events.iter().zip(commit.first_position()..) {
             let fault = if event.position != position {
                 Some("the event is missing")
-            } else if event.content_hash != *hash {
-                Some("the event is not the one its commit names")
-            } else if event.commit != commit.number || event.command != commit.command {
+            } else if event.commit != commit.number || event.command != first.command {
                 Some("the event belongs to another commit")
             } else {
                 self.follows(event)
@@ -188,18 +186,6 @@ impl Walk<'_> {
                 return Err(position_broken(position, what));
             }
         }
-        let request = chain::request_hash(
-            events
-                .iter()
-                .map(|e| (e.stream.as_str(), e.kind.as_str(), e.data.get())),
-        );
-        if request != commit.request_hash {
-            return Err(position_broken(
-                commit.first_position,
-                "the request's hash is not its own",
-            ));
-        }
-        self.events += u64::try_from(events.len()).unwrap_or(0);
         Ok(())
     }
 
@@ -232,30 +218,55 @@ fn position_broken(position: u64, what: &str) -> VerifyError {
     }
 }
 
-/// What start-up checks of a log that ends at `head` when the witness has seen up to `seen`.
-pub fn at_open(reader: &dyn Reader, head: Head, seen: Head) -> Result<(), VerifyError> {
-    holds(reader, &seen)?;
-    if head.position <= OPEN_EVENTS_MAX {
-        reader.check_files()?;
-        walk(reader, head, 1)?;
-    } else {
-        let tail = head.commit.saturating_sub(OPEN_TAIL_COMMITS);
-        walk(reader, head, seen.commit.min(tail) + 1)?;
+/// What start-up checks of a log that ends at `head` when a witness has seen up to `seen`; brings
+/// `index` up to the head.
+pub fn at_open(
+    reader: &dyn Reader,
+    head: Head,
+    seen: Option<Head>,
+    index: &mut Index,
+) -> Result<(), EngineError> {
+    if let Some(seen) = &seen {
+        holds(reader, seen)?;
     }
-    Ok(())
+    let known = index.head();
+    let tail = OPEN_TAIL_EVENTS.min(head.position);
+    let whole = known.is_none() || head.position <= OPEN_EVENTS_MAX;
+    let from = if whole {
+        reader.check_files()?;
+        beginning(reader)
+    } else {
+        let seen = seen.map_or(head.position, |seen| seen.position);
+        let indexed = known.map_or(0, |known| known.position);
+        let position = (head.position - tail).min(seen).min(indexed);
+        let before = reader.commits_before(position + 1, 1)?;
+        before.first().map_or(beginning(reader), Commit::head)
+    };
+    let known = known.map_or(0, |known| known.position);
+    let mut failed = Ok(());
+    walk(reader, from, head, |page| {
+        if failed.is_ok() {
+            let new = page.partition_point(|commit| commit.head().position <= known);
+            index.add(page.get(new..).unwrap_or_default());
+            failed = index.room();
+        }
+    })?;
+    failed
 }
 
-/// Everything: the engine's files, every commit, every event, the witness.
+/// Everything: the engine's files, every commit, every event, and what a witness has seen.
 pub fn everything(
     reader: &dyn Reader,
     until: Head,
-    seen: Head,
+    seen: Option<Head>,
 ) -> Result<VerifyReport, VerifyError> {
     reader.check_files()?;
-    holds(reader, &seen)?;
-    let report = walk(reader, until, 1)?;
+    if let Some(seen) = &seen {
+        holds(reader, seen)?;
+    }
+    let report = walk(reader, beginning(reader), until, |_| {})?;
     Ok(VerifyReport {
-        witness: Some(seen),
+        witness: seen,
         ..report
     })
 }

@@ -1,10 +1,10 @@
 //! The one writer: a thread that takes everything waiting, commits it as a group, then answers.
 //!
 //! ```text
-//! recv → plan → one transaction + sync → witness + sync → publish → answer → upkeep
+//! recv → plan → one transaction + sync → index → publish → answer → upkeep
 //! ```
 //!
-//! Invariants: an answer is sent only after both syncs; subscribers never see an event that is not
+//! Invariants: an answer is sent only after the sync; subscribers never see an event that is not
 //! on disk; the head grows and never forks. After any failure but a full disk the writer never
 //! writes again, since nobody can know what a failed sync has kept (the page cache may hold pages
 //! that the disk lost): it refuses everything until the process is restarted and the log checked.
@@ -20,11 +20,11 @@ use tokio::sync::{mpsc, oneshot};
 use super::engines::{Commit, Engine};
 use super::error::{AppendError, EngineError};
 use super::event::{Appended, Head, from_unix_ms, unix_ms};
-use super::fence::Fence;
+use super::index::Index;
 use super::plan::{Answer, Plan, Unplanned};
 use super::prepare::Prepared;
 use super::published::Published;
-use super::witness::{Seen, Witness};
+use super::view::View;
 
 /// Commands that wait for the writer; a caller beyond that waits to enqueue.
 pub const QUEUE_COMMANDS_MAX: usize = 1_024;
@@ -85,17 +85,17 @@ impl Group {
     }
 }
 
-/// The writer's belongings. The fence is the last field: it falls after the files are closed.
+/// The writer's belongings. The engine is the last field: its lock falls when all else is closed.
 pub struct Writer {
-    pub engine: Box<dyn Engine>,
-    pub witness: Witness,
+    /// What commands are judged by.
+    pub view: View,
+    pub index: Index,
     pub published: Arc<Published>,
     pub head: Head,
     /// Time of the last commit, in milliseconds since 1970.
     pub last_ms: i64,
     pub dir: PathBuf,
-    #[expect(dead_code, reason = "held for its drop")]
-    pub fence: Fence,
+    pub engine: Box<dyn Engine>,
 }
 
 impl Writer {
@@ -129,12 +129,14 @@ impl Writer {
 
     /// The orderly end: upkeep, refusals for whoever came too late, the files closed.
     fn end(mut self, mut queue: mpsc::Receiver<Message>) {
-        if self.stopped().is_none()
-            && let Err(error) = self.engine.close()
-        {
-            tracing::warn!(%error, "the event log was closed without its last upkeep");
-        }
+        let well = self.stopped().is_none();
         self.published.stop("it was closed");
+        if well {
+            if let Err(error) = self.engine.close() {
+                tracing::warn!(%error, "the event log was closed without its last upkeep");
+            }
+            self.index.close();
+        }
         queue.close();
         while let Ok(message) = queue.try_recv() {
             if let Message::Append(_, reply) = message {
@@ -203,7 +205,12 @@ impl Writer {
     ) -> Result<Vec<Commit>, AppendError> {
         let now_ms = unix_ms(OffsetDateTime::now_utc()).max(self.last_ms);
         let now = from_unix_ms(now_ms).unwrap_or(OffsetDateTime::UNIX_EPOCH);
-        let mut plan = Plan::new(self.engine.view(), self.head, now);
+        match self.index.room() {
+            Ok(()) => {}
+            Err(EngineError::Full) => return Err(self.full()),
+            Err(error) => return Err(self.stop(&error)),
+        }
+        let mut plan = Plan::new(&self.view, self.head, now);
         for command in commands {
             match plan.add(command) {
                 Ok(answer) => outcomes.push(Ok(answer)),
@@ -217,24 +224,10 @@ impl Writer {
         }
         match self.engine.append(&self.head, &commits) {
             Ok(()) => {}
-            Err(EngineError::Full) => {
-                return Err(AppendError::Full {
-                    dir: self.dir.clone(),
-                });
-            }
+            Err(EngineError::Full) => return Err(self.full()),
             Err(error) => return Err(self.stop(&error)),
         }
-        let seen = Seen {
-            log: self.engine.view().log(),
-            head,
-        };
-        if let Err(error) = self.witness.record(&seen) {
-            let what = format!(
-                "{} can't be written: {error}",
-                self.witness.file_path().display()
-            );
-            return Err(self.stop(&EngineError::Io(what)));
-        }
+        self.index.add(&commits);
         self.head = head;
         self.last_ms = now_ms;
         self.publish(&commits);
@@ -258,6 +251,12 @@ impl Writer {
         self.published
             .state
             .send_modify(|state| state.head = self.head);
+    }
+
+    fn full(&self) -> AppendError {
+        AppendError::Full {
+            dir: self.dir.clone(),
+        }
     }
 
     /// Stops for good and says so.

@@ -1,5 +1,7 @@
 //! The audit trail: the organization's own events, newest first, and the proof of the whole log.
 
+use std::sync::Arc;
+
 use actix_web::{HttpResponse, web};
 use serde::Deserialize;
 use serde_json::{Value, json};
@@ -80,12 +82,12 @@ async fn events(
         let Some(last) = page.last() else { break None };
         scanned += page.len();
         before = Some(last.position);
-        let takes = |event: &&Recorded| query.takes(event, &caller);
+        let takes = |event: &&Arc<Recorded>| query.takes(event, &caller);
         found.extend(
             page.iter()
                 .filter(takes)
                 .take(limit - found.len())
-                .map(render),
+                .map(|event| render(event)),
         );
         if found.len() == limit {
             break found

@@ -14,22 +14,14 @@ use crate::events::families::{
     Family, ProjectCreated, ProjectEvent, SandboxEvent, SecretDeleted, Started, TimeoutSet,
 };
 use crate::events::{
-    Actor, Append, EventLog, Expected, LogOptions, NewEvent, SNAPSHOTS_FILE, Slot, Snapshots,
-    StreamId,
+    Actor, Append, EventLog, Expected, NewEvent, SNAPSHOTS_FILE, Slot, Snapshots, StreamId,
 };
 
-/// A log in a folder, with or without a cache.
-fn source(dir: &Path, with_snapshots: bool) -> Source {
-    let log = EventLog::open(LogOptions {
-        dir: dir.to_owned(),
-    });
-    let snapshots = match with_snapshots {
-        true => Snapshots::open(dir, Zeroizing::new([7; 32])),
-        false => Snapshots::none(),
-    };
+/// A log in memory and a cache in a folder.
+fn source(dir: &Path) -> Source {
     Source {
-        log: log.expect("the log opens"),
-        snapshots,
+        log: EventLog::in_memory(),
+        snapshots: Snapshots::open(dir, Zeroizing::new([7; 32])),
     }
 }
 
@@ -115,7 +107,7 @@ async fn load<A: crate::actors::aggregate::Aggregate>(
 #[actix_rt::test]
 async fn a_state_snapshot_saves_reading() {
     let dir = tempfile::tempdir().expect("a folder");
-    let source = source(dir.path(), true);
+    let source = source(dir.path());
     let (large, small) = (stream("project-large"), stream("project-small"));
     append(&source.log, busy_project(&large, 1_200)).await;
     append(&source.log, busy_project(&small, 499)).await;
@@ -141,7 +133,7 @@ async fn a_state_snapshot_saves_reading() {
 #[actix_rt::test]
 async fn a_working_entity_keeps_its_state() {
     let dir = tempfile::tempdir().expect("a folder");
-    let source = source(dir.path(), true);
+    let source = source(dir.path());
     let name = stream("project-long");
     append(&source.log, busy_project(&name, 1)).await;
     let mut loaded = source.load::<Project>(&name).await.expect("loads");
@@ -180,7 +172,7 @@ async fn a_useless_snapshot_is_dropped_and_made_anew() {
     };
     for wrong in 0..7 {
         let dir = tempfile::tempdir().expect("a folder");
-        let fresh = source(dir.path(), true);
+        let fresh = source(dir.path());
         append(&fresh.log, busy_project(&name, 700)).await;
         let truth = shown(&load::<Project>(&fresh, &name).await);
         assert_eq!(load::<Project>(&fresh, &name).await.read, 1);
@@ -228,13 +220,12 @@ async fn a_useless_snapshot_is_dropped_and_made_anew() {
 async fn a_snapshot_of_another_log_does_not_count() {
     let name = stream("project-large");
     let dir = tempfile::tempdir().expect("a folder");
-    let first = source(dir.path(), true);
+    let first = source(dir.path());
     append(&first.log, busy_project(&name, 700)).await;
     for events in [600, 1_000] {
         load::<Project>(&first, &name).await;
-        let other = tempfile::tempdir().expect("a folder");
         let mixed = Source {
-            log: source(other.path(), false).log,
+            log: EventLog::in_memory(),
             snapshots: first.snapshots.clone(),
         };
         append(&mixed.log, busy_project(&name, events)).await;
@@ -275,7 +266,7 @@ async fn fork(log: &EventLog, child: &StreamId, parent: &StreamId, at: u64, own:
 #[actix_rt::test]
 async fn a_forked_sandbox_inherits_settings_and_nothing_live() {
     let dir = tempfile::tempdir().expect("a folder");
-    let source = source(dir.path(), true);
+    let source = source(dir.path());
     let (parent, child) = (stream("sandbox-parent"), stream("sandbox-child"));
     let mut life: Vec<_> = scenes::running();
     life.push(timeout(111));
@@ -339,7 +330,7 @@ async fn a_forked_sandbox_inherits_settings_and_nothing_live() {
 #[actix_rt::test]
 async fn a_branch_of_a_project_inherits_nothing() {
     let dir = tempfile::tempdir().expect("a folder");
-    let source = source(dir.path(), true);
+    let source = source(dir.path());
     let (parent, child) = (stream("project-parent"), stream("project-child"));
     append(&source.log, busy_project(&parent, 5)).await;
     fork(&source.log, &child, &parent, 4, &[]).await;
@@ -356,7 +347,7 @@ async fn a_branch_of_a_project_inherits_nothing() {
 #[actix_rt::test]
 async fn a_deep_branch_reads_no_more_than_a_shallow_one() {
     let dir = tempfile::tempdir().expect("a folder");
-    let source = source(dir.path(), true);
+    let source = source(dir.path());
     let own: Vec<_> = (1..=10).map(timeout).collect();
     let name = |depth: u32| stream(&format!("sandbox-{depth}"));
     let life = scenes::running();
@@ -387,7 +378,7 @@ async fn a_deep_branch_reads_no_more_than_a_shallow_one() {
 #[actix_rt::test]
 async fn a_forgotten_streams_ciphertexts_are_in_no_file() {
     let dir = tempfile::tempdir().expect("a folder");
-    let source = source(dir.path(), true);
+    let source = source(dir.path());
     let (parent, child) = (stream("sandbox-parent"), stream("sandbox-child"));
     let mut life = scenes::running();
     life.extend((0..600).map(timeout));

@@ -6,16 +6,8 @@ use std::sync::Arc;
 use super::{at, id, org, set_secret};
 use crate::actors::project::{Project, ProjectCommand, ProjectSettings};
 use crate::actors::registry::{Arbiters, Registry};
-use crate::events::{Actor, EventLog, LogOptions, StreamId};
+use crate::events::{Actor, EventLog, StreamId};
 use crate::ids::ProjectId;
-
-fn open() -> (tempfile::TempDir, EventLog) {
-    let dir = tempfile::tempdir().expect("a folder");
-    let log = EventLog::open(LogOptions {
-        dir: dir.path().to_owned(),
-    });
-    (dir, log.expect("the log opens"))
-}
 
 fn create(id: ProjectId, name: &str) -> ProjectCommand {
     ProjectCommand::Create {
@@ -34,7 +26,7 @@ fn create(id: ProjectId, name: &str) -> ProjectCommand {
 /// each of them still answers.
 #[test]
 fn touched_entities_do_not_stay() {
-    let (_dir, log) = open();
+    let log = EventLog::in_memory();
     actix::System::new().block_on(async {
         let registry: Registry<Project> = Registry::new(log.clone(), Arbiters::start(2));
         let name = |number: usize| StreamId::of("project", number);
@@ -68,9 +60,9 @@ fn touched_entities_do_not_stay() {
 /// lost and none is doubled.
 #[test]
 fn commands_to_leaving_entities_count_once() {
-    const ROUNDS: usize = 60;
+    const ROUNDS: usize = 400;
     const PROJECTS: u128 = 4;
-    let (_dir, log) = open();
+    let log = EventLog::in_memory();
     actix::System::new().block_on(async {
         let registry: Arc<Registry<Project>> =
             Arc::new(Registry::new(log.clone(), Arbiters::start(2)));

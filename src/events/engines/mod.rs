@@ -1,13 +1,23 @@
-//! What an engine has to do: keep commits in order and give them back. Nothing else.
+//! What an engine has to do: append commits at the head, and give them back by position. Nothing
+//! else: PostgreSQL or KurrentDB fit behind the same few calls.
 //!
 //! Order, expectations, idempotency, hashing and acknowledging are decided above ([`super::plan`],
-//! [`super::writer`]), so that they mean the same on every engine. An engine's promises:
+//! [`super::writer`]), streams and ids are looked up in the log's own index ([`super::index`]), so
+//! all of them mean the same on every engine. Since one fenced writer makes every commit, it is the
+//! writer who tells the others that there are new ones ([`super::published`]). An engine's promises:
 //! - [`Engine::append`] is atomic over all the commits it is given and returns `Ok` only when they
 //!   would survive a power cut;
 //! - after `Err(EngineError::Full)` it holds exactly what it held before; after any other error
 //!   nobody may trust it and the writer stops;
-//! - every event it returns has had its content hash recomputed and compared.
+//! - commits come back byte for byte as they were appended, in one total order, and every event it
+//!   returns has had its content hash recomputed and compared;
+//! - while it is open nobody else can append.
+//!
+//! `contract.rs` has the tests that every engine must pass.
 
+#[cfg(test)]
+pub mod memory;
+pub mod record;
 pub mod sqlite;
 
 use std::sync::Arc;
@@ -17,60 +27,57 @@ use ulid::Ulid;
 use super::chain::Hash;
 use super::error::EngineError;
 use super::event::{Head, Recorded};
-use super::stream::StreamId;
 
 /// Event data after which a page of a read ends early, in bytes (8 MiB).
 pub const READ_BYTES_MAX: usize = 8 * 1024 * 1024;
 
-/// A commit about to be written. Its events are never empty and carry command, actor and time.
-#[derive(Debug)]
+/// One command's events, chained to the commit before it.
+#[derive(Debug, Clone)]
 pub struct Commit {
     pub number: u64,
-    pub request_hash: Hash,
     pub chain: Hash,
+    /// In order of position, never empty; command, actor and time are the same in all.
     pub events: Vec<Arc<Recorded>>,
 }
 
-/// A commit as it stands in the log, without its events.
-#[derive(Debug, Clone)]
-pub struct CommitRow {
-    pub number: u64,
-    pub first_position: u64,
-    pub last_position: u64,
-    pub recorded_at_ms: i64,
-    pub command: Ulid,
-    pub request_hash: Hash,
-    pub event_hashes: Vec<Hash>,
-    pub chain: Hash,
+impl Commit {
+    /// Position of its first event; 0 for a commit without events, which is never stored.
+    pub fn first_position(&self) -> u64 {
+        self.events.first().map_or(0, |event| event.position)
+    }
+
+    /// Where the log ended when this was its last commit.
+    pub fn head(&self) -> Head {
+        Head {
+            position: self.events.last().map_or(0, |event| event.position),
+            commit: self.number,
+            chain: self.chain,
+        }
+    }
+
+    /// Event data in it, in bytes.
+    pub fn bytes(&self) -> usize {
+        self.events.iter().map(|e| e.data.get().len()).sum()
+    }
 }
 
-/// A view of the log. Each call sees one consistent state; pages may be shorter than the limit
-/// ([`READ_BYTES_MAX`]) but are empty only when there is nothing.
+/// A view of the log. Each call sees one consistent state.
 pub trait Reader: Send {
     /// The log's identity, made once at its creation.
     fn log(&self) -> Ulid;
     fn head(&self) -> Result<Head, EngineError>;
-    /// Events from `from` on, ascending.
-    fn events(&self, from: u64, limit: usize) -> Result<Vec<Recorded>, EngineError>;
-    /// Events before `before`, descending.
-    fn events_before(&self, before: u64, limit: usize) -> Result<Vec<Recorded>, EngineError>;
-    /// A stream's events from revision `from` on, ascending.
-    fn stream(
-        &self,
-        stream: &StreamId,
-        from: u64,
-        limit: usize,
-    ) -> Result<Vec<Recorded>, EngineError>;
-    fn stream_revision(&self, stream: &StreamId) -> Result<Option<u64>, EngineError>;
-    /// Commits from number `from` on, ascending.
-    fn commits(&self, from: u64, limit: usize) -> Result<Vec<CommitRow>, EngineError>;
-    fn commit_of(&self, command: Ulid) -> Result<Option<CommitRow>, EngineError>;
-    fn has_event(&self, id: Ulid) -> Result<bool, EngineError>;
+    /// Up to `limit` whole commits in ascending order, from the one that holds position `from` on
+    /// (0 means the beginning). Shorter beyond [`READ_BYTES_MAX`], empty only at the end.
+    fn commits(&self, from: u64, limit: usize) -> Result<Vec<Commit>, EngineError>;
+    /// The same in descending order, from the commit that holds position `before` - 1 on.
+    fn commits_before(&self, before: u64, limit: usize) -> Result<Vec<Commit>, EngineError>;
+    /// How far a witness outside the log's own files has seen it grow; `None`: there is none.
+    fn witnessed(&self) -> Result<Option<Head>, EngineError>;
     /// The engine's own check of its files, as thorough as it has one.
     fn check_files(&self) -> Result<(), EngineError>;
 }
 
-/// The one writer's end of an engine.
+/// Where commits are kept. Only the writer has it.
 pub trait Engine: Send {
     /// What the writer sees: everything appended so far.
     fn view(&self) -> &dyn Reader;

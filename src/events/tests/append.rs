@@ -5,7 +5,7 @@ use std::sync::Arc;
 use serde_json::json;
 use ulid::Ulid;
 
-use super::support::{command, event, fill, note, open, stream};
+use super::support::{command, event, fill, note, open, stream, witnessed};
 use crate::events::{AppendError, COMMIT_EVENTS_MAX, EVENT_DATA_BYTES_MAX, EventLog, Expected};
 
 /// Goal: 64 writers at once get one total order without gaps, with fewer syncs than commits.
@@ -44,6 +44,7 @@ async fn concurrent_writers_share_one_order_and_their_syncs() {
         "{} groups for {total} commits",
         stats.groups
     );
+    witnessed(&log).await;
     let report = log.verify().await.expect("verified");
     assert_eq!(
         (report.commits, report.events, report.streams),
@@ -256,7 +257,7 @@ async fn reads_page_in_both_directions() {
     let log = open(dir.path());
     fill(&log, "a", 5).await;
     fill(&log, "b", 5).await;
-    let positions = |events: Vec<crate::events::Recorded>| -> Vec<u64> {
+    let positions = |events: Vec<Arc<crate::events::Recorded>>| -> Vec<u64> {
         events.iter().map(|event| event.position).collect()
     };
     assert_eq!(

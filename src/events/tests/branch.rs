@@ -10,9 +10,10 @@ use ulid::Ulid;
 use super::support::{command, event, fill, note, open, stream};
 use crate::events::engines::sqlite::Sqlite;
 use crate::events::engines::{Commit, Engine};
+use crate::events::verify::{beginning, walk};
 use crate::events::{
     Actor, BRANCH_KIND, Branched, EventLog, Expected, Keyring, MasterKey, NewEvent, Recorded,
-    SealContext, Segment, chain, verify,
+    SealContext, Segment, chain,
 };
 
 /// Branches `child` off `parent`, with one event of its own in the same commit.
@@ -150,16 +151,21 @@ async fn false_branches_are_refused() {
     let upper = good["hash"].as_str().expect("text").to_uppercase();
     for (data, says) in [
         (
-            with("revision", json!(7)),
-            "at revision 7, which is not there",
+            with("position", json!(4)),
+            "event 4, which is not before it",
         ),
-        (with("revision", json!(u64::MAX)), "which is not there"),
-        (with("revision", json!(0)), "another hash"),
+        (with("position", json!(u64::MAX)), "which is not before it"),
+        (with("position", json!(0)), "event 0, which is not there"),
+        (with("position", json!(1)), "but that is revision 0 of a"),
+        (with("revision", json!(0)), "but that is revision 1 of a"),
         (with("revision", json!(-1)), "does not fit"),
-        (with("parent", json!("nobody")), "which is not there"),
+        (
+            with("parent", json!("nobody")),
+            "revision 1 of nobody, but that is",
+        ),
         (with("parent", json!("not a name")), "does not fit"),
-        (with("hash", json!(zeros)), "another hash"),
-        (with("hash", json!(upper)), "another hash"),
+        (with("hash", json!(zeros)), "a hash that is not its own"),
+        (with("hash", json!(upper)), "a hash that is not its own"),
         (json!({}), "does not fit"),
     ] {
         let append = command(&[], vec![false_branch("b", data)]);
@@ -187,64 +193,51 @@ async fn false_branches_are_refused() {
 /// by the proof and named with its position and its fault, and is not read through.
 #[tokio::test]
 async fn a_forged_branch_is_noticed() {
-    let parent_hash = |log: &[Recorded]| hex::encode(log[1].content_hash);
-    let fork = |parent: &str, revision: u64, hash: String| {
+    let fork = |parent: &str, revision: u64, position: u64, hash: &str| {
         json!(Branched {
             parent: stream(parent),
             revision,
-            hash
+            position,
+            hash: hash.to_owned(),
         })
     };
     for (child, which, says) in [
-        ("b", 0, "revision 1, which has another hash"),
-        ("b", 1, "revision 9, which is not there"),
-        ("b", 2, "nobody at revision 1, which is not there"),
+        ("b", 0, "event 2 a hash that is not its own"),
+        ("b", 1, "revision 9 of a, but that is revision 1 of a"),
+        ("b", 2, "revision 1 of nobody, but that is revision 1 of a"),
         ("b", 3, "does not fit"),
         ("a", 4, "can only begin a stream"),
-        ("b", 5, "b at revision 0, which is later"),
+        ("b", 5, "event 4, which is not before it"),
     ] {
         let dir = tempfile::tempdir().expect("a folder");
         let log = open(dir.path());
         fill(&log, "a", 3).await;
-        let (known, head, id) = (
-            log.read_all(1, 9).await.expect("read"),
-            log.head(),
-            log.id(),
-        );
+        let (known, head) = (log.read_all(1, 9).await.expect("read"), log.head());
         log.close().await;
-        let hash = parent_hash(&known);
+        let hash = hex::encode(known[1].content_hash);
         let data = match which {
-            0 => fork("a", 1, "0".repeat(64)),
-            1 => fork("a", 9, hash),
-            2 => fork("nobody", 1, hash),
+            0 => fork("a", 1, 2, &"0".repeat(64)),
+            1 => fork("a", 9, 2, &hash),
+            2 => fork("nobody", 1, 2, &hash),
             3 => json!({ "parent": 1 }),
-            4 => fork("a", 1, hash),
-            _ => fork("b", 0, hash),
+            4 => fork("a", 1, 2, &hash),
+            _ => fork("b", 0, 4, &hash),
         };
         let forged = forge(&known, head.position, head.commit, child, &data);
-        let hashes = [forged.content_hash];
+        let chain = chain::chain_hash(head.commit + 1, &head.chain, [&forged.content_hash]);
         let commit = Commit {
             number: head.commit + 1,
-            request_hash: chain::request_hash(
-                [(
-                    forged.stream.as_str(),
-                    forged.kind.as_str(),
-                    forged.data.get(),
-                )]
-                .into_iter(),
-            ),
-            chain: chain::chain_hash(head.commit + 1, &head.chain, &hashes),
+            chain,
             events: vec![Arc::new(forged)],
         };
-        let mut engine = Sqlite::open(dir.path(), false)
-            .expect("opened")
-            .expect("there");
+        let mut engine = Sqlite::open(dir.path()).expect("opened");
         engine.append(&head, &[commit]).expect("forged");
-        assert_eq!(engine.view().log(), id);
-        let until = engine.view().head().expect("a head");
-        let broken = verify::walk(engine.view(), until, 1)
-            .expect_err("broken")
-            .to_string();
+        let (from, until) = (
+            beginning(engine.view()),
+            engine.view().head().expect("a head"),
+        );
+        let broken = walk(engine.view(), from, until, |_| {}).expect_err("broken");
+        let broken = broken.to_string();
         assert!(
             broken.contains(says) && broken.contains("position 4"),
             "{broken}"
@@ -257,7 +250,13 @@ async fn a_forged_branch_is_noticed() {
     }
 }
 
-fn forge(known: &[Recorded], position: u64, commit: u64, child: &str, data: &Value) -> Recorded {
+fn forge(
+    known: &[Arc<Recorded>],
+    position: u64,
+    commit: u64,
+    child: &str,
+    data: &Value,
+) -> Recorded {
     let last = known
         .iter()
         .rev()
@@ -305,8 +304,7 @@ struct Model {
 }
 
 proptest! {
-    // Each step is a commit with a sync of its own.
-    #![proptest_config(ProptestConfig::with_cases(16))]
+    #![proptest_config(ProptestConfig::with_cases(64))]
 
     /// Goal: however streams branch off each other, each one reads as a copy of its parent's values
     /// at that point with its own behind them.
@@ -314,10 +312,9 @@ proptest! {
     fn any_tree_of_branches_reads_as_copies_would(
         steps in proptest::collection::vec(any_step(), 1..40)
     ) {
-        let dir = tempfile::tempdir().expect("a folder");
         let runtime = tokio::runtime::Runtime::new().expect("a runtime");
         runtime.block_on(async {
-            let log = open(dir.path());
+            let log = EventLog::in_memory();
             fill(&log, "s0", 1).await;
             let mut models = vec![Model { values: vec![0], own: vec![1] }];
             let mut next = 1;

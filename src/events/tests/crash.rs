@@ -14,9 +14,9 @@ use rand::{Rng, SeedableRng};
 use super::support::{note, open};
 
 const FOLDER: &str = "OC_TEST_CRASH_FOLDER";
-const KILLS: usize = 50;
+const KILLS: usize = 300;
 /// Kills on the same folder, before a new one keeps the checks at each opening short.
-const KILLS_PER_FOLDER: usize = 10;
+const KILLS_PER_FOLDER: usize = 12;
 const WRITERS: usize = 6;
 
 /// An acknowledgement as the child printed it.

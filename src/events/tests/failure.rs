@@ -9,8 +9,7 @@ use rustix::thread::{UnshareFlags, unshare_unsafe};
 use super::support::{command, event, fill, note, open, stream};
 use crate::events::engines::sqlite::Sqlite;
 use crate::events::engines::{Commit, Engine, Reader};
-use crate::events::fence::Fence;
-use crate::events::witness::{Seen, Witness};
+use crate::events::index::Index;
 use crate::events::{AppendError, EngineError, EventLog, Expected, Head};
 
 /// SQLite, with the next append failing in the way it is told: before anything is written, or after
@@ -53,20 +52,14 @@ impl Engine for Failing {
 type Next = Arc<Mutex<Option<(EngineError, bool)>>>;
 
 fn failing_log(dir: &Path) -> (EventLog, Next) {
-    let fence = Fence::raise(dir).expect("the fence");
-    let engine = Sqlite::open(dir, true).expect("opened").expect("created");
-    let head = engine.view().head().expect("a head");
-    let seen = Seen {
-        log: engine.view().log(),
-        head,
-    };
-    let witness = Witness::create(dir, &seen).expect("a witness");
+    let engine = Sqlite::open(dir).expect("opened");
+    let index = Index::open(dir, engine.view().log()).expect("an index");
     let next = Next::default();
     let engine = Failing {
         engine,
         next: Arc::clone(&next),
     };
-    let log = EventLog::start(dir.to_owned(), Box::new(engine), witness, fence);
+    let log = EventLog::start(dir.to_owned(), Box::new(engine), index);
     (log.expect("started"), next)
 }
 

@@ -1,6 +1,7 @@
 //! What the tests share: folders, commands, copies of a live folder.
 
 use std::path::Path;
+use std::time::Duration;
 
 use serde_json::json;
 use ulid::Ulid;
@@ -61,6 +62,13 @@ pub fn note(name: &str, value: impl serde::Serialize) -> Append {
 pub async fn fill(log: &EventLog, name: &str, count: usize) {
     for value in 0..count {
         log.append(note(name, value)).await.expect("appended");
+    }
+}
+
+/// Waits until the witness has seen all of the log.
+pub async fn witnessed(log: &EventLog) {
+    while log.verify().await.expect("whole").witness != Some(log.head()) {
+        tokio::time::sleep(Duration::from_millis(1)).await;
     }
 }
 

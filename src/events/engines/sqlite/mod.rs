@@ -1,22 +1,31 @@
-//! The embedded engine: one SQLite database, `log.db`, in write-ahead mode.
+//! The embedded engine: one SQLite database, `log.db`, in write-ahead mode, with a lock and a
+//! witness beside it.
 //!
 //! What makes a commit durable: `synchronous=FULL` in WAL mode syncs the WAL at every transaction,
 //! and a group of commits is one transaction. SQLite's automatic checkpoint is off, because it
 //! swallows the errors of its own syncs; [`Engine::tidy`] makes the checkpoints and reports them.
 //! What SQLite can't tell is that a damaged WAL tail was dropped at recovery: that is the witness's
-//! part ([`crate::events::witness`]).
+//! part (`witness.rs`). Commits are rows in the order of the log and nothing else is kept here, so a
+//! group dirties the few pages at the end of one tree.
 
+mod fence;
 mod open;
 mod read;
+mod witness;
+mod witness_task;
 
 use std::path::PathBuf;
 
 use rusqlite::{Connection, ErrorCode, TransactionBehavior, params};
 
-use super::{Commit, Engine, Reader};
+use super::{Commit, Engine, Reader, record};
 use crate::events::error::EngineError;
 use crate::events::event::Head;
+use fence::Fence;
 use read::View;
+use witness_task::WitnessTask;
+
+pub use open::{accept_head, doubt};
 
 /// Name of the database in the log's folder.
 pub const FILE: &str = "log.db";
@@ -24,16 +33,19 @@ pub const FILE: &str = "log.db";
 const WAL_BYTES_DUE: usize = 4 * 1024 * 1024;
 /// WAL pages after which a checkpoint waits for readers instead of passing them by (64 MiB).
 const WAL_PAGES_MAX: i64 = 16 * 1024;
-/// What a transaction adds to the WAL beside its data, in bytes: the tips of the trees once, and
-/// for each event about one page of the index by stream, which is written all over.
-const WAL_BYTES_PER_GROUP: usize = 24 * 1024;
-const WAL_BYTES_PER_EVENT: usize = 5 * 1024;
+/// What a transaction adds to the WAL beside its data, in bytes: the ends of the tree, once.
+const WAL_BYTES_PER_GROUP: usize = 12 * 1024;
 
-/// The writer's connection.
+/// The writer's connection. The fence is the last field: it falls after the files are closed.
 pub struct Sqlite {
     view: View,
     path: PathBuf,
     wal_bytes: usize,
+    witness: WitnessTask,
+    /// Until the log was proved, its witness says what it said when the log was opened.
+    witness_is_behind: bool,
+    #[expect(dead_code, reason = "held for its drop")]
+    fence: Fence,
 }
 
 impl Engine for Sqlite {
@@ -42,10 +54,13 @@ impl Engine for Sqlite {
     }
 
     fn append(&mut self, at: &Head, commits: &[Commit]) -> Result<(), EngineError> {
-        let written = write(&mut self.view, at, commits);
-        match written {
+        self.witness.check()?;
+        match write(&mut self.view, at, commits) {
             Ok(bytes) => {
                 self.wal_bytes = self.wal_bytes.saturating_add(bytes);
+                if let Some(last) = commits.last() {
+                    self.witness.saw(last.head());
+                }
                 Ok(())
             }
             // "Full" promises that nothing changed; look rather than believe.
@@ -59,6 +74,9 @@ impl Engine for Sqlite {
     }
 
     fn tidy(&mut self) -> Result<(), EngineError> {
+        if std::mem::take(&mut self.witness_is_behind) {
+            self.witness.saw(self.view.head()?);
+        }
         if self.wal_bytes < WAL_BYTES_DUE {
             return Ok(());
         }
@@ -71,73 +89,41 @@ impl Engine for Sqlite {
     }
 
     fn close(&mut self) -> Result<(), EngineError> {
+        self.witness.finish()?;
         checkpoint(&self.view.conn, "TRUNCATE").map(|_| ())
     }
 }
 
 /// Inserts the commits in one transaction; returns about how much it added to the WAL.
 fn write(view: &mut View, at: &Head, commits: &[Commit]) -> Result<usize, EngineError> {
+    let mut bytes = Vec::new();
+    let mut records = Vec::with_capacity(commits.len());
+    for commit in commits {
+        let start = bytes.len();
+        record::encode(commit, &mut bytes)?;
+        records.push((int(commit.first_position())?, start..bytes.len()));
+    }
     if view.head()? != *at {
         return Err(EngineError::HeadMoved);
     }
-    let mut bytes = WAL_BYTES_PER_GROUP;
     let tx = view
         .conn
         .transaction_with_behavior(TransactionBehavior::Immediate)
         .map_err(failed)?;
     {
-        let mut insert_commit = tx.prepare_cached(INSERT_COMMIT).map_err(failed)?;
-        let mut insert_event = tx.prepare_cached(INSERT_EVENT).map_err(failed)?;
-        for commit in commits {
-            let (Some(first), Some(last)) = (commit.events.first(), commit.events.last()) else {
-                return Err(EngineError::Io(
-                    "a commit without events reached the engine".into(),
-                ));
-            };
-            let hashes: Vec<u8> = commit.events.iter().flat_map(|e| e.content_hash).collect();
-            insert_commit
-                .execute(params![
-                    int(commit.number)?,
-                    int(first.position)?,
-                    int(last.position)?,
-                    first.recorded_at_ms(),
-                    first.command.to_bytes(),
-                    commit.request_hash,
-                    first.actor.kind,
-                    first.actor.org.map(|id| id.to_string()),
-                    first.actor.key.map(|id| id.to_string()),
-                    first.correlation.map(|id| id.to_bytes()),
-                    first.causation.map(|id| id.to_bytes()),
-                    hashes,
-                    commit.chain,
-                ])
+        let mut insert = tx.prepare_cached(INSERT).map_err(failed)?;
+        for (first_position, range) in records {
+            let record = bytes.get(range).unwrap_or_default();
+            insert
+                .execute(params![first_position, record])
                 .map_err(failed)?;
-            for event in &commit.events {
-                insert_event
-                    .execute(params![
-                        int(event.position)?,
-                        int(event.commit)?,
-                        event.id.to_bytes(),
-                        event.stream.as_str(),
-                        int(event.revision)?,
-                        event.kind,
-                        event.content_hash,
-                        event.data.get(),
-                    ])
-                    .map_err(failed)?;
-                bytes += WAL_BYTES_PER_EVENT + event.data.get().len();
-            }
         }
     }
     tx.commit().map_err(failed)?;
-    Ok(bytes)
+    Ok(WAL_BYTES_PER_GROUP + bytes.len())
 }
 
-const INSERT_COMMIT: &str = "INSERT INTO commits (number, first_position, last_position, \
-     recorded_at_ms, command, request_hash, actor_kind, actor_org, actor_key, correlation, \
-     causation, event_hashes, chain) VALUES (?1,?2,?3,?4,?5,?6,?7,?8,?9,?10,?11,?12,?13)";
-const INSERT_EVENT: &str = "INSERT INTO events (position, commit_number, id, stream, revision, \
-     kind, content_hash, data) VALUES (?1,?2,?3,?4,?5,?6,?7,?8)";
+const INSERT: &str = "INSERT INTO commits (first_position, record) VALUES (?1, ?2)";
 
 /// Copies WAL pages into the database and syncs it. Returns pages in the WAL and pages copied.
 ///

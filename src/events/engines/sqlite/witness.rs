@@ -1,11 +1,10 @@
 //! The head witness: a second small file that remembers how far the log had come.
 //!
 //! SQLite silently drops a damaged WAL tail at recovery, which would make acknowledged events
-//! vanish without a word. So, after each group of commits is on disk and *before* it is
-//! acknowledged, the head is written here with a sync of its own. Whatever was acknowledged is
-//! therefore in the witness, and a log that ends before its witness must not start. A crash
-//! between the two syncs leaves the log ahead of the witness, which is fine: nothing of that was
-//! acknowledged, and it verifies by the chain.
+//! vanish without a word. So, after a group of commits is on disk, the head is written here with a
+//! sync of its own (when, says `witness_task.rs`). A log that ends before its witness has lost
+//! events and must not start. A crash between the two syncs leaves the log ahead of the witness,
+//! which is fine: what lies beyond verifies by the chain.
 //!
 //! ```text
 //! file = slot at 0, slot at 4096          8192 bytes from birth: a full disk can't stop a write
@@ -13,7 +12,7 @@
 //! ```
 //!
 //! Integers are big-endian. Writes alternate between the slots, so a torn write leaves the other
-//! slot, which is one group older: exactly the group that was not acknowledged.
+//! slot, which is one write older.
 
 use std::fs::{File, OpenOptions};
 use std::io::{self, Write};
@@ -23,7 +22,7 @@ use std::path::{Path, PathBuf};
 use sha2::{Digest, Sha256};
 use ulid::Ulid;
 
-use super::event::Head;
+use crate::events::event::Head;
 
 /// Name of the witness in the log's folder.
 pub const FILE: &str = "head.witness";

@@ -12,7 +12,7 @@ use std::path::Path;
 
 use rustix::fs::{FlockOperation, flock};
 
-use super::error::OpenError;
+use crate::events::error::OpenError;
 
 /// Name of the lock file in the log's folder.
 pub const FILE: &str = "lock";

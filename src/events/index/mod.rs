@@ -1,0 +1,395 @@
+//! Where in the log a stream's events, a command and an event id are: the log's own index, the same
+//! for every engine.
+//!
+//! It is derived: the log alone is the truth, and the index is made anew from it whenever it can't be
+//! believed ([`store`]). The newest commits are in memory only; a thread of its own moves them into
+//! the database in batches, so that what is written all over a tree is written seldom, and never
+//! while somebody waits for a commit.
+//!
+//! Invariants: a commit is in the index before it is shown to anyone; look-ups see it in memory or
+//! in the database at any moment (memory is asked first, and let go of only when the database has
+//! it); memory holds at most [`PENDING_EVENTS_MAX`] events and a group; whoever reads through the
+//! index checks that the event is the one that was looked for.
+
+mod batch;
+mod store;
+
+use std::cell::OnceCell;
+use std::path::{Path, PathBuf};
+use std::sync::{Arc, Condvar, Mutex, MutexGuard, PoisonError};
+use std::thread::JoinHandle;
+use std::time::Duration;
+
+use ulid::Ulid;
+
+use super::engines::Commit;
+use super::error::EngineError;
+use super::event::Head;
+use super::stream::StreamId;
+use batch::Batch;
+use store::Store;
+
+/// Events in memory from which on a batch is moved into the database.
+const BATCH_EVENTS: usize = 8_192;
+/// Events in memory at which the writer waits for the database.
+const PENDING_EVENTS_MAX: usize = 65_536;
+/// Pause before a full disk is tried again.
+const RETRY: Duration = Duration::from_secs(1);
+
+#[derive(Default)]
+struct State {
+    /// What comes in.
+    fresh: Batch,
+    /// What is being moved into the database.
+    leaving: Option<Arc<Batch>>,
+    /// Up to where the database goes; `None`: there is none yet.
+    stored: Option<Head>,
+    /// Newest id that the database may hold.
+    newest: Ulid,
+    failed: Option<EngineError>,
+    ended: bool,
+}
+
+struct Shared {
+    /// Where the database is; `None`: all of it stays in memory.
+    dir: Option<PathBuf>,
+    state: Mutex<State>,
+    changed: Condvar,
+}
+
+impl Shared {
+    fn lock(&self) -> MutexGuard<'_, State> {
+        // Nothing under the lock can panic half way.
+        self.state.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+
+    fn wait<'a>(&self, state: MutexGuard<'a, State>) -> MutexGuard<'a, State> {
+        self.changed
+            .wait(state)
+            .unwrap_or_else(PoisonError::into_inner)
+    }
+}
+
+/// The index as the writer has it.
+pub struct Index {
+    shared: Arc<Shared>,
+    log: Ulid,
+    thread: Option<JoinHandle<()>>,
+}
+
+impl Index {
+    /// An index that stays in memory.
+    #[cfg(test)]
+    pub fn in_memory(log: Ulid) -> Self {
+        Self::new(None, log, State::default())
+    }
+
+    /// The index in `dir` with what an orderly end left there, else an empty one. The caller adds
+    /// every commit behind [`Index::head`].
+    pub fn open(dir: &Path, log: Ulid) -> Result<Self, EngineError> {
+        let found = store::unseal(dir, log)
+            .map_err(|error| EngineError::Io(format!("the index: {error}")))?;
+        let state = found.map_or_else(State::default, |sealed| State {
+            stored: Some(sealed.head),
+            newest: sealed.newest,
+            ..State::default()
+        });
+        Ok(Self::new(Some(dir.to_owned()), log, state))
+    }
+
+    fn new(dir: Option<PathBuf>, log: Ulid, state: State) -> Self {
+        let shared = Shared {
+            dir,
+            state: Mutex::new(state),
+            changed: Condvar::new(),
+        };
+        Self {
+            shared: Arc::new(shared),
+            log,
+            thread: None,
+        }
+    }
+
+    /// Throws away what the index has: it is of another history.
+    pub fn clear(&mut self) -> Result<(), EngineError> {
+        *self.shared.lock() = State::default();
+        match &self.shared.dir {
+            Some(dir) => store::unseal(dir, self.log)
+                .map(drop)
+                .map_err(|error| EngineError::Io(format!("the index: {error}"))),
+            None => Ok(()),
+        }
+    }
+
+    /// The last commit in the index.
+    pub fn head(&self) -> Option<Head> {
+        let state = self.shared.lock();
+        let leaving = state.leaving.as_ref().and_then(|batch| batch.head);
+        state.fresh.head.or(leaving).or(state.stored)
+    }
+
+    /// Takes the next commits in.
+    pub fn add(&self, commits: &[Commit]) {
+        let mut state = self.shared.lock();
+        for commit in commits {
+            state.fresh.add(commit);
+        }
+        let due = self.thread.is_some() && state.fresh.len() >= BATCH_EVENTS;
+        drop(state);
+        if due {
+            self.shared.changed.notify_all();
+        }
+    }
+
+    /// Makes sure that there is room for one more group: waits when the database is far behind, and
+    /// fails when it can't be written, so that memory stays bounded.
+    pub fn room(&mut self) -> Result<(), EngineError> {
+        let mut state = self.shared.lock();
+        if self.shared.dir.is_none() || state.fresh.len() < BATCH_EVENTS {
+            return Ok(());
+        }
+        if self.thread.is_none() {
+            drop(state);
+            self.start()?;
+            state = self.shared.lock();
+        }
+        while state.fresh.len() >= PENDING_EVENTS_MAX {
+            if let Some(error) = &state.failed {
+                return Err(error.clone());
+            }
+            state = self.shared.wait(state);
+        }
+        Ok(())
+    }
+
+    /// Starts the thread that writes the database.
+    fn start(&mut self) -> Result<(), EngineError> {
+        if self.thread.is_some() {
+            return Ok(());
+        }
+        let Some(dir) = self.shared.dir.clone() else {
+            return Ok(());
+        };
+        let shared = Arc::clone(&self.shared);
+        let thread = std::thread::Builder::new()
+            .name("oc-log-index".into())
+            .spawn(move || run(&dir, &shared))
+            .map_err(|error| EngineError::Io(format!("the index: {error}")))?;
+        self.thread = Some(thread);
+        Ok(())
+    }
+
+    /// The orderly end: everything into the database, and a seal on it. A log that never grew
+    /// beyond memory leaves no database. Every failure only costs the next opening time.
+    pub fn close(&mut self) {
+        self.stop();
+        let Some(dir) = self.shared.dir.clone() else {
+            return;
+        };
+        let mut state = self.shared.lock();
+        let State {
+            fresh,
+            leaving,
+            stored,
+            newest,
+            failed,
+            ..
+        } = &mut *state;
+        if stored.is_none() || leaving.is_some() || failed.is_some() {
+            return;
+        }
+        let log = self.log;
+        let sealed = Store::writer(&dir).and_then(|mut store| {
+            store.write(fresh)?;
+            let newest = newest_id(fresh).max(*newest);
+            let head = fresh.head.or(*stored).ok_or(EngineError::HeadMoved)?;
+            store
+                .seal(&dir, log, head, newest)
+                .map_err(|error| EngineError::Io(error.to_string()))
+        });
+        if let Err(error) = sealed {
+            tracing::info!(%error, "the index is made anew at the next start");
+        }
+    }
+
+    fn stop(&mut self) {
+        self.shared.lock().ended = true;
+        self.shared.changed.notify_all();
+        if let Some(thread) = self.thread.take() {
+            // A thread that panicked has left its batch in memory: no seal is made then.
+            let _ = thread.join();
+        }
+    }
+
+    /// One more way to look things up.
+    pub fn lookup(&self) -> Lookup {
+        Lookup {
+            shared: Arc::clone(&self.shared),
+            store: OnceCell::new(),
+        }
+    }
+}
+
+impl Drop for Index {
+    fn drop(&mut self) {
+        self.stop();
+    }
+}
+
+fn newest_id(batch: &Batch) -> Ulid {
+    let ids = batch.commands.keys().chain(batch.events.keys());
+    ids.max().copied().unwrap_or_default()
+}
+
+/// Moves batches into the database until the index ends.
+fn run(dir: &Path, shared: &Shared) {
+    let mut store = match Store::writer(dir) {
+        Ok(store) => store,
+        Err(error) => return fail(shared, error),
+    };
+    loop {
+        let mut state = shared.lock();
+        while state.fresh.len() < BATCH_EVENTS && !state.ended {
+            state = shared.wait(state);
+        }
+        if state.ended {
+            return;
+        }
+        let batch = Arc::new(std::mem::take(&mut state.fresh));
+        // Before the database has them: look-ups must not believe that it can't.
+        state.newest = state.newest.max(newest_id(&batch));
+        state.leaving = Some(Arc::clone(&batch));
+        drop(state);
+        while let Err(error) = store.write(&batch) {
+            let full = matches!(error, EngineError::Full);
+            fail(shared, error);
+            if !full || rest(shared) {
+                return;
+            }
+        }
+        let mut state = shared.lock();
+        state.failed = None;
+        state.stored = batch.head;
+        state.leaving = None;
+        drop(state);
+        shared.changed.notify_all();
+    }
+}
+
+/// Waits before the next attempt on a full disk; returns whether the index has ended.
+fn rest(shared: &Shared) -> bool {
+    let rested = shared
+        .changed
+        .wait_timeout_while(shared.lock(), RETRY, |state| !state.ended);
+    rested.unwrap_or_else(PoisonError::into_inner).0.ended
+}
+
+fn fail(shared: &Shared, error: EngineError) {
+    let mut state = shared.lock();
+    if state.failed.is_none() {
+        tracing::error!(%error, "the index of the event log can't be written");
+    }
+    state.failed = Some(error);
+    drop(state);
+    shared.changed.notify_all();
+}
+
+/// A way to look things up. Has a connection of its own once there is a database.
+pub struct Lookup {
+    shared: Arc<Shared>,
+    store: OnceCell<Store>,
+}
+
+impl Lookup {
+    /// The last revision of a stream; `None`: it has no event.
+    pub fn last_revision(&self, stream: &StreamId) -> Result<Option<u64>, EngineError> {
+        let state = self.shared.lock();
+        let leaving = state.leaving.as_ref();
+        let run = state.fresh.streams.get(stream);
+        let run = run.or_else(|| leaving.and_then(|batch| batch.streams.get(stream)));
+        if let Some(run) = run {
+            return Ok(Some(run.last()));
+        }
+        let has_store = state.stored.is_some();
+        drop(state);
+        match has_store {
+            true => self.store()?.last_revision(stream),
+            false => Ok(None),
+        }
+    }
+
+    /// Positions of up to `limit` revisions of a stream from `from` on.
+    pub fn positions(
+        &self,
+        stream: &StreamId,
+        from: u64,
+        limit: usize,
+    ) -> Result<Vec<u64>, EngineError> {
+        let state = self.shared.lock();
+        let mut recent = Vec::new();
+        let mut begins = None;
+        let leaving = state.leaving.as_deref();
+        for batch in leaving.into_iter().chain([&state.fresh]) {
+            let Some(run) = batch.streams.get(stream) else {
+                continue;
+            };
+            begins.get_or_insert(run.first);
+            let skip = usize::try_from(from.saturating_sub(run.first)).unwrap_or(usize::MAX);
+            let room = limit.saturating_sub(recent.len());
+            recent.extend(run.positions.iter().skip(skip).take(room));
+        }
+        let has_store = state.stored.is_some();
+        drop(state);
+        // Nothing before the runs in memory, or nothing asked for there.
+        if !has_store || begins.is_some_and(|begins| begins <= from) {
+            return Ok(recent);
+        }
+        // Bounded by where memory begins: a batch may have reached the database by now.
+        let wanted = begins.map_or(limit, |begins| {
+            usize::try_from(begins - from).map_or(limit, |gap| gap.min(limit))
+        });
+        let mut positions = self.store()?.positions(stream, from, wanted)?;
+        positions.extend(recent);
+        positions.truncate(limit);
+        Ok(positions)
+    }
+
+    /// Position of a command's first event.
+    pub fn command(&self, id: Ulid) -> Result<Option<u64>, EngineError> {
+        self.position(id, |batch| batch.commands.get(&id), Store::command)
+    }
+
+    /// Position of an event.
+    pub fn event(&self, id: Ulid) -> Result<Option<u64>, EngineError> {
+        self.position(id, |batch| batch.events.get(&id), Store::event)
+    }
+
+    fn position(
+        &self,
+        id: Ulid,
+        recent: impl Fn(&Batch) -> Option<&u64>,
+        stored: impl Fn(&Store, Ulid) -> Result<Option<u64>, EngineError>,
+    ) -> Result<Option<u64>, EngineError> {
+        let state = self.shared.lock();
+        let leaving = state.leaving.as_deref();
+        let found = recent(&state.fresh).or_else(|| leaving.and_then(&recent));
+        if let Some(position) = found {
+            return Ok(Some(*position));
+        }
+        // Ids begin with a time, so almost every new one is newer than all that are stored.
+        if state.stored.is_none() || id > state.newest {
+            return Ok(None);
+        }
+        drop(state);
+        stored(self.store()?, id)
+    }
+
+    fn store(&self) -> Result<&Store, EngineError> {
+        if let Some(store) = self.store.get() {
+            return Ok(store);
+        }
+        let dir = self.shared.dir.as_ref().ok_or(EngineError::HeadMoved)?;
+        let opened = Store::reader(dir)?;
+        Ok(self.store.get_or_init(|| opened))
+    }
+}
