@@ -102,12 +102,13 @@ impl Source {
         &self,
         stream: &StreamId,
     ) -> Result<(Loaded<A>, u64, Vec<Segment>), Failure> {
-        let mut segments = vec![Segment {
+        let mut segments = Vec::new();
+        let mut at = Segment {
             stream: stream.clone(),
             until: None,
-        }];
-        let mut at = segments[0].clone();
+        };
         loop {
+            segments.push(at.clone());
             if let Some(loaded) = self.latest::<A>(&at).await? {
                 let from = loaded.revision.map_or(0, |revision| revision + 1);
                 return Ok((loaded, from, segments));
@@ -137,7 +138,6 @@ impl Source {
                 stream: branched.parent,
                 until: Some(branched.revision),
             };
-            segments.push(at.clone());
         }
     }
 

@@ -12,7 +12,8 @@
 //! The rooms: [`EventLog`] (`log.rs`, `open.rs`) is the handle; `writer.rs` owns the one writer thread;
 //! `plan.rs` decides what a group of commands commits (no I/O of its own); `engines/` keeps the
 //! bytes and guards them; `index/` finds streams and ids in them and `view.rs` reads through both;
-//! `verify.rs` proves the log; `keys/` holds the keyring. There is no actix here.
+//! `verify.rs` proves the log; `branch.rs` lets a stream continue another one; `snapshots/` is a cache
+//! of states that the log alone can rebuild; `keys/` holds the keyring. There is no actix here.
 
 mod branch;
 pub mod chain;
