@@ -422,6 +422,49 @@ async fn no_route_answers_without_a_credential() {
     );
 }
 
+/// Goal: every path tells which methods it has, and has HEAD where it has GET; both without a body
+/// that the caller did not ask for.
+#[actix_rt::test]
+async fn every_path_tells_its_methods() {
+    let server = Server::start();
+    let nobody = server.api().without_key();
+    for (_, path, methods, who) in ROUTES {
+        let below = match who {
+            Who::Anybody => "",
+            Who::Key => "/api",
+            Who::Sandbox => "/api/sandboxes/{id}",
+        };
+        let path = format!("{below}{path}")
+            .replace("{id}", "sb-01m806v6r12w1bmtyq39z8xdwq")
+            .replace(['{', '}'], "");
+        let reply = nobody.call("BREW", &path, None).await;
+        reply.refused(405, "method not allowed");
+        let mut told: BTreeSet<_> = reply.header("allow").split(", ").collect();
+        assert_eq!(told.remove("HEAD"), methods.contains(&"GET"), "{path}");
+        assert_eq!(told, methods.iter().copied().collect(), "{path}");
+        let head = nobody.call("HEAD", &path, None).await;
+        let wanted = match methods.contains(&"GET") {
+            true => nobody.get(&path).await.status,
+            false => 405,
+        };
+        assert_eq!((head.status, head.text.as_str()), (wanted, ""), "{path}");
+    }
+
+    let api = server.api();
+    let id = api.project(&json!({ "name": "p" })).await;
+    for path in ["/api/projects".to_owned(), format!("/api/projects/{id}")] {
+        let (head, whole) = (api.call("HEAD", &path, None).await, api.get(&path).await);
+        assert_eq!((head.status, head.text.as_str()), (200, ""), "{path}");
+        let length = whole.text.len().to_string();
+        assert_eq!(head.header("content-length"), length, "{path}");
+        assert_eq!(head.header("content-type"), whole.header("content-type"));
+        // The connection is still in step: the next reply on it is read as its own.
+        assert_eq!(api.get(&path).await.text, whole.text);
+    }
+    let made = api.call("HEAD", "/api/nope", None).await;
+    assert_eq!((made.status, made.text.as_str()), (404, ""));
+}
+
 /// `file path METHODS` of every `web::resource("…")` in `src/http`.
 fn routes_of_the_source() -> BTreeSet<String> {
     let folder = std::path::Path::new(env!("CARGO_MANIFEST_DIR")).join("src/http");
@@ -442,7 +485,7 @@ fn routes_of_the_source() -> BTreeSet<String> {
                 continue;
             };
             let (at, rest) = piece.split_once('"').expect("a closed literal");
-            let routes = rest.split(".default_service").next().unwrap_or_default();
+            let routes = rest.split(';').next().unwrap_or_default();
             let verbs = ["DELETE", "GET", "PATCH", "POST", "PUT"];
             let used = verbs
                 .into_iter()
@@ -452,8 +495,8 @@ fn routes_of_the_source() -> BTreeSet<String> {
                 used.collect::<Vec<_>>().join(",")
             ));
             assert!(
-                rest.contains(".default_service(web::to(no_method))"),
-                "{file} {at}: 405"
+                !routes.contains("default_service"),
+                "{file} {at}: other methods are answered in one place"
             );
         }
     }
@@ -499,6 +542,12 @@ async fn every_reply_has_a_request_id_and_cors() {
             !reply.header("access-control-allow-origin").is_empty(),
             "{path}"
         );
+        let exposed = reply.header("access-control-expose-headers");
+        for header in ["x-request-id", "idempotent-replayed", "retry-after"] {
+            let mut names = exposed.split(',').map(str::trim);
+            let there = names.any(|name| name.eq_ignore_ascii_case(header));
+            assert!(there, "{path}: pages may read {header}, of {exposed}");
+        }
         let made = api.call(method, path, None).await.ok(status);
         assert!(!made.header("x-request-id").is_empty(), "{path}");
     }
@@ -527,7 +576,10 @@ async fn every_reply_has_a_request_id_and_cors() {
         .without_key()
         .with_header("origin", "https://x.test")
         .with_header("access-control-request-method", "PUT")
-        .with_header("access-control-request-headers", "x-api-key, content-type");
+        .with_header(
+            "access-control-request-headers",
+            "x-api-key, content-type, idempotency-key",
+        );
     for path in [
         "/api/projects",
         "/api/secret-stores/x/secrets/A",
@@ -547,7 +599,9 @@ async fn every_reply_has_a_request_id_and_cors() {
             .header("access-control-allow-headers")
             .to_ascii_lowercase();
         assert!(
-            headers.contains("x-api-key") && headers.contains("content-type"),
+            ["x-api-key", "content-type", "idempotency-key"]
+                .iter()
+                .all(|name| headers.contains(name)),
             "{path}"
         );
         assert!(!reply.header("x-request-id").is_empty(), "{path}");

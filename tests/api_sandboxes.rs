@@ -438,6 +438,9 @@ async fn commands_and_files_answer_as_the_contract_says() {
         "name": "a b.bin", "isDir": false, "size": 100_000, "path": "/workspace/a b.bin",
     }]);
     assert_eq!(listed, wanted);
+    let head = api.call("HEAD", &file, None).await.ok(200);
+    let length = head.header("content-length");
+    assert_eq!((length, head.text.as_str()), ("100000", ""));
     api.delete(&file).await.ok(204);
     api.get(&file).await.ok(404);
     let missing = "path query parameter is required";

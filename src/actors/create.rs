@@ -9,6 +9,7 @@ use ulid::Ulid;
 
 use super::aggregate::Reject;
 use super::entity::Failure;
+use super::idempotency::{Begun, Created, First, Keyed};
 use super::platform::{Caller, Platform};
 use super::project::{Project, check_name, check_size};
 use super::sandbox::{Sandbox, SandboxCommand, timeout};
@@ -74,17 +75,34 @@ struct LayerSecret {
 }
 
 impl Platform {
-    /// Creates a sandbox and returns once it can run commands. When that fails, nothing remains.
+    /// Creates a sandbox, once for each key, and returns when it can run commands. When that fails,
+    /// nothing remains, and the key may be tried again.
     pub async fn create_sandbox(
         self: &Arc<Self>,
         caller: &Caller,
         request: CreateSandbox,
+        keyed: Option<&Keyed>,
+    ) -> Result<Created<Sandbox>, Failure> {
+        let first = match self.begin(caller, keyed).await? {
+            Begun::First(first) => first,
+            Begun::Repeat(state) => return Ok(Created::again(state)),
+        };
+        let made = self.make_sandbox(caller, request, &first).await;
+        self.conclude(first, made.map(Arc::new)).await
+    }
+
+    async fn make_sandbox(
+        self: &Arc<Self>,
+        caller: &Caller,
+        request: CreateSandbox,
+        first: &First,
     ) -> Result<Sandbox, Failure> {
         let id = SandboxId::generate();
         let _in_work = self.begin_work(&id);
         let (created, secrets) = self.plan(caller, &id, &request).await?;
         let place = self.take_place(caller)?;
         let stream = Sandbox::stream(&id);
+        let beside = first.beside(&stream)?;
         let (platform, own, envs) = (self.clone(), stream.clone(), request.envs.clone());
         let sealed = off_runtime(move || platform.seal_set(&own, secrets, &envs)).await;
         let accepted = match sealed {
@@ -94,7 +112,7 @@ impl Platform {
                     sealed: Box::new(sealed),
                     intent: Ulid::generate(),
                 };
-                self.execute(&self.sandboxes, &stream, command, &caller.who())
+                self.execute_beside(&self.sandboxes, &stream, command, &caller.who(), beside)
                     .await
             }
             Err(failure) => Err(failure),

@@ -82,6 +82,25 @@ pub struct Execute<A: Aggregate> {
     pub id: Ulid,
     /// Who asked for it.
     pub who: Who,
+    /// Recorded in the same commit, or nothing is.
+    pub beside: Vec<Beside>,
+}
+
+/// An event of a stream that is no entity's, for the commit of a command. When its stream is not as
+/// expected, the command fails with [`AppendError::Conflict`] for that stream.
+#[derive(Debug, Clone)]
+pub struct Beside {
+    /// Where its stream must be.
+    pub expected: Expected,
+    /// The event.
+    pub event: NewEvent,
+}
+
+impl<A: Aggregate> Execute<A> {
+    fn is_beside(&self, stream: &StreamId) -> bool {
+        let mut beside = self.beside.iter();
+        beside.any(|beside| beside.event.stream == *stream)
+    }
 }
 
 impl<A: Aggregate> Message for Execute<A> {
@@ -249,7 +268,7 @@ async fn execute<A: Aggregate>(
                 return Ok((current, Some(appended.last_position)));
             }
             // Somebody else was faster: on this stream (reload) or on a name (read it anew).
-            Err(AppendError::Conflict { .. }) => continue,
+            Err(AppendError::Conflict { stream, .. }) if !message.is_beside(&stream) => continue,
             Err(failure) => return Err((None, failure.into())),
         }
     }
@@ -278,6 +297,10 @@ async fn prepare<A: Aggregate>(
         expected.push((name.clone(), at));
         new.push(record(&name, &event)?);
     }
+    for beside in &message.beside {
+        expected.push((beside.event.stream.clone(), beside.expected));
+        new.push(beside.event.clone());
+    }
     Ok(Append {
         command: message.id,
         expected,
@@ -288,7 +311,8 @@ async fn prepare<A: Aggregate>(
     })
 }
 
-fn record(stream: &StreamId, event: &impl Family) -> Result<NewEvent, Failure> {
+/// An event of `stream` as the log takes it.
+pub(super) fn record(stream: &StreamId, event: &impl Family) -> Result<NewEvent, Failure> {
     Ok(NewEvent {
         id: Ulid::generate(),
         stream: stream.clone(),

@@ -193,14 +193,8 @@ impl Platform {
         self.handles.find(sandbox, id)
     }
 
-    /// Starts a command and captures its output, whether somebody waits for it or not.
-    pub fn start_command(
-        self: &Arc<Self>,
-        live: &Arc<LiveSandbox>,
-        request: ProcessRequest,
-    ) -> Result<Arc<Handle>, Failure> {
-        let mut session = session(live, request)?;
-        session.timeout.get_or_insert(TIMEOUT_DEFAULT);
+    /// Runs a command and captures its output, whether somebody waits for it or not.
+    pub(super) fn capture(&self, live: &Arc<LiveSandbox>, session: StartSession) -> Arc<Handle> {
         let handle = Arc::new(Handle {
             id: session.session_id.clone(),
             sandbox: live.details.sandbox_id.clone(),
@@ -221,7 +215,7 @@ impl Platform {
             }
             captured.finished.send_replace(Some(Instant::now()));
         });
-        Ok(handle)
+        handle
     }
 }
 
@@ -234,8 +228,21 @@ fn fail(output: &mut Captured, error: GuestError) {
     }
 }
 
+/// The same as [`session`], for a command that somebody waits for.
+pub(super) fn command(
+    live: &LiveSandbox,
+    request: ProcessRequest,
+) -> Result<StartSession, Failure> {
+    let mut session = session(live, request)?;
+    session.timeout.get_or_insert(TIMEOUT_DEFAULT);
+    Ok(session)
+}
+
 /// Checks a request and turns it into a session of the guest.
-pub fn session(live: &LiveSandbox, request: ProcessRequest) -> Result<StartSession, Failure> {
+pub(super) fn session(
+    live: &LiveSandbox,
+    request: ProcessRequest,
+) -> Result<StartSession, Failure> {
     if request.cmd.is_empty() {
         return Err(Reject::invalid("cmd is required").into());
     }

@@ -11,7 +11,7 @@ use actix::prelude::*;
 use ulid::Ulid;
 
 use super::aggregate::Aggregate;
-use super::entity::{Done, Entity, Execute, Failure, Inspect, Leave};
+use super::entity::{Beside, Done, Entity, Execute, Failure, Inspect, Leave};
 use super::loading::{Resident, Source};
 use crate::events::{Actor as Who, EventLog, Snapshots, StreamId};
 
@@ -94,12 +94,24 @@ impl<A: Aggregate + Unpin> Registry<A> {
         command: A::Command,
         who: &Who,
     ) -> Result<Done<A>, Failure> {
+        self.execute_beside(stream, command, who, Vec::new()).await
+    }
+
+    /// Has the entity of `stream` decide `command`, and records `beside` in the same commit.
+    pub async fn execute_beside(
+        &self,
+        stream: &StreamId,
+        command: A::Command,
+        who: &Who,
+        beside: Vec<Beside>,
+    ) -> Result<Done<A>, Failure> {
         let (command, id) = (Arc::new(command), Ulid::generate());
         for _ in 0..ATTEMPTS_MAX {
             let message = Execute {
                 command: command.clone(),
                 id,
                 who: who.clone(),
+                beside: beside.clone(),
             };
             // An entity that was just leaving memory drops what is in its mailbox. Should it have
             // recorded the command all the same, the id keeps the log from taking it twice.

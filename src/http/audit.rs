@@ -8,7 +8,7 @@ use serde_json::{Value, json};
 
 use super::Api;
 use super::auth::WithKey;
-use super::error::{ApiError, ApiResult, no_method};
+use super::error::{ApiError, ApiResult};
 use super::projects::timestamp;
 use crate::actors::Caller;
 use crate::events::Recorded;
@@ -22,16 +22,8 @@ const SCAN_MAX: usize = 50_000;
 
 pub(super) fn routes(config: &mut web::ServiceConfig) {
     config
-        .service(
-            web::resource("/audit/events")
-                .route(web::get().to(events))
-                .default_service(web::to(no_method)),
-        )
-        .service(
-            web::resource("/audit/verify")
-                .route(web::post().to(verify))
-                .default_service(web::to(no_method)),
-        );
+        .service(web::resource("/audit/events").route(web::get().to(events)))
+        .service(web::resource("/audit/verify").route(web::post().to(verify)));
 }
 
 #[derive(Deserialize)]

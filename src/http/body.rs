@@ -22,29 +22,45 @@ impl<T: DeserializeOwned + 'static> FromRequest for Json<T> {
     type Future = LocalBoxFuture<'static, Result<Self, ApiError>>;
 
     fn from_request(request: &HttpRequest, payload: &mut Payload) -> Self::Future {
-        let bytes = Bytes::from_request(request, payload);
+        let bytes = read(request, payload);
         Box::pin(async move {
-            let bytes = bytes.await.map_err(|error| {
-                let status = error.as_response_error().status_code();
-                match status {
-                    StatusCode::PAYLOAD_TOO_LARGE => ApiError::new(
-                        status,
-                        format!("the request body must not exceed {JSON_BYTES_MAX} bytes"),
-                    ),
-                    _ => ApiError::bad_request("the request body could not be read"),
-                }
-            })?;
+            let bytes = bytes.await?;
             let parsed = parse(&bytes);
-            // The body may hold a secret: this copy of it does not stay behind.
-            if let Ok(mut own) = bytes.try_into_mut() {
-                own.as_mut().zeroize();
-            }
+            wipe(bytes);
             parsed.map(Self)
         })
     }
 }
 
-fn parse<T: DeserializeOwned>(bytes: &[u8]) -> Result<T, ApiError> {
+/// The bytes of a request's body, at most [`JSON_BYTES_MAX`].
+pub(super) fn read(
+    request: &HttpRequest,
+    payload: &mut Payload,
+) -> impl Future<Output = Result<Bytes, ApiError>> + use<> {
+    let bytes = Bytes::from_request(request, payload);
+    async move {
+        bytes.await.map_err(|error| {
+            let status = error.as_response_error().status_code();
+            match status {
+                StatusCode::PAYLOAD_TOO_LARGE => ApiError::new(
+                    status,
+                    format!("the request body must not exceed {JSON_BYTES_MAX} bytes"),
+                ),
+                _ => ApiError::bad_request("the request body could not be read"),
+            }
+        })
+    }
+}
+
+/// The body may hold a secret: this copy of it does not stay behind.
+pub(super) fn wipe(bytes: Bytes) {
+    if let Ok(mut own) = bytes.try_into_mut() {
+        own.as_mut().zeroize();
+    }
+}
+
+/// Reads a body as JSON; an absent one as `{}`.
+pub(super) fn parse<T: DeserializeOwned>(bytes: &[u8]) -> Result<T, ApiError> {
     let text = match bytes.iter().find(|byte| !byte.is_ascii_whitespace()) {
         None => b"{}",
         // Serde would read a list as the values of the fields in their order.

@@ -4,8 +4,9 @@
 use actix_web::http::StatusCode;
 use actix_web::{HttpResponse, ResponseError};
 use serde_json::{Value, json};
+use tracing::Instrument;
 
-use crate::actors::{Failure, Reject};
+use crate::actors::{Failure, Reject, SessionFailure};
 use crate::events::AppendError;
 use crate::sandbox::GuestError;
 
@@ -14,6 +15,8 @@ use crate::sandbox::GuestError;
 pub struct ApiError {
     status: StatusCode,
     body: Value,
+    /// The reason is in the server's log and nowhere else.
+    unexplained: bool,
 }
 
 /// What handlers return.
@@ -25,6 +28,7 @@ impl ApiError {
         Self {
             status,
             body: json!({ "error": text.into() }),
+            unexplained: false,
         }
     }
 
@@ -38,13 +42,20 @@ impl ApiError {
         Self::new(StatusCode::NOT_FOUND, format!("{what} not found"))
     }
 
-    /// 500; the reason goes to the server's log.
+    /// 500; the reason goes to the server's log, since it may name what is the operator's alone.
     pub fn internal(reason: impl std::fmt::Display) -> Self {
         tracing::error!(%reason, "request failed");
-        Self::new(
-            StatusCode::INTERNAL_SERVER_ERROR,
-            format!("internal error: {reason}"),
-        )
+        Self {
+            unexplained: true,
+            ..Self::new(StatusCode::INTERNAL_SERVER_ERROR, "internal error")
+        }
+    }
+
+    /// The envelope that leads from a reply without a reason to the reason.
+    pub(super) fn unexplained(&self, request: &str) -> Option<Value> {
+        let text =
+            format!("internal error: the server's log has the reason, for request {request}");
+        self.unexplained.then(|| json!({ "error": text }))
     }
 
     /// A further field of the envelope.
@@ -92,7 +103,18 @@ impl From<Failure> for ApiError {
                 Self::new(StatusCode::BAD_REQUEST, failure.to_string())
             }
             Failure::Gone(_) => Self::new(StatusCode::GONE, failure.to_string()),
-            Failure::Append(_) | Failure::Contended | Failure::Unavailable => {
+            Failure::Append(ref error) => {
+                tracing::error!(%failure, "request refused");
+                let text = match error {
+                    AppendError::Full { .. } => {
+                        "the server's disk is full, nothing was recorded: try again later"
+                    }
+                    AppendError::Stopped { .. } => "the server is stopping: try again later",
+                    _ => "the event log could not take the change: try again",
+                };
+                Self::new(StatusCode::SERVICE_UNAVAILABLE, text)
+            }
+            Failure::Contended | Failure::Unavailable => {
                 tracing::error!(%failure, "request refused");
                 Self::new(StatusCode::SERVICE_UNAVAILABLE, failure.to_string())
             }
@@ -104,6 +126,15 @@ impl From<Failure> for ApiError {
 impl From<Reject> for ApiError {
     fn from(reject: Reject) -> Self {
         Failure::from(reject).into()
+    }
+}
+
+impl From<SessionFailure> for ApiError {
+    fn from(failure: SessionFailure) -> Self {
+        match failure {
+            SessionFailure::Refused(failure) => failure.into(),
+            SessionFailure::Guest(error) => error.into(),
+        }
     }
 }
 
@@ -125,24 +156,20 @@ impl From<GuestError> for ApiError {
 }
 
 /// Runs work to its end even when the client hangs up meanwhile: an effect belongs to every intent.
-pub(super) async fn to_the_end<T: Send + 'static>(
-    work: impl Future<Output = Result<T, Failure>> + Send + 'static,
-) -> ApiResult<T> {
-    tokio::spawn(work)
+pub(super) async fn to_the_end<T, E>(
+    work: impl Future<Output = Result<T, E>> + Send + 'static,
+) -> ApiResult<T>
+where
+    T: Send + 'static,
+    E: Into<ApiError> + Send + 'static,
+{
+    tokio::spawn(work.in_current_span())
         .await
         .map_err(ApiError::internal)?
-        .map_err(ApiError::from)
+        .map_err(Into::into)
 }
 
 /// For paths that no route has.
 pub async fn no_route() -> ApiResult {
     Err(ApiError::new(StatusCode::NOT_FOUND, "no such route"))
-}
-
-/// For paths whose routes have other methods.
-pub async fn no_method() -> ApiResult {
-    Err(ApiError::new(
-        StatusCode::METHOD_NOT_ALLOWED,
-        "method not allowed",
-    ))
 }

@@ -12,10 +12,11 @@ use serde_json::{Value, json};
 use super::Api;
 use super::auth::WithSandbox;
 use super::body::Json;
-use super::error::{ApiError, ApiResult, no_method};
+use super::error::{ApiError, ApiResult, to_the_end};
 use super::exec_socket;
+use super::idempotency::{Create, created, marked};
 use super::projects::timestamp;
-use crate::actors::{Captured, Handle, ProcessRequest, session};
+use crate::actors::{Captured, Command, Handle, ProcessRequest};
 use crate::sandbox::SessionInfo;
 
 /// `exec/run` answers as a whole when the command ends within this time; later it sends the header
@@ -31,42 +32,17 @@ const SIGNAL_MAX: i32 = 64;
 
 pub(super) fn routes(config: &mut web::ServiceConfig) {
     config
-        .service(
-            web::resource("/exec/run")
-                .route(web::post().to(run))
-                .default_service(web::to(no_method)),
-        )
-        .service(
-            web::resource("/commands")
-                .route(web::post().to(run))
-                .default_service(web::to(no_method)),
-        )
-        .service(
-            web::resource("/exec/run-async")
-                .route(web::post().to(run_async))
-                .default_service(web::to(no_method)),
-        )
-        .service(
-            web::resource("/exec/{exec}/result")
-                .route(web::get().to(result))
-                .default_service(web::to(no_method)),
-        )
+        .service(web::resource("/exec/run").route(web::post().to(run)))
+        .service(web::resource("/commands").route(web::post().to(run)))
+        .service(web::resource("/exec/run-async").route(web::post().to(run_async)))
+        .service(web::resource("/exec/{exec}/result").route(web::get().to(result)))
         .service(
             web::resource("/exec")
                 .route(web::post().to(create_session))
-                .route(web::get().to(list_sessions))
-                .default_service(web::to(no_method)),
+                .route(web::get().to(list_sessions)),
         )
-        .service(
-            web::resource("/exec/{session}/kill")
-                .route(web::post().to(kill))
-                .default_service(web::to(no_method)),
-        )
-        .service(
-            web::resource("/exec/{session}")
-                .route(web::get().to(exec_socket::attach))
-                .default_service(web::to(no_method)),
-        );
+        .service(web::resource("/exec/{session}/kill").route(web::post().to(kill)))
+        .service(web::resource("/exec/{session}").route(web::get().to(exec_socket::attach)));
 }
 
 #[derive(Deserialize)]
@@ -108,11 +84,19 @@ fn render(captured: &Captured) -> Value {
     })
 }
 
-async fn run(api: web::Data<Api>, who: WithSandbox, Json(body): Json<ProcessBody>) -> ApiResult {
+/// Starts what a request asks for, unless it is a repeat.
+async fn start(api: &Api, who: WithSandbox, request: Create<ProcessBody>) -> ApiResult<Command> {
     let live = api.platform.live_sandbox(&who.caller, &who.id).await?;
-    let handle = api.platform.start_command(&live, body.into())?;
+    let Create { body, keyed } = request;
+    let platform = api.platform.clone();
+    to_the_end(platform.start_command(who.caller, live, body.into(), keyed)).await
+}
+
+async fn run(api: web::Data<Api>, who: WithSandbox, request: Create<ProcessBody>) -> ApiResult {
+    let Command { handle, replayed } = start(&api, who, request).await?;
     if handle.finished_within(WHOLE_REPLY_MAX).await {
-        return Ok(HttpResponse::Ok().json(render(&handle.captured())));
+        let reply = HttpResponse::Ok().json(render(&handle.captured()));
+        return Ok(marked(reply, replayed));
     }
     // Blanks before the object are legal JSON; whoever reads a byte knows we are alive.
     let body = stream::unfold(Some(handle), |state| async move {
@@ -129,30 +113,32 @@ async fn run(api: web::Data<Api>, who: WithSandbox, Json(body): Json<ProcessBody
             }
         })
     });
-    Ok(HttpResponse::Ok()
+    let reply = HttpResponse::Ok()
         .content_type("application/json")
-        .streaming(body))
+        .streaming(body);
+    Ok(marked(reply, replayed))
 }
 
 async fn run_async(
     api: web::Data<Api>,
     who: WithSandbox,
-    Json(body): Json<ProcessBody>,
+    request: Create<ProcessBody>,
 ) -> ApiResult {
-    let live = api.platform.live_sandbox(&who.caller, &who.id).await?;
-    let handle = api.platform.start_command(&live, body.into())?;
+    let Command { handle, replayed } = start(&api, who, request).await?;
     if handle.finished_within(ASYNC_HOLD).await {
         let captured = handle.captured();
         if !captured.truncated {
-            return Ok(HttpResponse::Ok().json(render(&captured)));
+            let reply = HttpResponse::Ok().json(render(&captured));
+            return Ok(marked(reply, replayed));
         }
     }
     api.platform.keep_handle(&handle)?;
-    Ok(HttpResponse::Accepted().json(json!({
+    let reply = HttpResponse::Accepted().json(json!({
         "execId": handle.id,
         "running": true,
         "startedAt": timestamp(Some(handle.started_at)),
-    })))
+    }));
+    Ok(marked(reply, replayed))
 }
 
 async fn result(
@@ -202,11 +188,16 @@ fn render_session(info: &SessionInfo, sandbox: &crate::ids::SandboxId) -> Value 
 async fn create_session(
     api: web::Data<Api>,
     who: WithSandbox,
-    Json(body): Json<ProcessBody>,
+    Create { body, keyed }: Create<ProcessBody>,
 ) -> ApiResult {
     let live = api.platform.live_sandbox(&who.caller, &who.id).await?;
-    let info = live.guest.start(session(&live, body.into())?).await?;
-    Ok(HttpResponse::Created().json(render_session(&info, &who.id)))
+    let start = api
+        .platform
+        .clone()
+        .start_session(who.caller, live, body.into(), keyed);
+    let session = to_the_end(start).await?;
+    let object = render_session(&session.info, &who.id);
+    Ok(created(&object, session.replayed))
 }
 
 async fn list_sessions(api: web::Data<Api>, who: WithSandbox) -> ApiResult {

@@ -14,7 +14,7 @@ use tokio_stream::wrappers::ReceiverStream;
 
 use super::Api;
 use super::auth::WithSandbox;
-use super::error::{ApiError, ApiResult, no_method};
+use super::error::{ApiError, ApiResult};
 
 /// Longest path (Linux's `PATH_MAX`).
 const PATH_BYTES_MAX: usize = 4096;
@@ -27,19 +27,10 @@ pub(super) fn routes(config: &mut web::ServiceConfig) {
             web::resource("/files")
                 .route(web::get().to(read))
                 .route(web::put().to(write))
-                .route(web::delete().to(remove))
-                .default_service(web::to(no_method)),
+                .route(web::delete().to(remove)),
         )
-        .service(
-            web::resource("/files/list")
-                .route(web::get().to(list))
-                .default_service(web::to(no_method)),
-        )
-        .service(
-            web::resource("/files/mkdir")
-                .route(web::post().to(make_dir))
-                .default_service(web::to(no_method)),
-        );
+        .service(web::resource("/files/list").route(web::get().to(list)))
+        .service(web::resource("/files/mkdir").route(web::post().to(make_dir)));
 }
 
 #[derive(Deserialize)]

@@ -4,22 +4,13 @@ use actix_web::{HttpResponse, web};
 use serde_json::json;
 
 use super::Api;
-use super::error::no_method;
 
 pub(super) fn routes(config: &mut web::ServiceConfig) {
     for (path, status) in [("/health", "ok"), ("/healthz", "alive")] {
         let reply = move || async move { HttpResponse::Ok().json(json!({ "status": status })) };
-        config.service(
-            web::resource(path)
-                .route(web::get().to(reply))
-                .default_service(web::to(no_method)),
-        );
+        config.service(web::resource(path).route(web::get().to(reply)));
     }
-    config.service(
-        web::resource("/readyz")
-            .route(web::get().to(ready))
-            .default_service(web::to(no_method)),
-    );
+    config.service(web::resource("/readyz").route(web::get().to(ready)));
 }
 
 /// Ready when the read models have the whole log.

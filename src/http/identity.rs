@@ -5,14 +5,9 @@ use serde_json::json;
 
 use super::Api;
 use super::auth::WithKey;
-use super::error::no_method;
 
 pub(super) fn routes(config: &mut web::ServiceConfig) {
-    config.service(
-        web::resource("/whoami")
-            .route(web::get().to(whoami))
-            .default_service(web::to(no_method)),
-    );
+    config.service(web::resource("/whoami").route(web::get().to(whoami)));
 }
 
 async fn whoami(api: web::Data<Api>, WithKey(caller): WithKey) -> HttpResponse {

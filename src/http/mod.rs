@@ -9,8 +9,11 @@ mod exec;
 mod exec_socket;
 mod files;
 mod health;
+mod idempotency;
 mod identity;
+mod methods;
 mod projects;
+mod request_id;
 mod sandboxes;
 mod secret_stores;
 mod server;
@@ -39,7 +42,8 @@ pub struct Api {
     pub(crate) no_auth: Option<OrgId>,
 }
 
-/// Every route.
+/// Every route. A resource states its methods and nothing else: `HEAD` and the answer to every other
+/// method come from [`methods`].
 pub fn routes(config: &mut web::ServiceConfig) {
     health::routes(config);
     config.service(

@@ -8,7 +8,8 @@ use time::format_description::well_known::Rfc3339;
 use super::Api;
 use super::auth::WithKey;
 use super::body::Json;
-use super::error::{ApiError, ApiResult, no_method, to_the_end};
+use super::error::{ApiError, ApiResult, to_the_end};
+use super::idempotency::{Create, created};
 use crate::actors::{NewSecret, Project, ProjectSettings};
 use crate::ids::{OrgId, ProjectId};
 use crate::secret::SecretValue;
@@ -18,26 +19,19 @@ pub(super) fn routes(config: &mut web::ServiceConfig) {
         .service(
             web::resource("/projects")
                 .route(web::get().to(list))
-                .route(web::post().to(create))
-                .default_service(web::to(no_method)),
+                .route(web::post().to(create)),
         )
         .service(
             web::resource("/projects/{id}")
                 .route(web::get().to(get))
                 .route(web::put().to(update))
-                .route(web::delete().to(delete))
-                .default_service(web::to(no_method)),
+                .route(web::delete().to(delete)),
         )
-        .service(
-            web::resource("/projects/{id}/secrets")
-                .route(web::get().to(list_secrets))
-                .default_service(web::to(no_method)),
-        )
+        .service(web::resource("/projects/{id}/secrets").route(web::get().to(list_secrets)))
         .service(
             web::resource("/projects/{id}/secrets/{name}")
                 .route(web::put().to(set_secret))
-                .route(web::delete().to(delete_secret))
-                .default_service(web::to(no_method)),
+                .route(web::delete().to(delete_secret)),
         );
 }
 
@@ -121,13 +115,13 @@ async fn list(api: web::Data<Api>, WithKey(caller): WithKey) -> ApiResult {
 async fn create(
     api: web::Data<Api>,
     WithKey(caller): WithKey,
-    Json(settings): Json<Settings>,
+    Create { body, keyed }: Create<Settings>,
 ) -> ApiResult {
-    let project = api
+    let made = api
         .platform
-        .create_project(&caller, settings.into())
+        .create_project(&caller, body.into(), keyed.as_ref())
         .await?;
-    Ok(HttpResponse::Created().json(render(&project, &caller.org)?))
+    Ok(created(&render(&made.state, &caller.org)?, made.replayed))
 }
 
 async fn get(api: web::Data<Api>, WithKey(caller): WithKey, id: web::Path<String>) -> ApiResult {

@@ -9,7 +9,8 @@ use serde_json::{Value, json};
 
 use super::auth::{WithKey, WithSandbox};
 use super::body::Json;
-use super::error::{ApiError, ApiResult, no_method, to_the_end};
+use super::error::{ApiError, ApiResult, to_the_end};
+use super::idempotency::{Create, created};
 use super::projects::timestamp;
 use super::{Api, REGION, WORKER};
 use crate::actors::{Caller, CreateSandbox, Sandbox};
@@ -25,8 +26,7 @@ pub(super) fn routes(config: &mut web::ServiceConfig) {
     config.service(
         web::resource("/sandboxes")
             .route(web::get().to(list))
-            .route(web::post().to(create))
-            .default_service(web::to(no_method)),
+            .route(web::post().to(create)),
     );
 }
 
@@ -36,24 +36,11 @@ pub(super) fn data_routes(config: &mut web::ServiceConfig) {
         .service(
             web::resource("")
                 .route(web::get().to(get))
-                .route(web::delete().to(delete))
-                .default_service(web::to(no_method)),
+                .route(web::delete().to(delete)),
         )
-        .service(
-            web::resource("/timeout")
-                .route(web::post().to(set_timeout))
-                .default_service(web::to(no_method)),
-        )
-        .service(
-            web::resource("/allowed-hosts")
-                .route(web::get().to(allowed_hosts))
-                .default_service(web::to(no_method)),
-        )
-        .service(
-            web::resource("/token/refresh")
-                .route(web::post().to(refresh_token))
-                .default_service(web::to(no_method)),
-        );
+        .service(web::resource("/timeout").route(web::post().to(set_timeout)))
+        .service(web::resource("/allowed-hosts").route(web::get().to(allowed_hosts)))
+        .service(web::resource("/token/refresh").route(web::post().to(refresh_token)));
 }
 
 #[derive(Deserialize)]
@@ -165,13 +152,16 @@ fn sandbox_domain(public_url: &str) -> String {
 async fn create(
     api: web::Data<Api>,
     WithKey(caller): WithKey,
-    Json(body): Json<CreateBody>,
+    Create { body, keyed }: Create<CreateBody>,
 ) -> ApiResult {
     let request = body.into_request()?;
     let platform = api.platform.clone();
-    let sandbox =
-        to_the_end(async move { platform.create_sandbox(&caller, request).await }).await?;
-    Ok(HttpResponse::Created().json(render(&api, &sandbox, &caller)?))
+    let make = async move {
+        let keyed = keyed.as_ref();
+        platform.create_sandbox(&caller, request, keyed).await
+    };
+    let made = to_the_end(make).await?;
+    Ok(created(&render(&api, &made.state, &caller)?, made.replayed))
 }
 
 /// The filters of a list.

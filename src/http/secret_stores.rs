@@ -7,7 +7,8 @@ use serde_json::{Value, json};
 use super::Api;
 use super::auth::WithKey;
 use super::body::Json;
-use super::error::{ApiError, ApiResult, no_method, to_the_end};
+use super::error::{ApiError, ApiResult, to_the_end};
+use super::idempotency::{Create, created};
 use super::projects::{SecretBody, timestamp};
 use crate::actors::SecretStore;
 use crate::ids::{OrgId, StoreId};
@@ -17,26 +18,19 @@ pub(super) fn routes(config: &mut web::ServiceConfig) {
         .service(
             web::resource("/secret-stores")
                 .route(web::get().to(list))
-                .route(web::post().to(create))
-                .default_service(web::to(no_method)),
+                .route(web::post().to(create)),
         )
         .service(
             web::resource("/secret-stores/{id}")
                 .route(web::get().to(get))
                 .route(web::put().to(update))
-                .route(web::delete().to(delete))
-                .default_service(web::to(no_method)),
+                .route(web::delete().to(delete)),
         )
-        .service(
-            web::resource("/secret-stores/{id}/secrets")
-                .route(web::get().to(list_secrets))
-                .default_service(web::to(no_method)),
-        )
+        .service(web::resource("/secret-stores/{id}/secrets").route(web::get().to(list_secrets)))
         .service(
             web::resource("/secret-stores/{id}/secrets/{name}")
                 .route(web::put().to(set_secret))
-                .route(web::delete().to(delete_secret))
-                .default_service(web::to(no_method)),
+                .route(web::delete().to(delete_secret)),
         );
 }
 
@@ -74,13 +68,13 @@ async fn list(api: web::Data<Api>, WithKey(caller): WithKey) -> ApiResult {
 async fn create(
     api: web::Data<Api>,
     WithKey(caller): WithKey,
-    Json(given): Json<Settings>,
+    Create { body, keyed }: Create<Settings>,
 ) -> ApiResult {
-    let store = api
+    let made = api
         .platform
-        .create_store(&caller, given.name, given.egress_allowlist)
+        .create_store(&caller, body.name, body.egress_allowlist, keyed.as_ref())
         .await?;
-    Ok(HttpResponse::Created().json(render(&store, &caller.org)?))
+    Ok(created(&render(&made.state, &caller.org)?, made.replayed))
 }
 
 async fn get(api: web::Data<Api>, WithKey(caller): WithKey, id: web::Path<String>) -> ApiResult {

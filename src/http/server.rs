@@ -6,10 +6,9 @@ use std::net::{IpAddr, Ipv4Addr, Ipv6Addr, SocketAddr, TcpListener};
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
 
-use actix_web::body::MessageBody;
-use actix_web::dev::{ServiceRequest, ServiceResponse};
-use actix_web::http::header::{HeaderName, HeaderValue};
-use actix_web::middleware::{Next, from_fn};
+use actix_cors::Cors;
+use actix_web::http::header::{ALLOW, RETRY_AFTER};
+use actix_web::middleware::from_fn;
 use actix_web::{App, HttpServer, web};
 use rustls::pki_types::CertificateDer;
 use rustls::pki_types::pem::PemObject;
@@ -17,6 +16,9 @@ use rustls::pki_types::pem::PemObject;
 use super::auth::Tokens;
 use super::body::JSON_BYTES_MAX;
 use super::error::ApiError;
+use super::idempotency::REPLAYED;
+use super::methods::with_methods;
+use super::request_id::{REQUEST_ID, with_request_id};
 use super::{Api, routes};
 use crate::actors::{Failure, Parts, Platform, Reconciler};
 use crate::config::{Config, Egress};
@@ -30,8 +32,6 @@ const FIRST_ORG: &str = "default";
 const BOOTSTRAP_KEY: &str = "OPENCOMPUTER_BOOTSTRAP_KEY";
 /// Seconds that open requests get when the server stops.
 const SHUTDOWN_SEC: u64 = 5;
-const REQUEST_ID: HeaderName = HeaderName::from_static("x-request-id");
-const REQUEST_ID_BYTES_MAX: usize = 128;
 
 /// Why the server did not start, with the way out.
 #[derive(Debug, thiserror::Error)]
@@ -154,7 +154,8 @@ pub async fn serve(config: Config, first_key: impl FnOnce(FirstKey<'_>)) -> Resu
     });
     let server = HttpServer::new(move || {
         App::new()
-            .wrap(actix_cors::Cors::permissive())
+            .wrap(from_fn(with_methods))
+            .wrap(cors())
             .wrap(from_fn(with_request_id))
             .app_data(api.clone())
             .app_data(web::PayloadConfig::new(JSON_BYTES_MAX))
@@ -185,6 +186,11 @@ pub async fn serve(config: Config, first_key: impl FnOnce(FirstKey<'_>)) -> Resu
     platform.let_go().await;
     log.close().await;
     Ok(())
+}
+
+/// Any origin may ask anything, with its own credentials, and read every header of ours.
+fn cors() -> Cors {
+    Cors::permissive().expose_headers([REQUEST_ID, REPLAYED, RETRY_AFTER, ALLOW])
 }
 
 /// Refuses a machine that can't isolate, and says what is weaker than it could be.
@@ -319,21 +325,4 @@ fn is_key(text: &str) -> bool {
                 .bytes()
                 .all(|b| b.is_ascii_digit() || (b'a'..=b'f').contains(&b))
     })
-}
-
-/// Echoes the caller's request id, or makes one, on every reply.
-async fn with_request_id(
-    request: ServiceRequest,
-    next: Next<impl MessageBody>,
-) -> Result<ServiceResponse<impl MessageBody>, actix_web::Error> {
-    let given = request.headers().get(&REQUEST_ID).cloned();
-    let id = given
-        .filter(|id| id.len() <= REQUEST_ID_BYTES_MAX)
-        .unwrap_or_else(|| {
-            let id = ulid::Ulid::generate().to_string();
-            HeaderValue::from_str(&id).unwrap_or_else(|_| HeaderValue::from_static("unknown"))
-        });
-    let mut reply = next.call(request).await?;
-    reply.headers_mut().insert(REQUEST_ID, id);
-    Ok(reply)
 }

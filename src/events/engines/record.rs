@@ -83,18 +83,41 @@ fn of(event: &Recorded) -> EventRecord<'_> {
     }
 }
 
-/// The commit whose first event has `first_position`; every content hash is made again.
-pub fn decode(first_position: u64, bytes: &[u8]) -> Result<Commit, EngineError> {
-    let damaged =
-        |position: u64, what: &str| EngineError::Damaged(format!("event {position}: {what}"));
-    let spoilt = |what: &str| damaged(first_position, what);
-    let record: Record<'_> =
-        postcard::from_bytes(bytes).map_err(|_| spoilt("its record can't be read"))?;
-    if record.version != VERSION {
-        return Err(spoilt("its record has an unknown version"));
+/// The commits in `bytes`, written there one behind the other, of which the first begins at
+/// `first_position`; only those that `wanted` takes by their first and last position. Of these every
+/// content hash is made again.
+pub fn decode(
+    first_position: u64,
+    mut bytes: &[u8],
+    wanted: impl Fn(u64, u64) -> bool,
+) -> Result<Vec<Commit>, EngineError> {
+    let (mut commits, mut position) = (Vec::new(), first_position);
+    while !bytes.is_empty() {
+        let (record, rest) = postcard::take_from_bytes::<Record<'_>>(bytes)
+            .map_err(|_| damaged(position, "its record can't be read"))?;
+        let count = u64::try_from(record.events.len()).unwrap_or(u64::MAX);
+        if record.version != VERSION {
+            return Err(damaged(position, "its record has an unknown version"));
+        }
+        if count == 0 {
+            return Err(damaged(position, "its commit has no event"));
+        }
+        let next = position.saturating_add(count);
+        if wanted(position, next - 1) {
+            commits.push(commit(position, record)?);
+        }
+        (bytes, position) = (rest, next);
     }
-    let recorded_at =
-        from_unix_ms(record.recorded_at_ms).ok_or_else(|| spoilt("its time is not one"))?;
+    Ok(commits)
+}
+
+fn damaged(position: u64, what: &str) -> EngineError {
+    EngineError::Damaged(format!("event {position}: {what}"))
+}
+
+fn commit(first_position: u64, record: Record<'_>) -> Result<Commit, EngineError> {
+    let recorded_at = from_unix_ms(record.recorded_at_ms)
+        .ok_or_else(|| damaged(first_position, "its time is not one"))?;
     let ulid = |id: Id| Ulid::from_bytes(id.into_array());
     let actor = Actor {
         org: record.org.map(|id| OrgId::from_bytes(id.into_array())),
@@ -124,9 +147,6 @@ pub fn decode(first_position: u64, bytes: &[u8]) -> Result<Commit, EngineError> 
             return Err(damaged(position, "its content does not match its hash"));
         }
         events.push(Arc::new(recorded));
-    }
-    if events.is_empty() {
-        return Err(spoilt("its commit has no event"));
     }
     Ok(Commit {
         number: record.number,

@@ -7,6 +7,7 @@
 use serde_json::value::RawValue;
 
 mod egress;
+mod idempotency;
 mod name;
 mod org;
 mod project;
@@ -15,6 +16,7 @@ mod secrets;
 mod store;
 
 pub use egress::{EgressDecided, EgressEvent};
+pub use idempotency::{IdempotencyEvent, IdempotencyRecorded, IdempotencyReleased};
 pub use name::{NameClaimed, NameEvent, NameReleased};
 pub use org::{KeyCreated, OrgCreated, OrgEvent};
 pub use project::{ProjectCreated, ProjectDeleted, ProjectEvent, ProjectUpdated};

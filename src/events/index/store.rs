@@ -36,8 +36,8 @@ const SCHEMA: &str = "
         positions BLOB NOT NULL,
         PRIMARY KEY (stream, first)
     ) STRICT, WITHOUT ROWID;
-    CREATE TABLE commands (id BLOB PRIMARY KEY, position INTEGER NOT NULL) STRICT, WITHOUT ROWID;
-    CREATE TABLE events   (id BLOB PRIMARY KEY, position INTEGER NOT NULL) STRICT, WITHOUT ROWID;";
+    CREATE TABLE commands (key INTEGER PRIMARY KEY, id BLOB NOT NULL, position INTEGER NOT NULL) STRICT;
+    CREATE TABLE events   (key INTEGER PRIMARY KEY, id BLOB NOT NULL, position INTEGER NOT NULL) STRICT;";
 const RUNS: &str = "SELECT first, positions FROM runs WHERE stream = ?1";
 
 /// What the seal says.
@@ -154,17 +154,15 @@ impl Store {
         tx.commit()
     }
 
-    /// Writes a batch, all or nothing. Its uniqueness is checked once more by the tables' own keys.
+    /// Writes a batch, all or nothing.
     pub fn write(&mut self, batch: &Batch) -> Result<(), EngineError> {
         let tx = self
             .conn
             .transaction_with_behavior(TransactionBehavior::Immediate)
             .map_err(failed)?;
         {
-            let sql = "INSERT INTO commands (id, position) VALUES (?1, ?2)";
-            insert_ids(&tx, sql, &batch.commands).map_err(failed)?;
-            let sql = "INSERT INTO events (id, position) VALUES (?1, ?2)";
-            insert_ids(&tx, sql, &batch.events).map_err(failed)?;
+            insert_ids(&tx, "commands", &batch.commands).map_err(failed)?;
+            insert_ids(&tx, "events", &batch.events).map_err(failed)?;
             let sql = "INSERT INTO runs (stream, first, positions) VALUES (?1, ?2, ?3)";
             let mut insert = tx.prepare_cached(sql).map_err(failed)?;
             let mut streams: Vec<_> = batch.streams.iter().collect();
@@ -252,35 +250,57 @@ impl Store {
 
     /// Position of a command's first event.
     pub fn command(&self, id: Ulid) -> Result<Option<u64>, EngineError> {
-        self.position("SELECT position FROM commands WHERE id = ?1", id)
+        self.position("commands", id)
     }
 
     /// Position of an event.
     pub fn event(&self, id: Ulid) -> Result<Option<u64>, EngineError> {
-        self.position("SELECT position FROM events WHERE id = ?1", id)
+        self.position("events", id)
     }
 
-    fn position(&self, sql: &str, id: Ulid) -> Result<Option<u64>, EngineError> {
-        let mut statement = self.conn.prepare_cached(sql).map_err(failed)?;
-        let found: Option<i64> = statement
-            .query_row([id.to_bytes()], |row| row.get(0))
-            .optional()
-            .map_err(failed)?;
-        Ok(found.map(i64::cast_unsigned))
+    fn position(&self, table: &'static str, id: Ulid) -> Result<Option<u64>, EngineError> {
+        let sql = format!("SELECT key, id, position FROM {table} WHERE key >= ?1 ORDER BY key");
+        let mut statement = self.conn.prepare_cached(&sql).map_err(failed)?;
+        let mut rows = statement.query([key(id)]).map_err(failed)?;
+        let mut expected = key(id);
+        while let Some(row) = rows.next().map_err(failed)? {
+            let (at, found): (i64, [u8; 16]) =
+                (row.get(0).map_err(failed)?, row.get(1).map_err(failed)?);
+            if at != expected {
+                break;
+            }
+            if found == id.to_bytes() {
+                let position: i64 = row.get(2).map_err(failed)?;
+                return Ok(Some(position.cast_unsigned()));
+            }
+            expected += 1;
+        }
+        Ok(None)
     }
+}
+
+/// Where a row for `id` is looked for: here, or behind rows that follow without a gap. The first 63
+/// bits of an id are its time and some of its randomness, so rows come in order at the tree's end and
+/// two seldom want the same place; an integer key costs a third of a key in bytes.
+fn key(id: Ulid) -> i64 {
+    i64::try_from(id.0 >> 65).unwrap_or(i64::MAX)
 }
 
 fn insert_ids(
     conn: &Connection,
-    sql: &str,
+    table: &'static str,
     ids: &foldhash::HashMap<Ulid, u64>,
 ) -> rusqlite::Result<()> {
     // In order, so that the tree grows at its end.
     let mut ids: Vec<_> = ids.iter().collect();
     ids.sort_unstable();
-    let mut insert = conn.prepare_cached(sql)?;
+    let sql = format!("INSERT OR IGNORE INTO {table} (key, id, position) VALUES (?1, ?2, ?3)");
+    let mut insert = conn.prepare_cached(&sql)?;
     for (id, position) in ids {
-        insert.execute(params![id.to_bytes(), position.cast_signed()])?;
+        let mut key = key(*id);
+        while insert.execute(params![key, id.to_bytes(), position.cast_signed()])? == 0 {
+            key += 1;
+        }
     }
     Ok(())
 }

@@ -72,7 +72,7 @@ fn find(path: &Path, text: &str) -> usize {
 /// The database as anyone with the file and no respect for triggers can write it.
 fn forger(dir: &Path) -> Connection {
     let conn = Connection::open(dir.join("log.db")).expect("the database opens");
-    for trigger in ["log_is_fixed", "commits_are_fixed"] {
+    for trigger in ["log_is_fixed", "blocks_are_fixed"] {
         for number in [1, 2] {
             conn.execute_batch(&format!("DROP TRIGGER {trigger}_{number}"))
                 .expect("dropped");
@@ -83,15 +83,17 @@ fn forger(dir: &Path) -> Connection {
 
 /// Writes other content in the place of the commit at `position`.
 fn forge(conn: &Connection, position: u64, change: impl FnOnce(&mut Commit)) {
-    let sql = "SELECT record FROM commits WHERE first_position = ?1";
+    let sql = "SELECT records FROM blocks WHERE first_position = ?1";
     let bytes: Vec<u8> = conn
         .query_row(sql, [position.cast_signed()], |row| row.get(0))
         .expect("a commit");
-    let mut commit = record::decode(position, &bytes).expect("as it was written");
+    let mut commit = record::decode(position, &bytes, |_, _| true)
+        .expect("as it was written")
+        .remove(0);
     change(&mut commit);
     let mut bytes = Vec::new();
     record::encode(&commit, &mut bytes).expect("encoded");
-    let sql = "UPDATE commits SET record = ?2 WHERE first_position = ?1";
+    let sql = "UPDATE blocks SET records = ?2 WHERE first_position = ?1";
     conn.execute(sql, params![position.cast_signed(), bytes])
         .expect("forged");
 }
@@ -263,7 +265,7 @@ async fn a_log_ahead_of_its_witness_opens_and_catches_up() {
 #[tokio::test]
 async fn a_forged_history_is_noticed() {
     type Forgery = fn(&Connection);
-    let remove = "DELETE FROM commits WHERE first_position = ";
+    let remove = "DELETE FROM blocks WHERE first_position = ";
     let forgeries: [(Forgery, &str); 6] = [
         (
             |conn| forge(conn, 5, |commit| event(commit).content_hash = [0; 32]),
@@ -330,9 +332,9 @@ async fn a_history_made_anew_is_noticed() {
         for position in 6..=12 {
             forge(&conn, position, |commit| {
                 if position == 6 {
-                    let sql = "SELECT record FROM commits WHERE first_position = 5";
+                    let sql = "SELECT records FROM blocks WHERE first_position = 5";
                     let bytes: Vec<u8> = conn.query_row(sql, [], |row| row.get(0)).expect("read");
-                    chain = Some(record::decode(5, &bytes).expect("whole").chain);
+                    chain = Some(record::decode(5, &bytes, |_, _| true).expect("whole")[0].chain);
                     change(event(commit));
                 }
                 event(commit).content_hash = content_hash(event(commit));
@@ -403,7 +405,7 @@ async fn tampering_with_an_open_log_is_noticed() {
     );
     Connection::open(dir.path().join("log.db"))
         .expect("the database opens")
-        .execute_batch("DELETE FROM commits WHERE first_position = 5")
+        .execute_batch("DELETE FROM blocks WHERE first_position = 5")
         .expect("forged");
     let refused = log
         .append(note("b", 6))
@@ -448,8 +450,8 @@ async fn the_database_is_append_only_by_itself() {
     let dir = closed_log().await;
     let conn = Connection::open(dir.path().join("log.db")).expect("the database opens");
     for sql in [
-        "UPDATE commits SET record = zeroblob(9)",
-        "DELETE FROM commits",
+        "UPDATE blocks SET records = zeroblob(9)",
+        "DELETE FROM blocks",
         "UPDATE log SET id = zeroblob(16)",
         "DELETE FROM log",
     ] {

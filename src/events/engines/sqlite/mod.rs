@@ -5,8 +5,8 @@
 //! and a group of commits is one transaction. SQLite's automatic checkpoint is off, because it
 //! swallows the errors of its own syncs; [`Engine::tidy`] makes the checkpoints and reports them.
 //! What SQLite can't tell is that a damaged WAL tail was dropped at recovery: that is the witness's
-//! part (`witness.rs`). Commits are rows in the order of the log and nothing else is kept here, so a
-//! group dirties the few pages at the end of one tree.
+//! part (`witness.rs`). Commits lie in the order of the log and nothing else is kept here, so a group
+//! dirties the few pages at the end of one tree.
 
 mod fence;
 mod open;
@@ -35,6 +35,10 @@ const WAL_BYTES_DUE: usize = 4 * 1024 * 1024;
 const WAL_PAGES_MAX: i64 = 16 * 1024;
 /// What a transaction adds to the WAL beside its data, in bytes: the ends of the tree, once.
 const WAL_BYTES_PER_GROUP: usize = 12 * 1024;
+
+/// Commits of one group go into a row together up to this size, in bytes: a row fills a page of
+/// SQLite's and costs about the same whatever is in it. A larger commit has a row of its own.
+const BLOCK_BYTES_MAX: usize = 3_900;
 
 /// The writer's connection. The fence is the last field: it falls after the files are closed.
 pub struct Sqlite {
@@ -96,13 +100,20 @@ impl Engine for Sqlite {
 
 /// Inserts the commits in one transaction; returns about how much it added to the WAL.
 fn write(view: &mut View, at: &Head, commits: &[Commit]) -> Result<usize, EngineError> {
-    let mut bytes = Vec::new();
-    let mut records = Vec::with_capacity(commits.len());
+    let (mut bytes, mut blocks) = (Vec::new(), Vec::new());
+    let (mut start, mut first_position) = (0, 0);
     for commit in commits {
-        let start = bytes.len();
+        let end = bytes.len();
         record::encode(commit, &mut bytes)?;
-        records.push((int(commit.first_position())?, start..bytes.len()));
+        if end > start && bytes.len() - start > BLOCK_BYTES_MAX {
+            blocks.push((first_position, start..end));
+            start = end;
+        }
+        if start == end {
+            first_position = int(commit.first_position())?;
+        }
     }
+    blocks.push((first_position, start..bytes.len()));
     if view.head()? != *at {
         return Err(EngineError::HeadMoved);
     }
@@ -112,10 +123,10 @@ fn write(view: &mut View, at: &Head, commits: &[Commit]) -> Result<usize, Engine
         .map_err(failed)?;
     {
         let mut insert = tx.prepare_cached(INSERT).map_err(failed)?;
-        for (first_position, range) in records {
-            let record = bytes.get(range).unwrap_or_default();
+        for (first_position, range) in blocks {
+            let records = bytes.get(range).unwrap_or_default();
             insert
-                .execute(params![first_position, record])
+                .execute(params![first_position, records])
                 .map_err(failed)?;
         }
     }
@@ -123,7 +134,7 @@ fn write(view: &mut View, at: &Head, commits: &[Commit]) -> Result<usize, Engine
     Ok(WAL_BYTES_PER_GROUP + bytes.len())
 }
 
-const INSERT: &str = "INSERT INTO commits (first_position, record) VALUES (?1, ?2)";
+const INSERT: &str = "INSERT INTO blocks (first_position, records) VALUES (?1, ?2)";
 
 /// Copies WAL pages into the database and syncs it. Returns pages in the WAL and pages copied.
 ///

@@ -1,6 +1,6 @@
 //! Reading: rows turned into commits whose content hashes were made again.
 
-use rusqlite::{Connection, OptionalExtension, Row};
+use rusqlite::{Connection, Row};
 use ulid::Ulid;
 
 use super::witness::{Found, Witness};
@@ -10,14 +10,11 @@ use crate::events::engines::{Commit, READ_BYTES_MAX, Reader, record};
 use crate::events::error::EngineError;
 use crate::events::event::Head;
 
-const FROM: &str = "SELECT first_position, record FROM commits WHERE first_position >= \
-     coalesce((SELECT max(first_position) FROM commits WHERE first_position <= ?1), 0) \
+const FROM: &str = "SELECT first_position, records FROM blocks WHERE first_position >= \
+     coalesce((SELECT max(first_position) FROM blocks WHERE first_position <= ?1), 0) \
      ORDER BY first_position";
-const BEFORE: &str = "SELECT first_position, record FROM commits WHERE first_position < ?1 \
+const BEFORE: &str = "SELECT first_position, records FROM blocks WHERE first_position < ?1 \
      ORDER BY first_position DESC";
-const LAST: &str =
-    "SELECT first_position, record FROM commits ORDER BY first_position DESC LIMIT 1";
-
 /// One connection's view of the log.
 pub struct View {
     pub(super) conn: Connection,
@@ -30,8 +27,16 @@ impl View {
         Self { conn, dir, log }
     }
 
-    /// Commits of the rows of `sql`, until `limit` or [`READ_BYTES_MAX`] is reached.
-    fn page(&self, sql: &str, at: u64, limit: usize) -> Result<Vec<Commit>, EngineError> {
+    /// Commits that `wanted` takes of the rows of `sql`, until `limit` or [`READ_BYTES_MAX`] is
+    /// reached.
+    fn page(
+        &self,
+        sql: &str,
+        at: u64,
+        limit: usize,
+        rows_ascend: bool,
+        wanted: impl Fn(u64, u64) -> bool,
+    ) -> Result<Vec<Commit>, EngineError> {
         // A bound beyond SQLite's range is as good as its end.
         let at = int(at).unwrap_or(i64::MAX);
         let mut statement = self.conn.prepare_cached(sql).map_err(failed)?;
@@ -41,10 +46,14 @@ impl View {
             let Some(row) = rows.next().map_err(failed)? else {
                 break;
             };
-            let commit = commit(row)?;
-            bytes += commit.bytes();
-            page.push(commit);
+            let mut found = block(row, &wanted)?;
+            if !rows_ascend {
+                found.reverse();
+            }
+            bytes += found.iter().map(Commit::bytes).sum::<usize>();
+            page.append(&mut found);
         }
+        page.truncate(limit);
         Ok(page)
     }
 }
@@ -55,33 +64,21 @@ impl Reader for View {
     }
 
     fn head(&self) -> Result<Head, EngineError> {
-        let mut statement = self.conn.prepare_cached(LAST).map_err(failed)?;
-        let last = statement
-            .query_row([], |row| Ok(commit(row)))
-            .optional()
-            .map_err(failed)?;
-        match last {
-            None => Ok(Head {
-                position: 0,
-                commit: 0,
-                chain: chain::genesis(self.log),
-            }),
-            Some(commit) => Ok(commit?.head()),
-        }
+        let empty = Head {
+            position: 0,
+            commit: 0,
+            chain: chain::genesis(self.log),
+        };
+        let last = self.commits_before(u64::MAX, 1)?;
+        Ok(last.first().map_or(empty, Commit::head))
     }
 
     fn commits(&self, from: u64, limit: usize) -> Result<Vec<Commit>, EngineError> {
-        let mut page = self.page(FROM, from, limit)?;
-        // The row found by its first position may end before `from`: only when `from` is beyond
-        // the end of the log.
-        if page.first().is_some_and(|c| c.head().position < from) {
-            page.remove(0);
-        }
-        Ok(page)
+        self.page(FROM, from, limit, true, |_, last| last >= from)
     }
 
     fn commits_before(&self, before: u64, limit: usize) -> Result<Vec<Commit>, EngineError> {
-        self.page(BEFORE, before, limit)
+        self.page(BEFORE, before, limit, false, |first, _| first < before)
     }
 
     fn witnessed(&self) -> Result<Option<Head>, EngineError> {
@@ -107,7 +104,7 @@ impl Reader for View {
     }
 }
 
-fn commit(row: &Row<'_>) -> Result<Commit, EngineError> {
+fn block(row: &Row<'_>, wanted: impl Fn(u64, u64) -> bool) -> Result<Vec<Commit>, EngineError> {
     let first: i64 = row.get(0).map_err(failed)?;
     let first = u64::try_from(first)
         .map_err(|_| EngineError::Damaged(format!("{first} where a position belongs")))?;
@@ -115,5 +112,5 @@ fn commit(row: &Row<'_>) -> Result<Commit, EngineError> {
     let bytes = bytes
         .as_blob()
         .map_err(|_| EngineError::Damaged(format!("event {first}: its record is not one")))?;
-    record::decode(first, bytes)
+    record::decode(first, bytes, wanted)
 }

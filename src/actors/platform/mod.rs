@@ -1,0 +1,200 @@
+//! The platform: every aggregate's registry, the read models, and what joins the log, the boxes
+//! and the seal. The door calls its methods, a file a kind of object; nothing here knows HTTP.
+
+mod orgs;
+mod projects;
+mod stores;
+
+use std::collections::HashMap;
+use std::sync::{Arc, Mutex, PoisonError};
+
+use tokio_util::task::TaskTracker;
+
+use super::aggregate::Aggregate;
+use super::catalog::Catalog;
+use super::entity::{Beside, Done, Failure};
+use super::exec::Handles;
+use super::idempotency::Keys;
+use super::live::LiveSandbox;
+use super::org::Org;
+use super::project::Project;
+use super::quota::Places;
+use super::registry::{Arbiters, Registry};
+use super::sandbox::Sandbox;
+use super::sealing::{ToShred, internal};
+use super::secret_store::SecretStore;
+use crate::config::Limits;
+use crate::events::{Actor as Who, EventLog, Keyring, Snapshots, StreamId};
+use crate::ids::{KeyId, OrgId, SandboxId};
+use crate::proxy::EgressSettings;
+use crate::sandbox::Driver;
+use crate::secret::SecretValue;
+
+pub use orgs::key_hash;
+
+/// Who calls: an organization and, unless the server asks for none, the key it used.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct Caller {
+    /// The organization.
+    pub org: OrgId,
+    /// The key.
+    pub key: Option<KeyId>,
+}
+
+impl Caller {
+    /// How the log names this caller.
+    pub fn who(&self) -> Who {
+        Who::api(self.org, self.key)
+    }
+}
+
+/// A secret as a caller gives it.
+pub struct NewSecret {
+    /// Its name.
+    pub name: String,
+    /// Its value.
+    pub value: SecretValue,
+    /// Hosts that may receive it; empty: any.
+    pub allowed_hosts: Vec<String>,
+}
+
+/// What the platform is made of.
+pub struct Parts {
+    /// The event log.
+    pub log: EventLog,
+    /// Short cuts to the entities' states.
+    pub snapshots: Snapshots,
+    /// The data keys.
+    pub keyring: Arc<Keyring>,
+    /// How sandboxes are isolated.
+    pub driver: Arc<dyn Driver>,
+    /// What sandboxes may reach.
+    pub egress: Arc<EgressSettings>,
+    /// Limits of the operator.
+    pub limits: Limits,
+}
+
+/// The platform.
+pub struct Platform {
+    pub(super) log: EventLog,
+    pub(super) snapshots: Snapshots,
+    pub(super) keyring: Arc<Keyring>,
+    pub(super) driver: Arc<dyn Driver>,
+    pub(super) egress: Arc<EgressSettings>,
+    pub(super) limits: Limits,
+    pub(super) catalog: Arc<Catalog>,
+    pub(super) orgs: Registry<Org>,
+    pub(super) projects: Registry<Project>,
+    pub(super) stores: Registry<SecretStore>,
+    pub(super) sandboxes: Registry<Sandbox>,
+    pub(super) live: Mutex<HashMap<SandboxId, Arc<LiveSandbox>>>,
+    /// Sandboxes that somebody is starting or stopping right now: the reconciler leaves them alone.
+    pub(super) in_work: Arc<Mutex<HashMap<SandboxId, usize>>>,
+    pub(super) places: Places,
+    /// What is deleted and has its data key still.
+    pub(super) to_shred: ToShred,
+    pub(super) proxy_arbiters: Arbiters,
+    pub(super) handles: Handles,
+    pub(super) idempotency: Keys,
+    pub(super) recorders: TaskTracker,
+}
+
+impl Platform {
+    /// Builds the platform and starts its read models; must run inside an actix system.
+    pub fn start(parts: Parts) -> Arc<Self> {
+        let arbiters = Arbiters::start(2);
+        let catalog = Arc::new(Catalog::default());
+        let (following, log) = (catalog.clone(), parts.log.clone());
+        arbiters
+            .next()
+            .spawn(async move { following.follow(log).await });
+        let (log, snapshots) = (parts.log.clone(), parts.snapshots);
+        Arc::new(Self {
+            orgs: Registry::with_snapshots(log.clone(), snapshots.clone(), arbiters.clone()),
+            projects: Registry::with_snapshots(log.clone(), snapshots.clone(), arbiters.clone()),
+            stores: Registry::with_snapshots(log.clone(), snapshots.clone(), arbiters.clone()),
+            sandboxes: Registry::with_snapshots(log, snapshots.clone(), arbiters),
+            snapshots,
+            catalog,
+            live: Mutex::default(),
+            in_work: Arc::default(),
+            places: Places::default(),
+            to_shred: Mutex::default(),
+            // The byte path has threads of its own, so that a busy sandbox can't slow commands.
+            proxy_arbiters: Arbiters::start(2),
+            handles: Handles::default(),
+            idempotency: Keys::default(),
+            recorders: TaskTracker::new(),
+            log: parts.log,
+            keyring: parts.keyring,
+            driver: parts.driver,
+            egress: parts.egress,
+            limits: parts.limits,
+        })
+    }
+
+    /// The read models.
+    pub fn catalog(&self) -> &Catalog {
+        &self.catalog
+    }
+
+    /// The event log.
+    pub fn log(&self) -> &EventLog {
+        &self.log
+    }
+
+    /// Limits of the operator.
+    pub fn limits(&self) -> &Limits {
+        &self.limits
+    }
+
+    /// A key for signing, of which `label` says what; the same after every restart.
+    pub fn signing_key(&self, label: &str) -> Result<zeroize::Zeroizing<[u8; 32]>, Failure> {
+        self.keyring
+            .derive(&StreamId::of("server", "signing"), label)
+            .map_err(internal)
+    }
+
+    /// Runs a command and waits until the read models have what it did.
+    pub(super) async fn execute<A: Aggregate + Unpin>(
+        &self,
+        registry: &Registry<A>,
+        stream: &StreamId,
+        command: A::Command,
+        who: &Who,
+    ) -> Result<Done<A>, Failure> {
+        let done = registry.execute(stream, command, who).await?;
+        Ok(self.seen(done).await)
+    }
+
+    /// The same with further events in the command's commit.
+    pub(super) async fn execute_beside<A: Aggregate + Unpin>(
+        &self,
+        registry: &Registry<A>,
+        stream: &StreamId,
+        command: A::Command,
+        who: &Who,
+        beside: Vec<Beside>,
+    ) -> Result<Done<A>, Failure> {
+        let done = registry
+            .execute_beside(stream, command, who, beside)
+            .await?;
+        Ok(self.seen(done).await)
+    }
+
+    /// Waits until the read models have what a command did.
+    async fn seen<A>(&self, done: Done<A>) -> Done<A> {
+        if let Some(position) = done.position {
+            self.catalog.caught_up(position).await;
+        }
+        done
+    }
+
+    pub(super) fn find_live(&self, id: &SandboxId) -> Option<Arc<LiveSandbox>> {
+        self.live
+            .lock()
+            .unwrap_or_else(PoisonError::into_inner)
+            .get(id)
+            .cloned()
+    }
+}
