@@ -5,6 +5,8 @@
 //! carry intents out, `proxy` is the actor that holds a sandbox's seal.
 
 mod aggregate;
+#[doc(hidden)]
+pub mod bench_support;
 mod catalog;
 mod create;
 mod entity;
@@ -13,6 +15,7 @@ mod history;
 mod idempotency;
 mod life;
 mod live;
+mod loading;
 mod model;
 mod names;
 mod org;

@@ -15,7 +15,7 @@ use super::versions::Versions;
 use crate::events::families::{
     DecodeError, Family, OrgEvent, ProjectEvent, SandboxEvent, SecretSet, StoreEvent,
 };
-use crate::events::{Recorded, Sealed};
+use crate::events::{BRANCH_KIND, Recorded, Sealed};
 use crate::ids::{KeyId, OrgId, ProjectId, SandboxId, StoreId};
 
 /// What is kept of secrets.
@@ -63,6 +63,10 @@ impl Model {
         let Some((family, id)) = recorded.stream.parts() else {
             return Ok(());
         };
+        // A branch's own events after this one say all that its row shows.
+        if recorded.kind == BRANCH_KIND {
+            return Ok(());
+        }
         match family {
             "org" => self.apply_org(id, recorded)?,
             "project" => {

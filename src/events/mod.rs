@@ -12,8 +12,10 @@
 //! The rooms: [`EventLog`] (`log.rs`, `open.rs`) is the handle; `writer.rs` owns the one writer thread;
 //! `plan.rs` decides what a group of commands commits (no I/O of its own); `engines/` keeps the
 //! bytes and guards them; `index/` finds streams and ids in them and `view.rs` reads through both;
-//! `verify.rs` proves the log; `keys/` holds the keyring. There is no actix here.
+//! `verify.rs` proves the log; `branch.rs` lets a stream continue another one; `snapshots/` is a cache
+//! of states that the log alone can rebuild; `keys/` holds the keyring. There is no actix here.
 
+mod branch;
 pub mod chain;
 mod engines;
 mod error;
@@ -32,6 +34,7 @@ mod readers;
 mod recent;
 mod replay;
 mod seek;
+mod snapshots;
 mod stream;
 mod subscription;
 #[cfg(test)]
@@ -40,6 +43,7 @@ mod verify;
 mod view;
 mod writer;
 
+pub use branch::{BRANCH_DEPTH_MAX, BRANCH_KIND, BranchError, Branched, LineageReader, Segment};
 pub use error::{AppendError, EngineError, ExportError, OpenError, ReadError, VerifyError};
 pub use event::{
     Actor, Append, Appended, COMMIT_BYTES_MAX, COMMIT_EVENTS_MAX, EVENT_DATA_BYTES_MAX, Head,
@@ -48,6 +52,7 @@ pub use event::{
 pub use keys::{KeyError, Keyring, MasterKey, SealContext, Sealed, open_keyring};
 pub use log::{EventLog, LogOptions, LogStats};
 pub use seek::CommitLink;
+pub use snapshots::{SNAPSHOTS_FILE, Slot, Snapshot, Snapshots};
 pub use stream::{BadStreamId, Expected, StreamId};
 pub use subscription::Subscription;
 pub use verify::VerifyReport;

@@ -24,7 +24,7 @@ use super::stop::{serve_until, told_to_stop};
 use super::{Api, routes};
 use crate::actors::{Failure, Parts, Platform, Reconciler};
 use crate::config::{Config, Egress};
-use crate::events::{EventLog, KeyError, LogOptions, OpenError, open_keyring};
+use crate::events::{EventLog, KeyError, LogOptions, OpenError, Snapshots, StreamId, open_keyring};
 use crate::proxy::EgressSettings;
 use crate::sandbox::{DriverError, NamespaceDriver, doctor};
 
@@ -124,8 +124,10 @@ pub async fn serve(config: Config, first_key: impl FnOnce(FirstKey<'_>)) -> Resu
         addr: config.listen,
         source,
     })?;
+    let snapshots_key = keyring.derive(&StreamId::of("server", "signing"), "state-snapshots")?;
     let platform = Platform::start(Parts {
         log: log.clone(),
+        snapshots: Snapshots::open(&config.data_dir.join("log"), snapshots_key),
         keyring: Arc::new(keyring),
         driver: Arc::new(driver),
         egress: Arc::new(egress_settings(&config.egress, listener.local_addr()?)?),

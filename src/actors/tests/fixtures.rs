@@ -11,6 +11,7 @@
 
 use std::collections::{BTreeMap, BTreeSet};
 use std::path::{Path, PathBuf};
+use std::sync::Arc;
 
 use serde_json::Value;
 use serde_json::value::RawValue;
@@ -27,8 +28,10 @@ use crate::events::families::{
     DecodeError, EgressDecided, EgressEvent, Family, IdempotencyEvent, IdempotencyRecorded,
     IdempotencyReleased, KINDS, NameEvent, OrgEvent, ProjectEvent, SandboxEvent, StoreEvent,
 };
-use crate::events::{Actor, Append, EventLog, NewEvent, Recorded, StreamId};
-use crate::ids::SandboxId;
+use crate::events::{
+    Actor, Append, BRANCH_KIND, Branched, EventLog, NewEvent, READ_EVENTS_MAX, Recorded, StreamId,
+};
+use crate::ids::{ProjectId, SandboxId};
 use crate::proxy::{Decision, Outcome, Protocol};
 
 /// Largest recording, in bytes.
@@ -119,7 +122,7 @@ async fn live_through_everything(log: &EventLog) {
     for act in acts {
         world.act(&act, false).await;
     }
-    for append in [egress(), key()] {
+    for append in [egress(), key(), branch(log).await] {
         log.append(append).await.expect("appended");
     }
 }
@@ -169,6 +172,19 @@ fn key() -> Append {
         IdempotencyEvent::Released(released),
     ];
     by_the_platform(&stream, &events)
+}
+
+/// A stream that continues the first project, before anything is in it.
+async fn branch(log: &EventLog) -> Append {
+    let events = log.read_all(1, READ_EVENTS_MAX).await.expect("read");
+    let is_project = |event: &&Arc<Recorded>| event.kind == "project.updated.v1";
+    let parent = events.iter().find(is_project).expect("a project");
+    let child = StreamId::of("project", ProjectId::generate());
+    let branched = log.branch_event(&child, &parent.stream, parent.revision);
+    Append {
+        events: vec![branched.await.expect("a branch")],
+        ..egress()
+    }
 }
 
 fn by_the_platform<F: Family>(stream: &StreamId, events: &[F]) -> Append {
@@ -277,6 +293,10 @@ fn decode(event: &Recorded) -> Result<(&'static str, Value), DecodeError> {
         let read = F::decode(&event.kind, &event.data)?;
         Ok((read.kind(), read.data().expect("JSON")))
     }
+    if let Some(branched) = Branched::read(&event.kind, &event.data) {
+        let branched = branched.expect("where the stream branches off");
+        return Ok((BRANCH_KIND, serde_json::to_value(branched).expect("JSON")));
+    }
     match event.stream.parts().map(|(family, _)| family) {
         Some("egress") => as_family::<EgressEvent>(event),
         Some("idem") => as_family::<IdempotencyEvent>(event),
@@ -365,7 +385,8 @@ fn what_is_written_today_is_what_the_newest_recording_has() {
          changes, so give the change a new version (`….v2`) and an upcaster beside its family; then \
          have `live_through_everything` do it and record (see the top of this file)"
     );
-    let known: BTreeSet<String> = KINDS.concat().into_iter().map(str::to_owned).collect();
+    let kinds = KINDS.concat().into_iter().chain([BRANCH_KIND]);
+    let known: BTreeSet<String> = kinds.map(str::to_owned).collect();
     let written: BTreeSet<String> = recorded.keys().cloned().collect();
     let missing: Vec<_> = known.difference(&written).collect();
     assert!(missing.is_empty(), "not recorded: {missing:?}; {way_out}");

@@ -1,10 +1,11 @@
 //! The log as a whole, through its public face: one file a promise.
 
 mod append;
+mod branch;
 mod crash;
 mod damage;
 mod export;
 mod failure;
 mod keys;
 mod subscribe;
-mod support;
+pub mod support;
