@@ -12,9 +12,11 @@
 //! The rooms: [`EventLog`] (`log.rs`, `open.rs`) is the handle; `writer.rs` owns the one writer thread;
 //! `plan.rs` decides what a group of commands commits (no I/O of its own); `engines/` keeps the
 //! bytes and guards them; `index/` finds streams and ids in them and `view.rs` reads through both;
-//! `verify.rs` proves the log; `keys/` holds the keyring. There is no actix here.
+//! `verify.rs` proves the log; `branch.rs` lets a stream continue another one; `snapshots/` is a cache
+//! of states that the log alone can rebuild; `keys/` holds the keyring. There is no actix here.
 
 mod backup;
+mod branch;
 pub mod chain;
 mod checkpoint;
 mod copy;
@@ -41,6 +43,8 @@ mod readers;
 mod recent;
 mod repair;
 mod replay;
+mod seek;
+mod snapshots;
 mod stream;
 mod subscription;
 #[cfg(test)]
@@ -50,6 +54,7 @@ mod view;
 mod writer;
 
 pub use backup::{BackupError, Manifest};
+pub use branch::{BRANCH_DEPTH_MAX, BRANCH_KIND, BranchError, Branched, LineageReader, Segment};
 pub use checkpoint::{
     Checkpoint, CheckpointError, CheckpointFolder, CheckpointKey, CheckpointOptions, Keeper,
     NOTE_BYTES_MAX, NoteError, PublicKey,
@@ -68,6 +73,8 @@ pub use maintenance::{DataFolder, MaintenanceError};
 pub use offline::OfflineLog;
 pub use proof::{Known, StreamReport};
 pub use repair::{Dropped, RepairError, RepairReport};
+pub use seek::CommitLink;
+pub use snapshots::{SNAPSHOTS_FILE, Slot, Snapshot, Snapshots};
 pub use stream::{BadStreamId, Expected, StreamId};
 pub use subscription::Subscription;
 pub use verify::VerifyReport;

@@ -2,7 +2,8 @@
 //!
 //! [`walk`] goes along the commits and leaves nothing to belief: numbers and positions without gaps,
 //! times that never go back, each event's content hash made again (by every read), its envelope
-//! compared with its commit and its revision with its stream, the chain hash made again.
+//! compared with its commit and its revision with its stream, the chain hash made again, and what a
+//! branch event says of its parent's event read again.
 //!
 //! At start-up a log of up to [`OPEN_EVENTS_MAX`] events is walked whole, together with the engine's
 //! own check of its files; so is a log of any size that was not closed in order, since its index is
@@ -13,6 +14,7 @@
 use foldhash::HashMap;
 use ulid::Ulid;
 
+use super::branch::{self, Place};
 use super::chain;
 use super::engines::{Commit, Reader};
 use super::error::{EngineError, VerifyError};
@@ -61,10 +63,22 @@ pub fn walk(
         }
         for commit in &page {
             walk.commit(commit)?;
+            branches(reader, commit)?;
         }
         visit(&page);
     }
     walk.end(reader.log(), until)
+}
+
+/// Checks what the branch events of a commit say of the events they name.
+pub fn branches(reader: &dyn Reader, commit: &Commit) -> Result<(), VerifyError> {
+    for event in &commit.events {
+        if let Some(what) = branch::fault(reader, &event.kind, &event.data, Place::of(event))? {
+            let what = format!("the branch event of {} is false: {what}", event.stream);
+            return Err(position_broken(event.position, &what));
+        }
+    }
+    Ok(())
 }
 
 /// Where every log begins.

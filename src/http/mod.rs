@@ -2,6 +2,7 @@
 //! envelope, credentials checked before anything else is looked at.
 
 mod audit;
+mod audit_follow;
 mod audit_proof;
 mod auth;
 mod body;
@@ -18,6 +19,7 @@ mod request_id;
 mod sandboxes;
 mod secret_stores;
 mod server;
+mod stop;
 
 use std::sync::Arc;
 
@@ -44,6 +46,7 @@ pub struct Api {
     pub(crate) no_auth: Option<OrgId>,
     /// Signs checkpoints of the event log.
     pub(crate) checkpoint_key: Arc<CheckpointKey>,
+    pub(crate) audit: audit_follow::Audit,
 }
 
 /// Every route. A resource states its methods and nothing else: `HEAD` and the answer to every other

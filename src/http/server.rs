@@ -13,18 +13,20 @@ use actix_web::{App, HttpServer, web};
 use rustls::pki_types::CertificateDer;
 use rustls::pki_types::pem::PemObject;
 
+use super::audit_follow::Audit;
 use super::auth::Tokens;
 use super::body::JSON_BYTES_MAX;
 use super::error::ApiError;
 use super::idempotency::REPLAYED;
 use super::methods::with_methods;
 use super::request_id::{REQUEST_ID, with_request_id};
+use super::stop::{serve_until, told_to_stop};
 use super::{Api, routes};
 use crate::actors::{Failure, Parts, Platform, Reconciler};
 use crate::config::{Config, Egress};
 use crate::events::{
     CheckpointError, CheckpointKey, CheckpointOptions, EventLog, Keeper, KeyError, LogOptions,
-    OpenError,
+    OpenError, Snapshots, StreamId,
 };
 use crate::proxy::EgressSettings;
 use crate::sandbox::{DriverError, NamespaceDriver, doctor};
@@ -132,8 +134,10 @@ pub async fn serve(config: Config, first_key: impl FnOnce(FirstKey<'_>)) -> Resu
         addr: config.listen,
         source,
     })?;
+    let snapshots_key = keyring.derive(&StreamId::of("server", "signing"), "state-snapshots")?;
     let platform = Platform::start(Parts {
         log: log.clone(),
+        snapshots: Snapshots::open(&config.data_dir.join("log"), snapshots_key),
         keyring: Arc::new(keyring),
         driver: Arc::new(driver),
         egress: Arc::new(egress_settings(&config.egress, listener.local_addr()?)?),
@@ -154,11 +158,13 @@ pub async fn serve(config: Config, first_key: impl FnOnce(FirstKey<'_>)) -> Resu
     }
     let org = bootstrap(&platform, &url, first_key).await?;
     Reconciler::start(&platform).await;
+    let stopping = told_to_stop()?;
     let api = web::Data::new(Api {
         tokens: Tokens::new(&*platform.signing_key("sandbox-token")?),
         public_url: config.public_url.clone().unwrap_or_else(|| url.clone()),
         no_auth: config.no_auth.then_some(org),
         checkpoint_key,
+        audit: Audit::new(log.clone(), stopping.clone()),
         platform: platform.clone(),
     });
     let server = HttpServer::new(move || {
@@ -180,17 +186,13 @@ pub async fn serve(config: Config, first_key: impl FnOnce(FirstKey<'_>)) -> Resu
     })
     .workers(2)
     .shutdown_timeout(SHUTDOWN_SEC)
+    .disable_signals()
     .listen(listener)?
     .run();
     announce(&config.data_dir, &url)?;
-    let stop = server.handle();
-    tokio::select! {
-        ended = server => ended?,
-        // What the log can't keep must not be acknowledged: the server ends, and says why.
-        reason = log.wait_stopped() => {
-            stop.stop(false).await;
-            return Err(ServeError::LogStopped(reason.to_string()));
-        }
+    // What the log can't keep must not be acknowledged: the server ends, and says why.
+    if let Some(reason) = serve_until(server, &stopping, log.wait_stopped()).await? {
+        return Err(ServeError::LogStopped(reason.to_string()));
     }
     platform.let_go().await;
     if let Some(keeper) = keeper {

@@ -1,8 +1,14 @@
-//! `oc audit`: what happened, from the event log, and the proof that the log is whole.
+//! `oc audit`: what happened and how things were, from the event log, and the proof that the log is
+//! whole.
 
+mod diff;
 mod export;
+mod follow;
 mod log;
 mod proof;
+mod replay;
+mod show;
+mod source;
 
 use clap::Subcommand;
 
@@ -17,6 +23,16 @@ pub(super) use log::{Event, detail, newest};
 pub enum Audit {
     /// Show recorded events, newest last
     Log(log::Log),
+    /// Show the last events, then each one as it is recorded
+    Tail(log::Tail),
+    /// Show one event in full, with its hashes
+    Show(show::Show),
+    /// Show projects, stores, sandboxes and keys as they were
+    ///
+    /// Secrets are shown by name and hosts; values are never there.
+    Replay(replay::Replay),
+    /// Show what changed between two points
+    Diff(diff::Diff),
     /// Check the whole log: every hash, every link, no gap
     ///
     /// The server checks its own log. With --file an export is checked, with --data-dir the folder
@@ -60,6 +76,10 @@ impl Audit {
     pub(super) async fn run(self, context: &Context) -> Result<(), CliError> {
         match self {
             Self::Log(log) => log.run(context).await,
+            Self::Tail(tail) => tail.run(context).await,
+            Self::Show(show) => show.run(context).await,
+            Self::Replay(replay) => replay.run(context).await,
+            Self::Diff(diff) => diff.run(context).await,
             Self::Verify(verify) => verify.run(context).await,
             Self::Export(export) => export.run(context).await,
             Self::Checkpoint => export::checkpoint(context).await,

@@ -2,6 +2,7 @@
 
 mod append;
 mod backup;
+mod branch;
 mod checkpoint;
 mod crash;
 mod damage;
@@ -12,4 +13,4 @@ mod repair;
 mod rotate;
 mod shred;
 mod subscribe;
-mod support;
+pub mod support;
