@@ -4,17 +4,17 @@
 //! replay give the same rows. A write waits (bounded) until the model has its position, so every
 //! later read sees it. Unknown kinds of events are skipped and counted.
 
-use std::sync::{PoisonError, RwLock};
+use std::sync::{Arc, PoisonError, RwLock};
 use std::time::Duration;
 
 use tokio::sync::watch;
 
-use super::model::Model;
+use super::model::{Change, Model};
 use super::project::Project;
 use super::sandbox::{Phase, Sandbox};
 use super::secret_store::SecretStore;
-use crate::events::families::{ProjectCreated, SandboxCreated, StoreCreated};
-use crate::events::{EventLog, ReadError, Recorded, StreamId};
+use crate::events::families::{DecodeError, ProjectCreated, SandboxCreated, StoreCreated};
+use crate::events::{EventLog, ReadError, Recorded, StreamId, VerifyError};
 use crate::ids::{KeyId, OrgId, SandboxId};
 
 /// Longest a reply waits for the model to catch up with its own write.
@@ -52,9 +52,19 @@ impl Default for Catalog {
 }
 
 impl Catalog {
-    /// Follows the log until it ends. Run once, as a task of its own.
+    /// Fills the models with all that `log` has, each event proved on the way. Run once, before
+    /// [`Catalog::follow`]. A log that does not prove itself must not be served.
+    pub async fn replay(self: &Arc<Self>, log: &EventLog) -> Result<(), VerifyError> {
+        let filled = Arc::clone(self);
+        let apply = move |recorded: &Arc<Recorded>, change| filled.take(recorded, change);
+        let report = log.replay(Change::of, apply).await?;
+        self.position.send_replace(report.head.position);
+        Ok(())
+    }
+
+    /// Follows the log from where the models are until it ends. Run once, as a task of its own.
     pub async fn follow(&self, log: EventLog) {
-        let mut subscription = log.subscribe(1);
+        let mut subscription = log.subscribe(self.position() + 1);
         loop {
             match subscription.next().await {
                 Ok(recorded) => {
@@ -86,11 +96,6 @@ impl Catalog {
         in_time
     }
 
-    /// Waits until the model has `position`, however long a replay takes.
-    pub async fn replayed(&self, position: u64) {
-        while !self.caught_up(position).await {}
-    }
-
     /// Position of the last event in the model.
     pub fn position(&self) -> u64 {
         *self.position.borrow()
@@ -113,8 +118,12 @@ impl Catalog {
 
     /// Takes one event into the model.
     pub fn apply(&self, recorded: &Recorded) {
+        self.take(recorded, Change::of(recorded));
+    }
+
+    fn take(&self, recorded: &Recorded, change: Result<Change, DecodeError>) {
         let mut model = self.model.write().unwrap_or_else(PoisonError::into_inner);
-        if let Err(error) = model.apply(recorded) {
+        if let Err(error) = model.take(recorded, change) {
             tracing::warn!(%error, position = recorded.position, skipped = model.skipped,
                 "event skipped by the read models");
         }

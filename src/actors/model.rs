@@ -54,39 +54,33 @@ impl Model {
 
     /// Takes one event. One that is not understood is counted and changes nothing.
     pub fn apply(&mut self, recorded: &Recorded) -> Result<(), DecodeError> {
-        let applied = self.take(recorded);
-        self.skipped += u64::from(applied.is_err());
-        applied
+        self.take(recorded, Change::of(recorded))
     }
 
-    fn take(&mut self, recorded: &Recorded) -> Result<(), DecodeError> {
-        let Some((family, id)) = recorded.stream.parts() else {
+    /// The same, with what [`Change::of`] made of the event.
+    pub fn take(
+        &mut self,
+        recorded: &Recorded,
+        change: Result<Change, DecodeError>,
+    ) -> Result<(), DecodeError> {
+        self.skipped += u64::from(change.is_err());
+        let Some((_, id)) = recorded.stream.parts() else {
             return Ok(());
         };
-        // A branch's own events after this one say all that its row shows.
-        if recorded.kind == BRANCH_KIND {
-            return Ok(());
-        }
-        match family {
-            "org" => self.apply_org(id, recorded)?,
-            "project" => {
-                let event = ProjectEvent::decode(&recorded.kind, &recorded.data)?;
+        match change? {
+            Change::Org(event) => self.apply_org(id, event, recorded),
+            Change::Project(event) => {
                 self.versions.of_project(id, &event, recorded.revision);
                 let kept = self.keep.of_project(event);
                 apply_row(&mut self.projects, id, kept, recorded);
             }
-            "store" => {
-                let event = StoreEvent::decode(&recorded.kind, &recorded.data)?;
+            Change::Store(event) => {
                 self.versions.of_store(id, &event, recorded.revision);
                 let kept = self.keep.of_store(event);
                 apply_row(&mut self.stores, id, kept, recorded);
             }
-            "sandbox" => {
-                let event = SandboxEvent::decode(&recorded.kind, &recorded.data)?;
-                self.apply_sandbox(id, event, recorded.revision);
-            }
-            // Names and egress records have no rows of their own.
-            _ => {}
+            Change::Sandbox(event) => self.apply_sandbox(id, event, recorded.revision),
+            Change::None => {}
         }
         Ok(())
     }
@@ -108,8 +102,7 @@ impl Model {
         }
     }
 
-    fn apply_org(&mut self, id: &str, recorded: &Recorded) -> Result<(), DecodeError> {
-        let event = OrgEvent::decode(&recorded.kind, &recorded.data)?;
+    fn apply_org(&mut self, id: &str, event: OrgEvent, recorded: &Recorded) {
         if let Ok(org) = id.parse::<OrgId>() {
             match &event {
                 OrgEvent::KeyCreated(key) => {
@@ -119,7 +112,35 @@ impl Model {
             }
         }
         apply_row(&mut self.orgs, id, Some(event), recorded);
-        Ok(())
+    }
+}
+
+/// What an event is to the rows: the part of a replay that needs no row, and so can be done on other
+/// threads.
+pub(super) enum Change {
+    Org(OrgEvent),
+    Project(ProjectEvent),
+    Store(StoreEvent),
+    Sandbox(SandboxEvent),
+    /// Nothing: names, egress records and idempotency keys have no rows of their own, and a branch's
+    /// own events after its first one say all that its row shows.
+    None,
+}
+
+impl Change {
+    /// Reads an event.
+    pub fn of(recorded: &Recorded) -> Result<Self, DecodeError> {
+        if recorded.kind == BRANCH_KIND {
+            return Ok(Self::None);
+        }
+        let (kind, data) = (&recorded.kind, &recorded.data);
+        Ok(match recorded.stream.parts() {
+            Some(("org", _)) => Self::Org(OrgEvent::decode(kind, data)?),
+            Some(("project", _)) => Self::Project(ProjectEvent::decode(kind, data)?),
+            Some(("store", _)) => Self::Store(StoreEvent::decode(kind, data)?),
+            Some(("sandbox", _)) => Self::Sandbox(SandboxEvent::decode(kind, data)?),
+            _ => Self::None,
+        })
     }
 }
 

@@ -3,7 +3,7 @@
 use super::engines::{Commit, Reader};
 use super::error::EngineError;
 use super::event::Head;
-use super::verify::{Walk, beginning};
+use super::verify::{Walk, beginning, branches};
 
 /// Commits read and written at once.
 const PAGE_COMMITS: usize = 512;
@@ -53,7 +53,11 @@ impl Prefix {
             let mut fault = None;
             let mut sound = 0;
             for commit in &page {
-                if let Err(error) = self.walk.commit(commit) {
+                let sound_so_far = self
+                    .walk
+                    .commit(commit)
+                    .and_then(|()| branches(reader, commit));
+                if let Err(error) = sound_so_far {
                     fault = Some(EngineError::from(error));
                     break;
                 }

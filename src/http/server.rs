@@ -26,7 +26,7 @@ use crate::actors::{Failure, Parts, Platform, Reconciler};
 use crate::config::{Config, Egress};
 use crate::events::{
     CheckpointError, CheckpointKey, CheckpointOptions, EventLog, Keeper, KeyError, LogOptions,
-    OpenError, Snapshots, StreamId,
+    OpenError, Snapshots, StreamId, VerifyError,
 };
 use crate::proxy::EgressSettings;
 use crate::sandbox::{DriverError, NamespaceDriver, doctor};
@@ -52,6 +52,12 @@ pub enum ServeError {
     /// The event log can't be opened.
     #[error(transparent)]
     Log(#[from] OpenError),
+    /// The event log does not prove itself.
+    #[error(
+        "the event log is damaged: {0}. Nothing was changed. Restore it from a backup, or keep what \
+         is whole of it with `oc log repair`"
+    )]
+    Unproved(VerifyError),
     /// The keys can't be opened.
     #[error(transparent)]
     Key(#[from] KeyError),
@@ -134,6 +140,8 @@ pub async fn serve(config: Config, first_key: impl FnOnce(FirstKey<'_>)) -> Resu
         addr: config.listen,
         source,
     })?;
+    // Nothing is decided before the whole log was read and proved: what a model that is behind
+    // doesn't know would look as if it were not there.
     let snapshots_key = keyring.derive(&StreamId::of("server", "signing"), "state-snapshots")?;
     let platform = Platform::start(Parts {
         log: log.clone(),
@@ -142,19 +150,15 @@ pub async fn serve(config: Config, first_key: impl FnOnce(FirstKey<'_>)) -> Resu
         driver: Arc::new(driver),
         egress: Arc::new(egress_settings(&config.egress, listener.local_addr()?)?),
         limits: config.limits,
-    });
+    })
+    .await
+    .map_err(ServeError::Unproved)?;
     let url = local_url(listener.local_addr()?);
     if config.listen.ip().is_unspecified() && config.public_url.is_none() {
         tracing::warn!(
             url,
             "clients elsewhere need an address of theirs: pass --public-url"
         );
-    }
-    // Nothing is decided before the whole log was read: what a model that is behind doesn't know
-    // would look as if it were not there.
-    tokio::select! {
-        () = platform.catalog().replayed(log.head().position) => {}
-        reason = log.wait_stopped() => return Err(ServeError::LogStopped(reason.to_string())),
     }
     let org = bootstrap(&platform, &url, first_key).await?;
     Reconciler::start(&platform).await;

@@ -24,7 +24,7 @@ use super::sandbox::Sandbox;
 use super::sealing::{ToShred, internal};
 use super::secret_store::SecretStore;
 use crate::config::Limits;
-use crate::events::{Actor as Who, EventLog, Keyring, Snapshots, StreamId};
+use crate::events::{Actor as Who, EventLog, Keyring, Snapshots, StreamId, VerifyError};
 use crate::ids::{KeyId, OrgId, SandboxId};
 use crate::proxy::EgressSettings;
 use crate::sandbox::Driver;
@@ -100,16 +100,18 @@ pub struct Platform {
 }
 
 impl Platform {
-    /// Builds the platform and starts its read models; must run inside an actix system.
-    pub fn start(parts: Parts) -> Arc<Self> {
-        let arbiters = Arbiters::start(2);
+    /// Builds the platform with its read models, which have all of the log when this returns; must
+    /// run inside an actix system. Fails on a log that does not prove itself.
+    pub async fn start(parts: Parts) -> Result<Arc<Self>, VerifyError> {
         let catalog = Arc::new(Catalog::default());
+        catalog.replay(&parts.log).await?;
+        let arbiters = Arbiters::start(2);
         let (following, log) = (catalog.clone(), parts.log.clone());
         arbiters
             .next()
             .spawn(async move { following.follow(log).await });
         let (log, snapshots) = (parts.log.clone(), parts.snapshots);
-        Arc::new(Self {
+        Ok(Arc::new(Self {
             orgs: Registry::with_snapshots(log.clone(), snapshots.clone(), arbiters.clone()),
             projects: Registry::with_snapshots(log.clone(), snapshots.clone(), arbiters.clone()),
             stores: Registry::with_snapshots(log.clone(), snapshots.clone(), arbiters.clone()),
@@ -130,7 +132,7 @@ impl Platform {
             driver: parts.driver,
             egress: parts.egress,
             limits: parts.limits,
-        })
+        }))
     }
 
     /// The read models.

@@ -21,7 +21,7 @@ pub async fn run(api: &Api, clients: usize, seconds: u64) -> Result<Vec<Duration
     let mut tasks = JoinSet::new();
     let mut ready = Vec::new();
     for client in 0..clients {
-        let made = json!({ "name": format!("bench-{client}") });
+        let made = json!({ "name": format!("bench-{clients}-{client}") });
         let project: Value = api
             .send(Method::POST, &["projects"], Some(body(&made)?))
             .await?;
