@@ -32,6 +32,7 @@ mod prepare;
 mod published;
 mod readers;
 mod recent;
+mod replay;
 mod snapshots;
 mod stream;
 mod subscription;

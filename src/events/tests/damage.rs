@@ -253,10 +253,7 @@ async fn a_log_ahead_of_its_witness_opens_and_catches_up() {
     std::fs::write(dir.path().join("head.witness"), stale).expect("written");
     let log = open(dir.path());
     assert_eq!(log.head().position, 7);
-    assert_eq!(
-        log.verify().await.expect("verified").witness,
-        Some(log.head())
-    );
+    witnessed(&log).await;
     log.close().await;
 }
 
@@ -318,7 +315,8 @@ async fn a_forged_history_is_noticed() {
 /// witness; and should the operator accept it, what it says must still be possible.
 #[tokio::test]
 async fn a_history_made_anew_is_noticed() {
-    let changes: [(fn(&mut Recorded), &str); 2] = [
+    type Change = fn(&mut Recorded);
+    let changes: [(Change, &str); 2] = [
         (
             |event| event.recorded_at -= time::Duration::days(1),
             "time goes backwards",
