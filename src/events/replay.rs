@@ -13,7 +13,7 @@ use super::engines::{Commit, Reader};
 use super::error::{EngineError, VerifyError};
 use super::event::{Head, Recorded};
 use super::log::EventLog;
-use super::verify::{VerifyReport, Walk, beginning};
+use super::verify::{VerifyReport, Walk, beginning, branches};
 
 /// Positions in one stretch.
 const STRETCH: u64 = 8_192;
@@ -101,6 +101,7 @@ fn decode<T>(
         next = last.head().position + 1;
         for commit in page {
             if (start..end).contains(&commit.first_position()) {
+                branches(reader, &commit)?;
                 let of = commit.events.iter().map(|event| prepare(event)).collect();
                 made.push((commit, of));
             }

@@ -26,6 +26,8 @@ pub struct Keyring {
 struct Inner {
     store: Store,
     wrapping: Key,
+    /// A destroyed key may still be in the WAL.
+    unwiped: bool,
 }
 
 /// Opens the keyring with the master key file, and finishes a rotation that a crash cut off between
@@ -76,7 +78,11 @@ impl Keyring {
         store.truncate_wal()?;
         Ok(Keyring {
             path: path.to_owned(),
-            inner: Mutex::new(Inner { store, wrapping }),
+            inner: Mutex::new(Inner {
+                store,
+                wrapping,
+                unwiped: false,
+            }),
         })
     }
 
@@ -122,9 +128,14 @@ impl Keyring {
     /// Destroys the stream's data key for good: every value sealed in the stream is lost. Returns
     /// whether there was a key. Safe to repeat; after an error it must be repeated.
     pub fn shred(&self, stream: &StreamId) -> Result<bool, KeyError> {
-        let inner = self.lock();
+        let mut inner = self.lock();
         let destroyed = inner.store.blank(stream)?;
-        inner.store.truncate_wal()?;
+        // A key that was destroyed before and is not in the WAL any more costs no sync.
+        if destroyed || inner.unwiped {
+            inner.unwiped = true;
+            inner.store.truncate_wal()?;
+            inner.unwiped = false;
+        }
         Ok(destroyed)
     }
 
