@@ -14,7 +14,7 @@ use super::error::{EngineError, ExportError};
 use super::event::{Head, Recorded};
 use super::log::EventLog;
 
-const PAGE_COMMITS: usize = 64;
+const PAGE_EVENTS: usize = 256;
 
 #[derive(Serialize)]
 struct HeaderLine {
@@ -88,7 +88,7 @@ fn export(reader: &dyn Reader, until: Head, out: &mut dyn Write) -> Result<(), E
     )?;
     let mut next = 1;
     while next <= until.position {
-        let page = reader.commits(next, PAGE_COMMITS)?;
+        let page = reader.commits(next, PAGE_EVENTS)?;
         let Some(last) = page.last().map(Commit::head) else {
             return Err(EngineError::Damaged(format!("event {next} is missing")).into());
         };
