@@ -5,6 +5,8 @@ use std::path::Path;
 use std::sync::Arc;
 use std::time::Duration;
 
+use rustix::mount::{MountPropagationFlags, mount_change};
+use rustix::thread::{UnshareFlags, unshare_unsafe};
 use serde_json::json;
 use ulid::Ulid;
 
@@ -165,4 +167,29 @@ pub async fn assert_index_agrees(log: &EventLog) {
         Ok::<_, EngineError>(view.commit_of(Ulid::generate())?.is_none())
     });
     assert!(agrees.await.expect("read"));
+}
+
+/// Runs `test` on a thread whose mounts are its own, after `prepare` has made some: nothing is left
+/// behind even when it fails. Prints that it is skipped where mounts can't be made.
+pub fn with_mounts(
+    prepare: impl FnOnce() -> rustix::io::Result<()> + Send + 'static,
+    test: impl FnOnce() + Send + 'static,
+) {
+    let alone = move || {
+        // SAFETY: of the thread's state only the mount table and the working directory are taken
+        // apart; no file descriptor table is, and this thread is ours alone.
+        let mounted = unsafe { unshare_unsafe(UnshareFlags::NEWNS) }
+            .and_then(|()| {
+                let private = MountPropagationFlags::PRIVATE | MountPropagationFlags::REC;
+                mount_change("/", private)
+            })
+            .and_then(|()| prepare());
+        match mounted {
+            Ok(()) => test(),
+            Err(error) => println!("skipped: a disk of its own can't be mounted: {error}"),
+        }
+    };
+    std::thread::spawn(alone)
+        .join()
+        .expect("the test thread ended well");
 }
