@@ -89,8 +89,8 @@ async fn a_torn_page_of_the_database_is_noticed() {
                     true => (page * PAGE, at),
                 };
                 let mut torn = bytes.clone();
-                for index in first..last {
-                    torn[index] = before.get(index).filter(|_| old).copied().unwrap_or(0);
+                for (index, byte) in torn.iter_mut().enumerate().take(last).skip(first) {
+                    *byte = before.get(index).filter(|_| old).copied().unwrap_or(0);
                 }
                 copy(whole.path(), dir.path());
                 torn_pages += usize::from(torn != bytes);

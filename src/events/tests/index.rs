@@ -271,6 +271,11 @@ async fn ids_that_look_alike_are_told_apart() {
     };
     check(&log).await;
     log.close().await;
+    // Without one, some of them had found no place on disk.
+    assert!(
+        dir.path().join("index.seal").exists(),
+        "the index has no seal"
+    );
     let log = start_small(dir.path(), Box::new(memory.clone())).expect("started");
     check(&log).await;
     log.close().await;

@@ -41,7 +41,12 @@ impl Maker {
         let actor = Actor {
             org: odd.then(|| OrgId::from_bytes([number as u8; 16])),
             key: odd.then(|| KeyId::from_bytes([7; 16])),
-            kind: if number % 3 == 0 { "x.y-z_0" } else { "api" }.into(),
+            kind: if number.is_multiple_of(3) {
+                "x.y-z_0"
+            } else {
+                "api"
+            }
+            .into(),
         };
         let (command, correlation, causation) = (Ulid::generate(), some(odd), some(!odd));
         let mut events = Vec::new();
@@ -200,7 +205,7 @@ pub fn commits_page_in_both_directions(subject: &dyn Subject) {
     let mut engine = subject.engine();
     let mut maker = Maker::new(&*engine);
     let mut list: Vec<Commit> = Vec::new();
-    for _ in 0..12 {
+    for _ in 0..8 {
         let at = maker.head;
         let size = |random: &mut StdRng| random.random_range(2..1_500);
         let group: Vec<_> = (0..random.random_range(1..9))
@@ -212,6 +217,10 @@ pub fn commits_page_in_both_directions(subject: &dyn Subject) {
         engine.append(&at, &group).expect("appended");
         list.extend(group);
     }
+    let shape = |commits: &[Commit]| -> Vec<_> {
+        let shape = |c: &Commit| (c.number, c.chain, c.first_position(), c.events.len());
+        commits.iter().map(shape).collect()
+    };
     let end = maker.head.position;
     let edges = [
         end + 1,
@@ -221,7 +230,7 @@ pub fn commits_page_in_both_directions(subject: &dyn Subject) {
         u64::MAX,
     ];
     for at in (0..=end).chain(edges) {
-        for limit in [0, 1, 2, 5, 1_000, usize::MAX] {
+        for limit in [0, 1, 5, usize::MAX] {
             let mut events = 0;
             let mut within = |commit: &&Commit| {
                 let fits = events < limit;
@@ -231,7 +240,7 @@ pub fn commits_page_in_both_directions(subject: &dyn Subject) {
             let from = list.iter().filter(|commit| commit.head().position >= at);
             let wanted: Vec<_> = from.take_while(&mut within).cloned().collect();
             let found = engine.view().commits(at, limit).expect("read");
-            assert_eq!(bytes(&found), bytes(&wanted), "from {at}, {limit}");
+            assert_eq!(shape(&found), shape(&wanted), "from {at}, {limit}");
             events = 0;
             let mut within = |commit: &&Commit| {
                 let fits = events < limit;
@@ -244,7 +253,7 @@ pub fn commits_page_in_both_directions(subject: &dyn Subject) {
                 .filter(|commit| commit.first_position() < at);
             let wanted: Vec<_> = before.take_while(&mut within).cloned().collect();
             let found = engine.view().commits_before(at, limit).expect("read");
-            assert_eq!(bytes(&found), bytes(&wanted), "before {at}, {limit}");
+            assert_eq!(shape(&found), shape(&wanted), "before {at}, {limit}");
         }
     }
 }
@@ -254,9 +263,9 @@ pub fn pages_of_large_commits_are_bounded(subject: &dyn Subject) {
     let mut engine = subject.engine();
     let mut maker = Maker::new(&*engine);
     let mut commits = 0;
-    for size in [EVENT_DATA_BYTES_MAX, 300_000, 3_000] {
+    for (size, count) in [(EVENT_DATA_BYTES_MAX, 3), (300_000, 3), (3_000, 9)] {
         let at = maker.head;
-        let group: Vec<_> = (0..9).map(|_| maker.commit(&[size; 4])).collect();
+        let group: Vec<_> = (0..count).map(|_| maker.commit(&[size; 4])).collect();
         commits += group.len();
         engine.append(&at, &group).expect("appended");
     }
@@ -303,8 +312,11 @@ pub fn a_view_sees_whole_groups_only(subject: &dyn Subject) {
             while !ended.load(Ordering::Relaxed) {
                 let head = reader.head().expect("a head");
                 let commits = reader.commits(0, 100_000).expect("read").len() as u64;
-                assert_eq!(head.commit % GROUP as u64, 0, "a part of a group");
-                assert!(commits % GROUP as u64 == 0 && commits >= head.commit);
+                assert!(
+                    head.commit.is_multiple_of(GROUP as u64),
+                    "a part of a group"
+                );
+                assert!(commits.is_multiple_of(GROUP as u64) && commits >= head.commit);
                 heads.push(head.commit);
                 looked += 1;
             }
