@@ -6,12 +6,16 @@
 use std::collections::BTreeMap;
 use std::net::{IpAddr, SocketAddr};
 use std::path::{Path, PathBuf};
+use std::time::Duration;
 
 use ipnet::IpNet;
 use serde::Deserialize;
 
 /// Where `oc serve` listens when nothing else is said.
 pub const DEFAULT_LISTEN: &str = "127.0.0.1:7600";
+
+/// Variable with the master key itself, 64 hexadecimal digits.
+pub const MASTER_KEY_VARIABLE: &str = "OC_MASTER_KEY";
 
 /// Flags of `oc serve`.
 #[derive(Debug, Clone, Default, clap::Args)]
@@ -64,6 +68,8 @@ struct File {
     listen: Option<SocketAddr>,
     public_url: Option<String>,
     master_key_file: Option<PathBuf>,
+    master_key_command: Option<Vec<String>>,
+    checkpoints: Option<CheckpointsFile>,
     #[serde(default)]
     limits: Limits,
     #[serde(default)]
@@ -105,6 +111,46 @@ struct EgressFile {
     strict_tokens: bool,
 }
 
+#[derive(Debug, Deserialize)]
+#[serde(deny_unknown_fields)]
+struct CheckpointsFile {
+    dir: PathBuf,
+    #[serde(default = "every_sec")]
+    every_sec: u64,
+    #[serde(default = "every_commits")]
+    every_commits: u64,
+}
+
+fn every_sec() -> u64 {
+    300
+}
+
+fn every_commits() -> u64 {
+    10_000
+}
+
+/// Where signed checkpoints of the event log are written, and how often.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Checkpoints {
+    /// The folder, best out of reach of whoever can change the log.
+    pub dir: PathBuf,
+    /// Longest time from a commit to the checkpoint that covers it.
+    pub every: Duration,
+    /// Most commits from one checkpoint to the next, as far as one look a second can tell.
+    pub every_commits: u64,
+}
+
+/// Where the master key comes from.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub enum MasterSource {
+    /// A file with mode 0600, made on first start.
+    File(PathBuf),
+    /// The variable [`MASTER_KEY_VARIABLE`].
+    Environment,
+    /// The output of a program: its path and its arguments, run without a shell.
+    Command(Vec<String>),
+}
+
 /// What the operator allows sandboxes to reach.
 #[derive(Debug, Clone, Default)]
 pub struct Egress {
@@ -129,8 +175,10 @@ pub struct Config {
     pub listen: SocketAddr,
     /// Origin that clients use, without a trailing slash; `None`: the address listened on.
     pub public_url: Option<String>,
-    /// The master key file.
-    pub master_key_file: PathBuf,
+    /// Where the master key comes from.
+    pub master_key: MasterSource,
+    /// Where checkpoints go; `None`: none are written.
+    pub checkpoints: Option<Checkpoints>,
     /// No credentials are asked for.
     pub no_auth: bool,
     /// Limits.
@@ -166,6 +214,15 @@ pub enum ConfigError {
          listen on 127.0.0.1 or drop --no-auth"
     )]
     OpenWithoutAuth(SocketAddr),
+    /// Two masters.
+    #[error(
+        "the master key is given by {0} and by {1}: keep one of them (the file in the data folder \
+         is used when none is given)"
+    )]
+    TwoMasterKeys(&'static str, &'static str),
+    /// A setting of the checkpoints is of no use.
+    #[error("`checkpoints.{0}` must be at least 1")]
+    Checkpoints(&'static str),
     /// No place for the data.
     #[error("no data folder: HOME is not set; pass --data-dir")]
     NoDataDir,
@@ -210,11 +267,11 @@ impl Config {
         if args.no_auth && !listen.ip().is_loopback() {
             return Err(ConfigError::OpenWithoutAuth(listen));
         }
+        let variable = std::env::var_os(MASTER_KEY_VARIABLE).is_some_and(|key| !key.is_empty());
+        let key_file = args.master_key_file.or(file.master_key_file);
         Ok(Self {
-            master_key_file: args
-                .master_key_file
-                .or(file.master_key_file)
-                .unwrap_or_else(|| data_dir.join("master.key")),
+            master_key: master_source(&data_dir, key_file, file.master_key_command, variable)?,
+            checkpoints: file.checkpoints.map(checkpoints).transpose()?,
             data_dir,
             listen,
             public_url: args
@@ -227,6 +284,41 @@ impl Config {
             log_json: args.log_json,
         })
     }
+}
+
+/// One source, or the file in the data folder. Two would leave open which of them is meant, and a
+/// wrong guess would make a second key.
+fn master_source(
+    data_dir: &Path,
+    file: Option<PathBuf>,
+    command: Option<Vec<String>>,
+    variable: bool,
+) -> Result<MasterSource, ConfigError> {
+    const FILE: &str = "a key file";
+    const COMMAND: &str = "`master_key_command`";
+    match (file, command, variable) {
+        (None, None, false) => Ok(MasterSource::File(data_dir.join("master.key"))),
+        (Some(file), None, false) => Ok(MasterSource::File(file)),
+        (None, Some(command), false) => Ok(MasterSource::Command(command)),
+        (None, None, true) => Ok(MasterSource::Environment),
+        (Some(_), Some(_), _) => Err(ConfigError::TwoMasterKeys(FILE, COMMAND)),
+        (Some(_), None, true) => Err(ConfigError::TwoMasterKeys(FILE, MASTER_KEY_VARIABLE)),
+        (None, Some(_), true) => Err(ConfigError::TwoMasterKeys(COMMAND, MASTER_KEY_VARIABLE)),
+    }
+}
+
+fn checkpoints(file: CheckpointsFile) -> Result<Checkpoints, ConfigError> {
+    if file.every_sec == 0 {
+        return Err(ConfigError::Checkpoints("every_sec"));
+    }
+    if file.every_commits == 0 {
+        return Err(ConfigError::Checkpoints("every_commits"));
+    }
+    Ok(Checkpoints {
+        dir: file.dir,
+        every: Duration::from_secs(file.every_sec),
+        every_commits: file.every_commits,
+    })
 }
 
 fn read_file(path: &Path) -> Result<File, ConfigError> {
@@ -275,6 +367,44 @@ mod tests {
         assert_eq!(config.public_url.as_deref(), Some("https://oc.example"));
         assert_eq!(config.egress.allow_private.len(), 2);
         assert!(config.egress.hosts.contains_key("api.test"));
+    }
+
+    #[test]
+    fn one_master_key_is_enough() {
+        let dir = Path::new("/d");
+        let check = |file: Option<&str>, command: Option<&str>, variable: bool| {
+            let command = command.map(|word| vec![word.to_owned()]);
+            master_source(dir, file.map(PathBuf::from), command, variable)
+                .map_err(|error| error.to_string())
+        };
+        let file = |path: &str| Ok(MasterSource::File(path.into()));
+        assert_eq!(check(None, None, false), file("/d/master.key"));
+        assert_eq!(check(Some("/k"), None, false), file("/k"));
+        let command = MasterSource::Command(vec!["pass".into()]);
+        assert_eq!(check(None, Some("pass"), false), Ok(command));
+        assert_eq!(check(None, None, true), Ok(MasterSource::Environment));
+        for (file, command, variable) in [
+            (Some("/k"), Some("pass"), false),
+            (Some("/k"), None, true),
+            (None, Some("pass"), true),
+            (Some("/k"), Some("pass"), true),
+        ] {
+            let refused = check(file, command, variable).unwrap_err();
+            assert!(refused.contains("keep one of them"), "{refused}");
+        }
+    }
+
+    #[test]
+    fn checkpoints_have_defaults_and_sane_intervals() {
+        let read = |text: &str| toml::from_str::<File>(text).unwrap().checkpoints.unwrap();
+        let given = checkpoints(read("[checkpoints]\ndir = \"/mnt\"\n")).unwrap();
+        assert_eq!((given.every.as_secs(), given.every_commits), (300, 10_000));
+        let zero = "[checkpoints]\ndir = \"/mnt\"\nevery_sec = 0\n";
+        assert!(checkpoints(read(zero)).is_err());
+        assert!(
+            toml::from_str::<File>("[checkpoints]\n").is_err(),
+            "no folder"
+        );
     }
 
     #[test]

@@ -303,7 +303,11 @@ async fn writes_that_race_a_delete_find_nothing() {
 /// Every resource of the door as the source declares it: file, path there, methods, who may.
 const ROUTES: &[(&str, &str, &[&str], Who)] = &[
     ("audit", "/audit/events", &["GET"], Who::Key),
-    ("audit", "/audit/verify", &["POST"], Who::Key),
+    ("audit", "/audit/events/{event}", &["GET"], Who::Key),
+    ("audit", "/audit/state", &["GET"], Who::Key),
+    ("audit_proof", "/audit/checkpoint", &["GET"], Who::Key),
+    ("audit_proof", "/audit/export", &["GET"], Who::Key),
+    ("audit_proof", "/audit/verify", &["POST"], Who::Key),
     ("exec", "/commands", &["POST"], Who::Sandbox),
     ("exec", "/exec", &["GET", "POST"], Who::Sandbox),
     ("exec", "/exec/run", &["POST"], Who::Sandbox),

@@ -215,6 +215,8 @@ async fn a_token_is_for_one_sandbox_and_its_data_plane() {
         ("GET", "/api/sandboxes".to_owned()),
         ("GET", "/api/whoami".to_owned()),
         ("POST", "/api/audit/verify".to_owned()),
+        ("GET", "/api/audit/export".to_owned()),
+        ("GET", "/api/audit/checkpoint".to_owned()),
         ("DELETE", path.clone()),
         ("GET", format!("{path}/allowed-hosts")),
     ] {

@@ -239,7 +239,7 @@ async fn acknowledged_writes_survive_kill_9() {
 /// Opens the last recorded value of each secret that was set.
 fn check_secrets(data: &std::path::Path, ledgers: &[Arc<Ledger>]) {
     let offline = Offline::open(data);
-    let mut recorded: BTreeMap<String, (Recorded, SecretSet)> = BTreeMap::new();
+    let mut recorded: BTreeMap<String, (Arc<Recorded>, SecretSet)> = BTreeMap::new();
     for event in offline.events() {
         let set = match event.kind.as_str() {
             "project.secret_set.v1" => match ProjectEvent::decode(&event.kind, &event.data) {

@@ -1,8 +1,11 @@
 //! What an aggregate is: pure `decide` and `apply`, with no clock, no randomness and no I/O.
 //! Time, ids and ciphertexts come in with the command.
 
-use crate::events::StreamId;
-use crate::events::families::Family;
+use serde::Serialize;
+use serde::de::DeserializeOwned;
+
+use crate::events::families::{DecodeError, Family};
+use crate::events::{Branched, Recorded, StreamId};
 
 /// Why a command was refused. The text is shown to the user as it stands.
 #[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
@@ -76,11 +79,19 @@ impl<E> From<E> for Decision<E> {
 }
 
 /// An aggregate: state that only events change, and the rules for new ones.
-pub trait Aggregate: Default + Clone + Send + Sync + 'static {
+///
+/// The state can be written down (state snapshots, `oc audit replay`). It holds ciphertexts, never
+/// a value.
+pub trait Aggregate:
+    Default + Clone + Serialize + DeserializeOwned + Send + Sync + 'static
+{
     /// What can be asked of it.
     type Command: Send + Sync + 'static;
     /// What can happen to it.
     type Event: Family;
+    /// Version of the state's layout *and* of what `apply` makes of the events. Any change of
+    /// either takes the next number: snapshots with another one are thrown away.
+    const STATE_VERSION: u32;
 
     /// The rules. The command can be decided again after a race, hence by reference.
     fn decide(&self, command: &Self::Command) -> Result<Decision<Self::Event>, Reject>;
@@ -88,4 +99,29 @@ pub trait Aggregate: Default + Clone + Send + Sync + 'static {
     /// The state after `event`, which is recorded at `revision` of the stream. Never fails: what was recorded,
     /// happened.
     fn apply(&mut self, event: &Self::Event, revision: u64);
+
+    /// What a branch keeps of the state it branched off; called between the parent's events and
+    /// its own. A branch never inherits open intents, leases, sessions or live secrets (their data
+    /// key is the parent's), so an aggregate that says nothing here hands on nothing at all.
+    fn branched(&mut self, _at: &Branched) {
+        *self = Self::default();
+    }
+
+    /// The state after an event as it stands in the log. Events of a lineage come root first.
+    fn fold(&mut self, recorded: &Recorded) -> Result<(), DecodeError> {
+        match Branched::read(&recorded.kind, &recorded.data) {
+            Some(branched) => {
+                let at = branched.map_err(|source| DecodeError::Data {
+                    kind: recorded.kind.clone(),
+                    source,
+                })?;
+                self.branched(&at);
+            }
+            None => {
+                let event = Self::Event::decode(&recorded.kind, &recorded.data)?;
+                self.apply(&event, recorded.revision);
+            }
+        }
+        Ok(())
+    }
 }

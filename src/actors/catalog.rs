@@ -1,28 +1,21 @@
 //! Read models: what lists, name look-ups and key checks are answered from.
 //!
-//! Fed from the log alone, so that live feed and full replay give the same model. Rows are the
-//! aggregates themselves without their secrets: ciphertexts stay in the entities and on disk.
-//! A write waits (bounded) until the model has its position, so every later read sees it.
-//! Unknown kinds of events are skipped and counted.
+//! Fed from the log alone, through the [`Model`] that replays use too, so that live feed and full
+//! replay give the same rows. A write waits (bounded) until the model has its position, so every
+//! later read sees it. Unknown kinds of events are skipped and counted.
 
-use std::collections::{BTreeMap, HashMap};
 use std::sync::{PoisonError, RwLock};
 use std::time::Duration;
 
 use tokio::sync::watch;
 
-use super::aggregate::Aggregate;
-use super::org::Org;
+use super::model::Model;
 use super::project::Project;
 use super::sandbox::{Phase, Sandbox};
 use super::secret_store::SecretStore;
-use super::versions::Versions;
-use crate::events::families::{
-    DecodeError, Family, OrgEvent, ProjectCreated, ProjectEvent, SandboxCreated, SandboxEvent,
-    StoreCreated, StoreEvent,
-};
+use crate::events::families::{ProjectCreated, SandboxCreated, StoreCreated};
 use crate::events::{EventLog, ReadError, Recorded, StreamId};
-use crate::ids::{KeyId, OrgId, ProjectId, SandboxId, StoreId};
+use crate::ids::{KeyId, OrgId, SandboxId};
 
 /// Longest a reply waits for the model to catch up with its own write.
 const CATCH_UP_MAX: Duration = Duration::from_secs(5);
@@ -41,18 +34,6 @@ pub struct Unsettled {
     pub sealed_revision: u64,
     /// One of its secrets was set anew since it was given it.
     pub has_old_values: bool,
-}
-
-/// The rows.
-#[derive(Default)]
-struct Model {
-    orgs: BTreeMap<OrgId, Org>,
-    keys: HashMap<String, (OrgId, KeyId)>,
-    projects: BTreeMap<ProjectId, Project>,
-    stores: BTreeMap<StoreId, SecretStore>,
-    sandboxes: BTreeMap<SandboxId, Sandbox>,
-    versions: Versions,
-    skipped: u64,
 }
 
 /// The read models of the whole server.
@@ -115,6 +96,17 @@ impl Catalog {
         *self.position.borrow()
     }
 
+    /// Events that could not be understood, and are missing from the model.
+    pub fn skipped(&self) -> u64 {
+        self.read(|model| model.skipped)
+    }
+
+    /// The whole model, for tests that leave nothing out.
+    #[cfg(test)]
+    pub(super) fn look<T>(&self, look: impl FnOnce(&Model) -> T) -> T {
+        self.read(look)
+    }
+
     fn read<T>(&self, look: impl FnOnce(&Model) -> T) -> T {
         look(&self.model.read().unwrap_or_else(PoisonError::into_inner))
     }
@@ -123,7 +115,6 @@ impl Catalog {
     pub fn apply(&self, recorded: &Recorded) {
         let mut model = self.model.write().unwrap_or_else(PoisonError::into_inner);
         if let Err(error) = model.apply(recorded) {
-            model.skipped += 1;
             tracing::warn!(%error, position = recorded.position, skipped = model.skipped,
                 "event skipped by the read models");
         }
@@ -296,91 +287,4 @@ fn project_name(row: &Project) -> Option<&str> {
 
 fn store_name(row: &SecretStore) -> Option<&str> {
     row.details.as_ref().map(|store| store.name.as_str())
-}
-
-impl Model {
-    fn apply(&mut self, recorded: &Recorded) -> Result<(), DecodeError> {
-        let Some((family, id)) = recorded.stream.parts() else {
-            return Ok(());
-        };
-        match family {
-            "org" => self.apply_org(id, recorded),
-            "project" => {
-                let event = ProjectEvent::decode(&recorded.kind, &recorded.data)?;
-                let secret = matches!(
-                    event,
-                    ProjectEvent::SecretSet(_) | ProjectEvent::SecretDeleted(_)
-                );
-                self.versions.of_project(id, &event, recorded.revision);
-                apply_row(&mut self.projects, id, &event, secret, recorded);
-                Ok(())
-            }
-            "store" => {
-                let event = StoreEvent::decode(&recorded.kind, &recorded.data)?;
-                let secret = matches!(
-                    event,
-                    StoreEvent::SecretSet(_) | StoreEvent::SecretDeleted(_)
-                );
-                self.versions.of_store(id, &event, recorded.revision);
-                apply_row(&mut self.stores, id, &event, secret, recorded);
-                Ok(())
-            }
-            "sandbox" => {
-                let event = SandboxEvent::decode(&recorded.kind, &recorded.data)?;
-                let secret = matches!(
-                    event,
-                    SandboxEvent::Sealed(_) | SandboxEvent::SecretRotated(_)
-                );
-                apply_row(&mut self.sandboxes, id, &event, secret, recorded);
-                self.apply_secrets_of_sandbox(id, &event, recorded.revision);
-                Ok(())
-            }
-            // Names and egress records have no rows of their own.
-            _ => Ok(()),
-        }
-    }
-
-    /// Keeps of a sandbox's secrets which values they are, not the values.
-    fn apply_secrets_of_sandbox(&mut self, id: &str, event: &SandboxEvent, revision: u64) {
-        let Ok(id) = id.parse::<SandboxId>() else {
-            return;
-        };
-        let Some(row) = self.sandboxes.get_mut(&id) else {
-            return;
-        };
-        if let SandboxEvent::Sealed(_) | SandboxEvent::SecretRotated(_) = event {
-            row.sealed_revision = revision;
-        }
-        match row.phase.is_final() {
-            true => self.versions.forget(&id),
-            false => self.versions.of_sandbox(&id, event),
-        }
-    }
-
-    fn apply_org(&mut self, id: &str, recorded: &Recorded) -> Result<(), DecodeError> {
-        let event = OrgEvent::decode(&recorded.kind, &recorded.data)?;
-        if let Ok(org) = id.parse::<OrgId>() {
-            match &event {
-                OrgEvent::KeyCreated(key) => {
-                    self.keys.insert(key.sha256.clone(), (org, key.key_id));
-                }
-                OrgEvent::Created(_) => {}
-            }
-        }
-        apply_row(&mut self.orgs, id, &event, false, recorded);
-        Ok(())
-    }
-}
-
-/// Applies an event to its row; events about secrets are left out of the model.
-fn apply_row<K: Ord + std::str::FromStr, A: Aggregate>(
-    rows: &mut BTreeMap<K, A>,
-    id: &str,
-    event: &A::Event,
-    about_secrets: bool,
-    recorded: &Recorded,
-) {
-    if let (Ok(id), false) = (id.parse(), about_secrets) {
-        rows.entry(id).or_default().apply(event, recorded.revision);
-    }
 }

@@ -13,17 +13,16 @@ use actix::prelude::*;
 use ulid::Ulid;
 
 use super::aggregate::{Aggregate, NameChange, Reject};
+use super::loading::{Loaded, Resident, Source};
 use crate::events::families::{DecodeError, Family, NameClaimed, NameEvent, NameReleased};
 use crate::events::{
-    Actor as Who, Append, AppendError, EventLog, Expected, NewEvent, ReadError, Recorded, StreamId,
+    Actor as Who, Append, AppendError, EventLog, Expected, NewEvent, ReadError, StreamId,
 };
 
 /// Idle time after which an entity leaves memory.
 const IDLE_MAX: Duration = Duration::from_secs(300);
 /// How often an entity looks whether it is idle.
 const IDLE_CHECK: Duration = Duration::from_secs(60);
-/// Events read at a time.
-const PAGE_EVENTS: usize = 512;
 /// Attempts at a command that loses races; each loss means that another command won.
 const ATTEMPTS_MAX: usize = 16;
 
@@ -115,50 +114,33 @@ impl<A: Aggregate> Message for Inspect<A> {
     type Result = Result<Arc<A>, Failure>;
 }
 
-/// State and where it stands in its stream.
-#[derive(Clone)]
-struct Loaded<A> {
-    state: Arc<A>,
-    revision: Option<u64>,
-}
-
-impl<A: Aggregate> Loaded<A> {
-    fn apply(&mut self, events: &[impl AsRef<Recorded>]) -> Result<(), Failure> {
-        let state = Arc::make_mut(&mut self.state);
-        for recorded in events {
-            let recorded = recorded.as_ref();
-            state.apply(
-                &A::Event::decode(&recorded.kind, &recorded.data)?,
-                recorded.revision,
-            );
-            self.revision = Some(recorded.revision);
-        }
-        Ok(())
-    }
-}
-
 /// The actor of one entity.
 pub struct Entity<A: Aggregate> {
-    log: EventLog,
+    source: Source,
     stream: StreamId,
     loaded: Option<Loaded<A>>,
     used: std::time::Instant,
+    _resident: Resident,
 }
 
 impl<A: Aggregate + Unpin> Entity<A> {
     /// An entity that reads its stream when it is first asked.
-    pub fn new(log: EventLog, stream: StreamId) -> Self {
+    pub fn new(source: Source, stream: StreamId, resident: Resident) -> Self {
         Self {
-            log,
+            source,
             stream,
             loaded: None,
             used: std::time::Instant::now(),
+            _resident: resident,
         }
     }
 
     /// Keeps what a command left behind; after a failure the stream is read anew.
-    fn keep(&mut self, loaded: Option<Loaded<A>>) {
+    fn keep(&mut self, mut loaded: Option<Loaded<A>>) {
         self.used = std::time::Instant::now();
+        if let Some(loaded) = &mut loaded {
+            self.source.keep(&self.stream, loaded);
+        }
         self.loaded = loaded;
     }
 }
@@ -175,12 +157,25 @@ impl<A: Aggregate + Unpin> Actor for Entity<A> {
     }
 }
 
+/// Leave memory, after whatever came before this. The next message finds a new actor.
+#[derive(Message)]
+#[rtype(result = "()")]
+pub struct Leave;
+
+impl<A: Aggregate + Unpin> Handler<Leave> for Entity<A> {
+    type Result = ();
+
+    fn handle(&mut self, _message: Leave, ctx: &mut Self::Context) {
+        ctx.stop();
+    }
+}
+
 impl<A: Aggregate + Unpin> Handler<Execute<A>> for Entity<A> {
     type Result = AtomicResponse<Self, Result<Done<A>, Failure>>;
 
     fn handle(&mut self, message: Execute<A>, _ctx: &mut Self::Context) -> Self::Result {
         let work = execute(
-            self.log.clone(),
+            self.source.clone(),
             self.stream.clone(),
             self.loaded.take(),
             message,
@@ -205,11 +200,12 @@ impl<A: Aggregate + Unpin> Handler<Inspect<A>> for Entity<A> {
     type Result = AtomicResponse<Self, Result<Arc<A>, Failure>>;
 
     fn handle(&mut self, _message: Inspect<A>, _ctx: &mut Self::Context) -> Self::Result {
-        let (log, stream, loaded) = (self.log.clone(), self.stream.clone(), self.loaded.take());
+        let (source, stream) = (self.source.clone(), self.stream.clone());
+        let loaded = self.loaded.take();
         let work = async move {
             match loaded {
                 Some(loaded) => Ok(loaded),
-                None => load(&log, &stream).await,
+                None => source.load(&stream).await,
             }
         };
         AtomicResponse::new(Box::pin(work.into_actor(self).map(
@@ -223,28 +219,11 @@ impl<A: Aggregate + Unpin> Handler<Inspect<A>> for Entity<A> {
     }
 }
 
-/// Reads a stream from its beginning.
-async fn load<A: Aggregate>(log: &EventLog, stream: &StreamId) -> Result<Loaded<A>, Failure> {
-    let mut loaded = Loaded {
-        state: Arc::new(A::default()),
-        revision: None,
-    };
-    loop {
-        let from = loaded.revision.map_or(0, |revision| revision + 1);
-        let page = log.read_stream(stream, from, PAGE_EVENTS).await?;
-        let full = page.len() == PAGE_EVENTS;
-        loaded.apply(&page)?;
-        if !full {
-            return Ok(loaded);
-        }
-    }
-}
-
 type Executed<A> = Result<(Loaded<A>, Option<u64>), (Option<Loaded<A>>, Failure)>;
 
 /// Decides and appends until the command is on disk, refused, or the log fails.
 async fn execute<A: Aggregate>(
-    log: EventLog,
+    source: Source,
     stream: StreamId,
     mut loaded: Option<Loaded<A>>,
     message: Execute<A>,
@@ -252,7 +231,8 @@ async fn execute<A: Aggregate>(
     for _ in 0..ATTEMPTS_MAX {
         let mut current = match loaded.take() {
             Some(current) => current,
-            None => load(&log, &stream)
+            None => source
+                .load(&stream)
                 .await
                 .map_err(|failure| (None, failure))?,
         };
@@ -264,7 +244,7 @@ async fn execute<A: Aggregate>(
             return Ok((current, None));
         }
         let append = match prepare(
-            &log,
+            &source.log,
             &stream,
             &current,
             &decision.events,
@@ -276,7 +256,7 @@ async fn execute<A: Aggregate>(
             Ok(append) => append,
             Err(failure) => return Err((Some(current), failure)),
         };
-        match log.append(append).await {
+        match source.log.append(append).await {
             Ok(appended) => {
                 let own: Vec<_> = appended
                     .events
@@ -284,7 +264,7 @@ async fn execute<A: Aggregate>(
                     .filter(|event| event.stream == stream)
                     .cloned()
                     .collect();
-                current.apply(&own).map_err(|failure| (None, failure))?;
+                current.apply(own).map_err(|failure| (None, failure))?;
                 return Ok((current, Some(appended.last_position)));
             }
             // Somebody else was faster: on this stream (reload) or on a name (read it anew).

@@ -1,16 +1,22 @@
 //! Who decides. One file an aggregate (`org`, `project`, `secret_store`, `sandbox`): pure state,
 //! commands and rules. `entity` is the one generic actor around them, `registry` finds it,
-//! `catalog` answers lists, `platform` is what the door calls, `life`, `create` and `reconciler`
+//! `model` adds events up to rows, for `catalog`, which answers lists, and for `history`, which
+//! tells how things were; `trail` finds and shows single events. `platform` is what the door calls, `life`, `create` and `reconciler`
 //! carry intents out, `proxy` is the actor that holds a sandbox's seal.
 
 mod aggregate;
+#[doc(hidden)]
+pub mod bench_support;
 mod catalog;
 mod create;
 mod entity;
 mod exec;
+mod history;
 mod idempotency;
 mod life;
 mod live;
+mod loading;
+mod model;
 mod names;
 mod org;
 mod platform;
@@ -26,6 +32,7 @@ mod secrets;
 mod sessions;
 #[cfg(test)]
 mod tests;
+pub mod trail;
 mod versions;
 
 pub use aggregate::Reject;
@@ -33,6 +40,7 @@ pub use catalog::Catalog;
 pub use create::CreateSandbox;
 pub use entity::Failure;
 pub use exec::{Captured, Handle, ProcessRequest};
+pub use history::{BadMoment, History, HistoryError, Moment};
 pub use idempotency::{Created, KEY_CHARS_MAX, Keyed};
 pub use live::LiveSandbox;
 pub use platform::{Caller, NewSecret, Parts, Platform, key_hash};

@@ -1,5 +1,7 @@
 //! An organization: a tenant with API keys, of which only hashes are known.
 
+use serde::{Deserialize, Serialize};
+
 use super::aggregate::{Aggregate, Decision, Reject};
 use crate::events::StreamId;
 use crate::events::families::{KeyCreated, OrgCreated, OrgEvent};
@@ -14,7 +16,8 @@ pub enum OrgCommand {
 }
 
 /// An organization's state.
-#[derive(Debug, Clone, Default)]
+#[derive(Debug, Clone, Default, Serialize, Deserialize)]
+#[serde(rename_all = "camelCase")]
 pub struct Org {
     /// Set once it exists.
     pub details: Option<OrgCreated>,
@@ -32,6 +35,7 @@ impl Org {
 impl Aggregate for Org {
     type Command = OrgCommand;
     type Event = OrgEvent;
+    const STATE_VERSION: u32 = 1;
 
     fn decide(&self, command: &OrgCommand) -> Result<Decision<OrgEvent>, Reject> {
         Ok(match command {

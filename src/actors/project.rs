@@ -1,5 +1,6 @@
 //! A project: named defaults, an egress allowlist and secrets.
 
+use serde::{Deserialize, Serialize};
 use time::OffsetDateTime;
 
 use super::aggregate::{Aggregate, Decision, NameChange, Reject};
@@ -70,11 +71,13 @@ pub enum ProjectCommand {
 }
 
 /// A project's state.
-#[derive(Debug, Clone, Default)]
+#[derive(Debug, Clone, Default, Serialize, Deserialize)]
+#[serde(rename_all = "camelCase")]
 pub struct Project {
     /// Set once it exists.
     pub details: Option<ProjectCreated>,
     /// When it was last changed.
+    #[serde(with = "time::serde::rfc3339::option")]
     pub updated_at: Option<OffsetDateTime>,
     /// Its secrets.
     pub secrets: Secrets,
@@ -151,6 +154,7 @@ impl Project {
 impl Aggregate for Project {
     type Command = ProjectCommand;
     type Event = ProjectEvent;
+    const STATE_VERSION: u32 = 1;
 
     fn decide(&self, command: &ProjectCommand) -> Result<Decision<ProjectEvent>, Reject> {
         match command {

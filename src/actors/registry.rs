@@ -1,5 +1,6 @@
-//! Finds the actor of an entity, or starts it. Invariant: the registry holds addresses only; an
-//! entity that left memory is started again by the next message, from its stream.
+//! Finds the actor of an entity, or starts it. Invariants: the registry holds addresses only; an
+//! entity that left memory is started again by the next message, from its stream; a bounded number
+//! is in memory, those that were asked for last.
 
 use std::collections::HashMap;
 use std::marker::PhantomData;
@@ -10,15 +11,18 @@ use actix::prelude::*;
 use ulid::Ulid;
 
 use super::aggregate::Aggregate;
-use super::entity::{Beside, Done, Entity, Execute, Failure, Inspect};
-use crate::events::{Actor as Who, EventLog, StreamId};
+use super::entity::{Beside, Done, Entity, Execute, Failure, Inspect, Leave};
+use super::loading::{Resident, Source};
+use crate::events::{Actor as Who, EventLog, Snapshots, StreamId};
 
 /// Commands waiting for one entity before callers wait too.
 const MAILBOX_MAX: usize = 256;
 /// Attempts at an entity that leaves memory the moment it is asked.
 const ATTEMPTS_MAX: usize = 3;
-/// Addresses kept before those of entities that left memory are swept out.
-const SWEEP_AT: usize = 4096;
+/// Most entities of one kind in memory, besides those that are just leaving.
+const RESIDENT_MAX: usize = 4_096;
+/// Entities told to leave when there are that many.
+const LEAVING_AT_ONCE: usize = RESIDENT_MAX / 8;
 
 /// The threads that entity and proxy actors run on.
 #[derive(Clone)]
@@ -38,21 +42,49 @@ impl Arbiters {
     }
 }
 
+/// An entity's address and when it was last asked for.
+struct Entry<A: Aggregate + Unpin> {
+    address: Addr<Entity<A>>,
+    /// Number of the request, of all requests to the registry.
+    used: u64,
+}
+
+struct Entries<A: Aggregate + Unpin> {
+    by_stream: HashMap<StreamId, Entry<A>>,
+    requests: u64,
+}
+
 /// All entities of one kind.
 pub struct Registry<A: Aggregate + Unpin> {
-    log: EventLog,
+    source: Source,
     arbiters: Arbiters,
-    entities: Mutex<HashMap<StreamId, Addr<Entity<A>>>>,
+    entries: Mutex<Entries<A>>,
+    resident: Arc<AtomicUsize>,
 }
 
 impl<A: Aggregate + Unpin> Registry<A> {
-    /// An empty registry.
+    /// An empty registry of entities that are loaded from the log alone.
+    #[cfg(test)]
     pub fn new(log: EventLog, arbiters: Arbiters) -> Self {
+        Self::with_snapshots(log, Snapshots::none(), arbiters)
+    }
+
+    /// An empty registry of entities that also use and keep state snapshots.
+    pub fn with_snapshots(log: EventLog, snapshots: Snapshots, arbiters: Arbiters) -> Self {
         Self {
-            log,
+            source: Source { log, snapshots },
             arbiters,
-            entities: Mutex::new(HashMap::new()),
+            entries: Mutex::new(Entries {
+                by_stream: HashMap::new(),
+                requests: 0,
+            }),
+            resident: Arc::default(),
         }
+    }
+
+    /// How many entities are in memory.
+    pub fn resident(&self) -> usize {
+        self.resident.load(Ordering::Relaxed)
     }
 
     /// Has the entity of `stream` decide `command`.
@@ -100,23 +132,65 @@ impl<A: Aggregate + Unpin> Registry<A> {
         Err(Failure::Unavailable)
     }
 
+    /// Tells an entity to leave memory, as when there are too many.
+    #[cfg(test)]
+    pub fn send_away(&self, stream: &StreamId) {
+        let mut entries = self.entries.lock().expect("not poisoned");
+        if let Some(entry) = entries.by_stream.remove(stream) {
+            entry.address.do_send(Leave);
+        }
+    }
+
     fn address(&self, stream: &StreamId) -> Addr<Entity<A>> {
-        let mut entities = self
-            .entities
+        let entries = &mut *self
+            .entries
             .lock()
             .unwrap_or_else(std::sync::PoisonError::into_inner);
-        if let Some(address) = entities.get(stream).filter(|address| address.connected()) {
-            return address.clone();
+        entries.requests += 1;
+        let used = entries.requests;
+        let known = entries.by_stream.get_mut(stream);
+        if let Some(entry) = known.filter(|entry| entry.address.connected()) {
+            entry.used = used;
+            return entry.address.clone();
         }
-        if entities.len() >= SWEEP_AT {
-            entities.retain(|_, address| address.connected());
+        if entries.by_stream.len() >= RESIDENT_MAX {
+            entries.make_room();
         }
-        let (log, own) = (self.log.clone(), stream.clone());
+        let (source, own) = (self.source.clone(), stream.clone());
+        let resident = Resident::new(&self.resident);
         let address = Entity::start_in_arbiter(&self.arbiters.next(), move |ctx| {
             ctx.set_mailbox_capacity(MAILBOX_MAX);
-            Entity::new(log, own)
+            Entity::new(source, own, resident)
         });
-        entities.insert(stream.clone(), address.clone());
+        let entry = Entry {
+            address: address.clone(),
+            used,
+        };
+        entries.by_stream.insert(stream.clone(), entry);
         address
+    }
+}
+
+impl<A: Aggregate + Unpin> Entries<A> {
+    /// Drops the entities that left memory; when these are few, tells those that were not asked for
+    /// the longest to leave. They finish what they have been asked; who asks later finds new ones.
+    fn make_room(&mut self) {
+        self.by_stream.retain(|_, entry| entry.address.connected());
+        let many = (RESIDENT_MAX - LEAVING_AT_ONCE).min(self.by_stream.len());
+        let leaving = self.by_stream.len() - many;
+        if leaving == 0 {
+            return;
+        }
+        let mut ages: Vec<u64> = self.by_stream.values().map(|entry| entry.used).collect();
+        let (_, youngest, _) = ages.select_nth_unstable(leaving - 1);
+        let youngest = *youngest;
+        self.by_stream.retain(|_, entry| {
+            let stays = entry.used > youngest;
+            if !stays {
+                // Past the mailbox's bound: one message more, once in an entity's life.
+                entry.address.do_send(Leave);
+            }
+            stays
+        });
     }
 }

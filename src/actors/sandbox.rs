@@ -12,19 +12,21 @@
 //! Invariants: at most one intent is open; an outcome is recorded only for the open intent, so a
 //! late or repeated one changes nothing; `Stopped` and `NeverStarted` are final and hold no secrets.
 
+use serde::{Deserialize, Serialize};
 use time::OffsetDateTime;
 use ulid::Ulid;
 
 use super::aggregate::{Aggregate, Decision, Reject};
-use crate::events::StreamId;
 use crate::events::families::{
     SandboxCreated, SandboxEvent, SandboxFailed, SandboxSealed, SealedEntry, SecretRotated,
     StartFailed, StartRequested, Started, StopReason, StopRequested, Stopped, TimeoutSet,
 };
+use crate::events::{Branched, StreamId};
 use crate::ids::{OrgId, SandboxId};
 
 /// Where a sandbox is in its life.
-#[derive(Debug, Clone, Default, PartialEq, Eq)]
+#[derive(Debug, Clone, Default, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "camelCase")]
 pub enum Phase {
     /// Nothing happened yet.
     #[default]
@@ -146,7 +148,8 @@ pub enum SandboxCommand {
 }
 
 /// A sandbox's state.
-#[derive(Debug, Clone, Default)]
+#[derive(Debug, Clone, Default, Serialize, Deserialize)]
+#[serde(rename_all = "camelCase")]
 pub struct Sandbox {
     /// Set once it exists; the timeout in it is the present one.
     pub details: Option<SandboxCreated>,
@@ -155,6 +158,7 @@ pub struct Sandbox {
     /// Where it is.
     pub phase: Phase,
     /// When it first ran.
+    #[serde(with = "time::serde::rfc3339::option")]
     pub started_at: Option<OffsetDateTime>,
     /// Revision of the last event about its secrets: of two policies, the one with the higher is
     /// the newer.
@@ -184,6 +188,7 @@ impl Sandbox {
 impl Aggregate for Sandbox {
     type Command = SandboxCommand;
     type Event = SandboxEvent;
+    const STATE_VERSION: u32 = 1;
 
     fn decide(&self, command: &SandboxCommand) -> Result<Decision<SandboxEvent>, Reject> {
         use SandboxCommand as C;
@@ -282,6 +287,15 @@ impl Aggregate for Sandbox {
                 _ => Decision::nothing(),
             },
         })
+    }
+
+    /// A branch has the settings and layers; it runs nothing yet, and values, the authority's key
+    /// and the plain environment are sealed for the parent alone.
+    fn branched(&mut self, _at: &Branched) {
+        *self = Self {
+            details: self.details.take(),
+            ..Self::default()
+        };
     }
 
     fn apply(&mut self, event: &SandboxEvent, revision: u64) {

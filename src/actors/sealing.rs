@@ -77,10 +77,14 @@ impl Platform {
             .map_err(internal)
     }
 
-    /// Destroys a stream's data key, off the runtime: it syncs the disk.
+    /// Destroys a stream's data key, off the runtime: it syncs the disk. Ciphertexts it opened leave
+    /// the state snapshots too.
     pub(super) async fn shred(&self, stream: &StreamId) -> Result<(), Failure> {
         let (keyring, stream) = (self.keyring.clone(), stream.clone());
-        off_runtime(move || keyring.shred(&stream).map(drop).map_err(internal)).await
+        let of = stream.clone();
+        off_runtime(move || keyring.shred(&stream).map(drop).map_err(internal)).await?;
+        self.snapshots.forget(&of).await;
+        Ok(())
     }
 
     /// Destroys the data key of something that is deleted. The deletion is on disk, so a failure

@@ -1,5 +1,6 @@
 //! A secret store: a named set of secrets and an egress allowlist.
 
+use serde::{Deserialize, Serialize};
 use time::OffsetDateTime;
 
 use super::aggregate::{Aggregate, Decision, NameChange, Reject};
@@ -44,11 +45,13 @@ pub enum StoreCommand {
 }
 
 /// A store's state.
-#[derive(Debug, Clone, Default)]
+#[derive(Debug, Clone, Default, Serialize, Deserialize)]
+#[serde(rename_all = "camelCase")]
 pub struct SecretStore {
     /// Set once it exists.
     pub details: Option<StoreCreated>,
     /// When it was last changed.
+    #[serde(with = "time::serde::rfc3339::option")]
     pub updated_at: Option<OffsetDateTime>,
     /// Its entries.
     pub secrets: Secrets,
@@ -78,6 +81,7 @@ impl SecretStore {
 impl Aggregate for SecretStore {
     type Command = StoreCommand;
     type Event = StoreEvent;
+    const STATE_VERSION: u32 = 1;
 
     fn decide(&self, command: &StoreCommand) -> Result<Decision<StoreEvent>, Reject> {
         match command {

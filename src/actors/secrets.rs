@@ -2,6 +2,7 @@
 
 use std::collections::BTreeMap;
 
+use serde::{Deserialize, Serialize};
 use time::OffsetDateTime;
 
 use super::aggregate::Reject;
@@ -45,7 +46,8 @@ pub struct SetSecret {
 }
 
 /// One entry.
-#[derive(Debug, Clone)]
+#[derive(Debug, Clone, Serialize, Deserialize)]
+#[serde(rename_all = "camelCase")]
 pub struct Secret {
     /// Its id.
     pub id: SecretId,
@@ -56,13 +58,16 @@ pub struct Secret {
     /// Revision of the event that set this value.
     pub version: u64,
     /// When it was first set.
+    #[serde(with = "time::serde::rfc3339")]
     pub created_at: OffsetDateTime,
     /// When it was last set.
+    #[serde(with = "time::serde::rfc3339")]
     pub updated_at: OffsetDateTime,
 }
 
 /// The entries of a project or store, by name.
-#[derive(Debug, Clone, Default)]
+#[derive(Debug, Clone, Default, Serialize, Deserialize)]
+#[serde(transparent)]
 pub struct Secrets(BTreeMap<String, Secret>);
 
 impl Secrets {

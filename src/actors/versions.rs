@@ -2,12 +2,13 @@
 //! no look at the entities, who still has an old value. A value is named by the revision of the
 //! event that set it; neither values nor ciphertexts are here.
 
-use std::collections::HashMap;
+use std::collections::BTreeMap;
 
 use crate::events::families::{ProjectEvent, SandboxEvent, SealedEntry, StoreEvent};
 use crate::ids::SandboxId;
 
 /// One secret a sandbox was given.
+#[derive(Debug)]
 struct Given {
     layer_id: String,
     name: String,
@@ -25,11 +26,11 @@ impl Given {
 }
 
 /// The versions of every layer and every sandbox that is not gone.
-#[derive(Default)]
+#[derive(Debug, Default)]
 pub(super) struct Versions {
     /// By layer and name.
-    layers: HashMap<String, HashMap<String, u64>>,
-    sandboxes: HashMap<SandboxId, Vec<Given>>,
+    layers: BTreeMap<String, BTreeMap<String, u64>>,
+    sandboxes: BTreeMap<SandboxId, Vec<Given>>,
 }
 
 impl Versions {

@@ -10,7 +10,7 @@ use std::net::IpAddr;
 use std::time::Duration;
 
 use bytes::Bytes;
-use reqwest::header::{CONTENT_TYPE, HeaderValue};
+use reqwest::header::{ACCEPT, CONTENT_TYPE, HeaderValue};
 use reqwest::{Method, Url};
 use serde::Serialize;
 use serde::de::DeserializeOwned;
@@ -22,6 +22,8 @@ use super::settings::ApiKey;
 
 /// Largest reply read, in bytes: two captured streams of 16 MiB, escaped in JSON.
 const REPLY_BYTES_MAX: usize = 256 * 1024 * 1024;
+/// Largest error reply to a download that is read, in bytes.
+const REFUSAL_BYTES_MAX: usize = 1024 * 1024;
 /// How long a connection may take to be made; replies have no limit (commands may run for hours).
 const CONNECT_MS_MAX: u64 = 10_000;
 /// How much of a reply that is no error envelope is quoted, in characters.
@@ -68,9 +70,61 @@ impl Api {
         self.call(Method::GET, path, &[], None).await
     }
 
+    /// `GET` of a body of any size, piece by piece as it comes.
+    pub async fn download(
+        &self,
+        path: &[&str],
+        mut take: impl FnMut(&[u8]) -> Result<(), CliError>,
+    ) -> Result<(), CliError> {
+        let mut request = self.http.get(self.url(path)?);
+        if let Some(key) = &self.key {
+            request = request.header(KEY_HEADER, key.clone());
+        }
+        let sent = request.send().await;
+        let mut response = sent.map_err(|error| self.transport(error))?;
+        let status = response.status().as_u16();
+        let mut words = Vec::new();
+        while let Some(chunk) = response
+            .chunk()
+            .await
+            .map_err(|error| self.transport(error))?
+        {
+            match status {
+                200..=299 => take(&chunk)?,
+                _ if words.len() + chunk.len() <= REFUSAL_BYTES_MAX => words.extend(chunk),
+                _ => break,
+            }
+        }
+        match status {
+            200..=299 => Ok(()),
+            _ => Err(refusal(status, &words)),
+        }
+    }
+
     /// `GET` with a query, decoded.
     pub async fn query(&self, path: &[&str], query: &[(&str, String)]) -> Result<Value, CliError> {
         self.call(Method::GET, path, query, None).await
+    }
+
+    /// `GET` of a feed of server-sent events, whose body is for the caller to read as it comes; with
+    /// the id of the last event that was had, it goes on behind that one.
+    pub async fn feed(
+        &self,
+        path: &[&str],
+        query: &[(&str, String)],
+        last: Option<u64>,
+    ) -> Result<reqwest::Response, CliError> {
+        let mut request = self.request(Method::GET, path, query)?;
+        request = request.header(ACCEPT, "text/event-stream");
+        if let Some(last) = last {
+            request = request.header("Last-Event-ID", last);
+        }
+        let response = request.send().await;
+        let mut response = response.map_err(|error| self.transport(error))?;
+        match response.status().as_u16() {
+            200..=299 => Ok(response),
+            status => Err(refusal(status, &self.body_of(&mut response).await?)),
+        }
     }
 
     /// A call with a JSON body, or none; an empty reply is `null`.
@@ -128,6 +182,30 @@ impl Api {
         query: &[(&str, String)],
         body: Option<Bytes>,
     ) -> Result<Value, CliError> {
+        let mut request = self.request(method, path, query)?;
+        if let Some(body) = body {
+            request = request.header(CONTENT_TYPE, "application/json").body(body);
+        }
+        let response = request.send().await;
+        let mut response = response.map_err(|error| self.transport(error))?;
+        let status = response.status().as_u16();
+        let bytes = self.body_of(&mut response).await?;
+        match status {
+            200..=299 if bytes.iter().all(u8::is_ascii_whitespace) => Ok(Value::Null),
+            200..=299 => serde_json::from_slice(&bytes).map_err(|error| {
+                let place = format!("line {}, column {}", error.line(), error.column());
+                CliError::BadReply(format!("{} answered no valid JSON ({place})", self.shown))
+            }),
+            _ => Err(refusal(status, &bytes)),
+        }
+    }
+
+    fn request(
+        &self,
+        method: Method,
+        path: &[&str],
+        query: &[(&str, String)],
+    ) -> Result<reqwest::RequestBuilder, CliError> {
         let mut request = self.http.request(method, self.url(path)?);
         if !query.is_empty() {
             request = request.query(query);
@@ -135,14 +213,11 @@ impl Api {
         if let Some(key) = &self.key {
             request = request.header(KEY_HEADER, key.clone());
         }
-        if let Some(body) = body {
-            request = request.header(CONTENT_TYPE, "application/json").body(body);
-        }
-        let mut response = request
-            .send()
-            .await
-            .map_err(|error| self.transport(error))?;
-        let status = response.status().as_u16();
+        Ok(request)
+    }
+
+    /// The whole body, up to the limit.
+    async fn body_of(&self, response: &mut reqwest::Response) -> Result<Vec<u8>, CliError> {
         let mut bytes = Vec::new();
         while let Some(chunk) = response
             .chunk()
@@ -156,17 +231,11 @@ impl Api {
             }
             bytes.extend_from_slice(&chunk);
         }
-        match status {
-            200..=299 if bytes.iter().all(u8::is_ascii_whitespace) => Ok(Value::Null),
-            200..=299 => serde_json::from_slice(&bytes).map_err(|error| {
-                let place = format!("line {}, column {}", error.line(), error.column());
-                CliError::BadReply(format!("{} answered no valid JSON ({place})", self.shown))
-            }),
-            _ => Err(refusal(status, &bytes)),
-        }
+        Ok(bytes)
     }
 
-    fn transport(&self, error: reqwest::Error) -> CliError {
+    /// What broke below HTTP.
+    pub fn transport(&self, error: reqwest::Error) -> CliError {
         // The outermost text holds the URL, query and all; the cause is what the user needs.
         error.source().map_or_else(
             || CliError::Unreachable {

@@ -1,17 +1,22 @@
 //! The commands of `oc`: one file a noun.
 //!
-//! Invariants: commands speak to the server through its HTTP API only; each ends with a documented
+//! Invariants: commands speak to a running server through its HTTP API only (those that work on a
+//! data folder name it with `--data-dir`); each ends with a documented
 //! exit code (0 success, 1 local problem, 3 HTTP 4xx, 4 HTTP 409, 5 HTTP 5xx, `exec` the
 //! command's own); errors go to standard error, results to standard output.
 
 mod account;
 mod audit;
+mod backup;
 mod bench;
 mod client;
+mod data;
 mod demo;
 mod doctor;
 mod error;
 mod exec;
+mod keys;
+mod log;
 mod output;
 mod private_server;
 mod project;
@@ -79,6 +84,22 @@ pub enum Command {
     /// Read the audit log
     #[command(subcommand)]
     Audit(audit::Audit),
+    /// Work on the keys of a server that does not run
+    #[command(subcommand)]
+    Keys(keys::Keys),
+    /// Work on the event log of a server that does not run
+    #[command(subcommand)]
+    Log(log::Log),
+    /// Copy the log and its keys to another folder, with or without a server running
+    ///
+    /// The copy is consistent and read again before it counts. Without --with-master-key it opens
+    /// only together with the server's master key. Sandboxes' disks are not part of it. It holds
+    /// the keys of what is deleted later: shredding reaches only backups that have expired.
+    Backup(backup::Backup),
+    /// Make a data folder from a backup
+    ///
+    /// Everything is verified first; a wrong master key is refused.
+    Restore(backup::Restore),
     /// Show or change the configuration
     #[command(subcommand)]
     Config(account::Config),
@@ -145,6 +166,14 @@ fn dispatch(
         // These work without a server and with a broken configuration.
         Command::Completion { shell } => return account::completion(shell, program).map(done),
         Command::Config(config) => return config.run(sources, output).map(done),
+        Command::Keys(keys) => return keys.run(output).map(done),
+        Command::Log(log) => return log.run(output).map(done),
+        Command::Backup(backup) => return backup.run(output).map(done),
+        Command::Restore(restore) => return restore.run(output).map(done),
+        Command::Audit(audit) => match audit.run_offline(output)? {
+            None => return Ok(0),
+            Some(audit) => Command::Audit(audit),
+        },
         command => command,
     };
     let settings = Settings::resolve(sources)?;
@@ -170,7 +199,12 @@ fn dispatch(
             Command::Exec(exec) => exec.run(&context).await,
             Command::Audit(audit) => audit.run(&context).await.map(done),
             Command::Whoami => account::whoami(&context).await.map(done),
-            Command::Config(_) | Command::Completion { .. } => Ok(0),
+            Command::Config(_)
+            | Command::Completion { .. }
+            | Command::Keys(_)
+            | Command::Log(_)
+            | Command::Backup(_)
+            | Command::Restore(_) => Ok(0),
         }
     })?
 }

@@ -63,7 +63,12 @@ pub struct Scratch(PathBuf);
 impl Scratch {
     /// A new folder, for this user only.
     pub fn create(name: &str) -> Result<Self, ServerError> {
-        let path = std::env::temp_dir().join(format!("{name}-{}", ulid::Ulid::generate()));
+        Self::create_in(&std::env::temp_dir(), name)
+    }
+
+    /// A new folder in `parent`, for this user only.
+    pub fn create_in(parent: &Path, name: &str) -> Result<Self, ServerError> {
+        let path = parent.join(format!("{name}-{}", ulid::Ulid::generate()));
         let action = || format!("create {}", path.display());
         DirBuilder::new()
             .mode(0o700)

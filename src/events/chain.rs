@@ -52,6 +52,13 @@ pub fn content_hash(event: &Recorded) -> Hash {
     hash.finish()
 }
 
+/// The same from the fields as texts, in the order above: what a verifier of an export has.
+pub fn content_hash_of_texts<'a>(fields: impl IntoIterator<Item = &'a str>) -> Hash {
+    let mut hash = Netstrings::new("oc.event.v1", 1024);
+    fields.into_iter().for_each(|field| hash.text(field));
+    hash.finish()
+}
+
 /// The chain hash of commit `number`, which follows a commit whose chain hash is `previous`.
 pub fn chain_hash<'a>(
     number: u64,

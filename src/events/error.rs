@@ -129,8 +129,10 @@ pub enum OpenError {
     },
     /// The stored bytes are not what was written.
     #[error(
-        "the event log in {dir} is damaged: {detail}. Nothing was changed. Keep a copy of the \
-         folder, check the disk, and restore the folder from a backup"
+        "the event log in {dir} is damaged: {detail}. Nothing was changed. Check the disk, \
+         then restore the folder from a backup (`oc restore`), or keep what can be verified with \
+         `oc log repair --data-dir {}` (add --dry-run to see first what would be lost)",
+        data_dir(dir)
     )]
     Damaged {
         /// The log's folder.
@@ -142,8 +144,10 @@ pub enum OpenError {
     #[error(
         "the event log in {dir} ends at position {log_position} (commit {log_commit}) but its \
          witness has seen position {witness_position} (commit {witness_commit}): acknowledged \
-         events are missing. Restore the folder from a backup; only if they may be lost for good, \
-         accept the log as it is with `oc audit accept-head`"
+         events are missing. Restore the folder from a backup (`oc restore`); only if they may be \
+         lost for good, keep what is there with `oc log repair --data-dir {}`, or accept the log as \
+         it is with `oc audit accept-head`",
+        data_dir(dir)
     )]
     BehindWitness {
         /// The log's folder.
@@ -161,7 +165,7 @@ pub enum OpenError {
     #[error(
         "{path} is {state}, so nothing proves that the log's end is still there. Restore the file \
          together with the log from a backup; only if you are sure that the log is whole, accept \
-         it as it is with `oc audit accept-head`"
+         it as it is with `oc audit accept-head` or `oc log repair`"
     )]
     WitnessLost {
         /// The witness file.
@@ -181,6 +185,11 @@ pub enum OpenError {
         /// The format of this program.
         known: i64,
     },
+}
+
+/// The server's data folder, of which the log's folder is a part.
+fn data_dir(log: &std::path::Path) -> std::path::Display<'_> {
+    log.parent().unwrap_or(log).display()
 }
 
 /// What the proof found wrong.

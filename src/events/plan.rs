@@ -11,6 +11,7 @@ use foldhash::{HashMap, HashSet};
 use time::OffsetDateTime;
 use ulid::Ulid;
 
+use super::branch::{self, Place};
 use super::chain;
 use super::engines::Commit;
 use super::error::{AppendError, EngineError};
@@ -143,6 +144,27 @@ impl<'a> Plan<'a> {
         for event in &command.events {
             if self.event_ids.contains(&event.id) || self.view.position_of(event.id)?.is_some() {
                 return Err(AppendError::DuplicateEvent { id: event.id }.into());
+            }
+        }
+        self.check_branches(command)
+    }
+
+    /// A false branch event would stand in the log for ever and break its proof.
+    fn check_branches(&self, command: &Prepared) -> Result<(), Unplanned> {
+        for (index, event) in command.events.iter().enumerate() {
+            if event.kind != branch::BRANCH_KIND {
+                continue;
+            }
+            let before = command.events.iter().take(index);
+            let first = self.revision(&event.stream)?.is_none()
+                && before.clone().all(|other| other.stream != event.stream);
+            let at = Place {
+                revision: u64::from(!first),
+                position: self.head.position + 1,
+            };
+            if let Some(what) = branch::fault(self.view.reader(), &event.kind, &event.data, at)? {
+                let reason = format!("the branch event of {} is false: {what}", event.stream);
+                return Err(AppendError::Invalid { reason }.into());
             }
         }
         Ok(())

@@ -2,7 +2,8 @@
 //!
 //! [`walk`] goes along the commits and leaves nothing to belief: numbers and positions without gaps,
 //! times that never go back, each event's content hash made again (by every read), its envelope
-//! compared with its commit and its revision with its stream, the chain hash made again.
+//! compared with its commit and its revision with its stream, the chain hash made again, and what a
+//! branch event says of its parent's event read again.
 //!
 //! At start-up a log of up to [`OPEN_EVENTS_MAX`] events is walked whole, together with the engine's
 //! own check of its files; so is a log of any size that was not closed in order, since its index is
@@ -13,6 +14,7 @@
 use foldhash::HashMap;
 use ulid::Ulid;
 
+use super::branch::{self, Place};
 use super::chain;
 use super::engines::{Commit, Reader};
 use super::error::{EngineError, VerifyError};
@@ -80,35 +82,37 @@ pub fn walk(
         }
         for commit in &page {
             walk.commit(commit)?;
+            branches(reader, commit)?;
         }
         visit(&page);
     }
-    if walk.head != until {
-        return Err(broken(&walk.head, "the chain does not lead to the head"));
+    walk.end(reader.log(), until)
+}
+
+/// Checks what the branch events of a commit say of the events they name.
+pub fn branches(reader: &dyn Reader, commit: &Commit) -> Result<(), VerifyError> {
+    for event in &commit.events {
+        if let Some(what) = branch::fault(reader, &event.kind, &event.data, Place::of(event))? {
+            let what = format!("the branch event of {} is false: {what}", event.stream);
+            return Err(position_broken(event.position, &what));
+        }
     }
-    Ok(VerifyReport {
-        log: reader.log(),
-        commits: walk.head.commit - from.commit,
-        events: walk.head.position - from.position,
-        streams: u64::try_from(walk.streams.len()).unwrap_or(u64::MAX),
-        head: until,
-        witness: None,
-    })
+    Ok(())
 }
 
 /// Where every log begins.
-pub fn beginning(reader: &dyn Reader) -> Head {
+pub fn beginning(log: Ulid) -> Head {
     Head {
         position: 0,
         commit: 0,
-        chain: chain::genesis(reader.log()),
+        chain: chain::genesis(log),
     }
 }
 
 /// Checks that the log holds what was seen of it, at the place where it was seen.
 pub fn holds(reader: &dyn Reader, seen: &Head) -> Result<(), VerifyError> {
     let found = match seen.position {
-        0 => Some(beginning(reader)),
+        0 => Some(beginning(reader.log())),
         position => reader.commits(position, 1)?.first().map(Commit::head),
     };
     if found == Some(*seen) {
@@ -122,6 +126,7 @@ pub fn holds(reader: &dyn Reader, seen: &Head) -> Result<(), VerifyError> {
 
 /// A walk along the commits, one after the other.
 pub struct Walk {
+    from: Head,
     head: Head,
     last_ms: i64,
     /// From the first event on, so that revisions must start at 0.
@@ -133,11 +138,27 @@ impl Walk {
     /// A walk that goes on behind `from`.
     pub fn new(from: Head) -> Self {
         Self {
+            from,
             head: from,
             last_ms: i64::MIN,
             whole: from.position == 0,
             streams: HashMap::default(),
         }
+    }
+
+    /// Checks that the walk has come to `until`; says what was walked of `log`.
+    pub fn end(&self, log: Ulid, until: Head) -> Result<VerifyReport, VerifyError> {
+        if self.head != until {
+            return Err(broken(&self.head, "the chain does not lead to the head"));
+        }
+        Ok(VerifyReport {
+            log,
+            commits: self.head.commit - self.from.commit,
+            events: self.head.position - self.from.position,
+            streams: u64::try_from(self.streams.len()).unwrap_or(u64::MAX),
+            head: until,
+            witness: None,
+        })
     }
 
     /// Checks that `commit` follows.
@@ -196,10 +217,12 @@ impl Walk {
 
     /// Whether the event's revision is the next one of its stream, as far as can be told.
     fn follows(&mut self, event: &Recorded) -> Option<&'static str> {
-        let before = self.streams.insert(event.stream.clone(), event.revision);
-        let fits = match before {
-            Some(last) => event.revision == last + 1,
-            None => !self.whole || event.revision == 0,
+        let fits = match self.streams.get_mut(&event.stream) {
+            Some(last) => std::mem::replace(last, event.revision) + 1 == event.revision,
+            None => {
+                self.streams.insert(event.stream.clone(), event.revision);
+                !self.whole || event.revision == 0
+            }
         };
         if fits {
             None
@@ -240,13 +263,13 @@ pub fn at_open(
     let whole = known.is_none() || head.position <= depth.whole_events_max;
     let from = if whole {
         reader.check_files()?;
-        beginning(reader)
+        beginning(reader.log())
     } else {
         let seen = seen.map_or(head.position, |seen| seen.position);
         let indexed = known.map_or(0, |known| known.position);
         let position = (head.position - tail).min(seen).min(indexed);
         let before = reader.commits_before(position + 1, 1)?;
-        before.first().map_or(beginning(reader), Commit::head)
+        before.first().map_or(beginning(reader.log()), Commit::head)
     };
     let known = known.map_or(0, |known| known.position);
     let mut failed = Ok(());
@@ -270,7 +293,7 @@ pub fn everything(
     if let Some(seen) = &seen {
         holds(reader, seen)?;
     }
-    let report = walk(reader, beginning(reader), until, |_| {})?;
+    let report = walk(reader, beginning(reader.log()), until, |_| {})?;
     Ok(VerifyReport {
         witness: seen,
         ..report

@@ -2,6 +2,8 @@
 //! envelope, credentials checked before anything else is looked at.
 
 mod audit;
+mod audit_follow;
+mod audit_proof;
 mod auth;
 mod body;
 mod error;
@@ -17,12 +19,14 @@ mod request_id;
 mod sandboxes;
 mod secret_stores;
 mod server;
+mod stop;
 
 use std::sync::Arc;
 
 use actix_web::web;
 
 use crate::actors::Platform;
+use crate::events::CheckpointKey;
 use crate::ids::OrgId;
 
 pub use server::{ServeError, serve};
@@ -40,6 +44,9 @@ pub struct Api {
     pub(crate) public_url: String,
     /// The organization that everybody is when the server asks for no key.
     pub(crate) no_auth: Option<OrgId>,
+    /// Signs checkpoints of the event log.
+    pub(crate) checkpoint_key: Arc<CheckpointKey>,
+    pub(crate) audit: audit_follow::Audit,
 }
 
 /// Every route. A resource states its methods and nothing else: `HEAD` and the answer to every other
@@ -52,6 +59,7 @@ pub fn routes(config: &mut web::ServiceConfig) {
             .configure(projects::routes)
             .configure(secret_stores::routes)
             .configure(audit::routes)
+            .configure(audit_proof::routes)
             .configure(sandboxes::routes)
             .service(web::scope("/sandboxes/{id}").configure(data_plane)),
     );

@@ -13,16 +13,21 @@ use actix_web::{App, HttpServer, web};
 use rustls::pki_types::CertificateDer;
 use rustls::pki_types::pem::PemObject;
 
+use super::audit_follow::Audit;
 use super::auth::Tokens;
 use super::body::JSON_BYTES_MAX;
 use super::error::ApiError;
 use super::idempotency::REPLAYED;
 use super::methods::with_methods;
 use super::request_id::{REQUEST_ID, with_request_id};
+use super::stop::{serve_until, told_to_stop};
 use super::{Api, routes};
 use crate::actors::{Failure, Parts, Platform, Reconciler};
 use crate::config::{Config, Egress};
-use crate::events::{EventLog, KeyError, LogOptions, OpenError, open_keyring};
+use crate::events::{
+    CheckpointError, CheckpointKey, CheckpointOptions, EventLog, Keeper, KeyError, LogOptions,
+    OpenError, Snapshots, StreamId,
+};
 use crate::proxy::EgressSettings;
 use crate::sandbox::{DriverError, NamespaceDriver, doctor};
 
@@ -50,6 +55,9 @@ pub enum ServeError {
     /// The keys can't be opened.
     #[error(transparent)]
     Key(#[from] KeyError),
+    /// Checkpoints can't be signed or kept, or the log is not the one they were signed for.
+    #[error(transparent)]
+    Checkpoint(#[from] CheckpointError),
     /// Sandboxes can't be isolated on this machine.
     #[error("sandboxes can't run here: {0}; `oc doctor` says what is missing")]
     Driver(#[from] DriverError),
@@ -112,18 +120,24 @@ pub async fn serve(config: Config, first_key: impl FnOnce(FirstKey<'_>)) -> Resu
     })?;
     let keys = config.data_dir.join("keys.db");
     let has_events = log.head().position > 0;
-    let (keyring, created) = open_keyring(&config.master_key_file, &keys, has_events)?;
+    let (keyring, created) = config.master_key.open_keyring(&keys, has_events)?;
     if created {
-        tracing::info!(file = %config.master_key_file.display(), "made a new master key; back it up");
+        tracing::info!(
+            file = config.master_key.describe(),
+            "made a new master key; back it up"
+        );
     }
+    let (checkpoint_key, keeper) = checkpoints(&config, &log).await?;
     check_machine().await?;
     let driver = NamespaceDriver::new(&config.data_dir.join("sandboxes"))?;
     let listener = TcpListener::bind(config.listen).map_err(|source| ServeError::Listen {
         addr: config.listen,
         source,
     })?;
+    let snapshots_key = keyring.derive(&StreamId::of("server", "signing"), "state-snapshots")?;
     let platform = Platform::start(Parts {
         log: log.clone(),
+        snapshots: Snapshots::open(&config.data_dir.join("log"), snapshots_key),
         keyring: Arc::new(keyring),
         driver: Arc::new(driver),
         egress: Arc::new(egress_settings(&config.egress, listener.local_addr()?)?),
@@ -144,10 +158,13 @@ pub async fn serve(config: Config, first_key: impl FnOnce(FirstKey<'_>)) -> Resu
     }
     let org = bootstrap(&platform, &url, first_key).await?;
     Reconciler::start(&platform).await;
+    let stopping = told_to_stop()?;
     let api = web::Data::new(Api {
         tokens: Tokens::new(&*platform.signing_key("sandbox-token")?),
         public_url: config.public_url.clone().unwrap_or_else(|| url.clone()),
         no_auth: config.no_auth.then_some(org),
+        checkpoint_key,
+        audit: Audit::new(log.clone(), stopping.clone()),
         platform: platform.clone(),
     });
     let server = HttpServer::new(move || {
@@ -169,21 +186,40 @@ pub async fn serve(config: Config, first_key: impl FnOnce(FirstKey<'_>)) -> Resu
     })
     .workers(2)
     .shutdown_timeout(SHUTDOWN_SEC)
+    .disable_signals()
     .listen(listener)?
     .run();
     announce(&config.data_dir, &url)?;
-    let stop = server.handle();
-    tokio::select! {
-        ended = server => ended?,
-        // What the log can't keep must not be acknowledged: the server ends, and says why.
-        reason = log.wait_stopped() => {
-            stop.stop(false).await;
-            return Err(ServeError::LogStopped(reason.to_string()));
-        }
+    // What the log can't keep must not be acknowledged: the server ends, and says why.
+    if let Some(reason) = serve_until(server, &stopping, log.wait_stopped()).await? {
+        return Err(ServeError::LogStopped(reason.to_string()));
     }
     platform.let_go().await;
+    if let Some(keeper) = keeper {
+        keeper.stop().await;
+    }
     log.close().await;
     Ok(())
+}
+
+/// The key that signs checkpoints, made on first start, and what writes them where the operator
+/// says. A log that is not the one the newest checkpoint was signed for is refused.
+async fn checkpoints(
+    config: &Config,
+    log: &EventLog,
+) -> Result<(Arc<CheckpointKey>, Option<Keeper>), ServeError> {
+    let path = config.data_dir.join(CheckpointKey::FILE);
+    let key = Arc::new(CheckpointKey::load_or_create(&path)?.0);
+    let Some(settings) = &config.checkpoints else {
+        return Ok((key, None));
+    };
+    let options = CheckpointOptions {
+        dir: settings.dir.clone(),
+        every: settings.every,
+        every_commits: settings.every_commits,
+    };
+    let keeper = Keeper::start(log.clone(), key.clone(), options).await?;
+    Ok((key, Some(keeper)))
 }
 
 /// Any origin may ask anything, with its own credentials, and read every header of ours.

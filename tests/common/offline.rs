@@ -1,6 +1,7 @@
 //! What tests read and write in the data folder of a server that does not run, through the library.
 
 use std::path::Path;
+use std::sync::Arc;
 
 use opencomputer::events::families::{Family, KeyCreated, OrgCreated, OrgEvent};
 use opencomputer::events::{
@@ -43,7 +44,7 @@ impl Offline {
     }
 
     /// Every event of the log.
-    pub fn events(&self) -> Vec<Recorded> {
+    pub fn events(&self) -> Vec<Arc<Recorded>> {
         self.runtime.block_on(async {
             let mut all = Vec::new();
             loop {

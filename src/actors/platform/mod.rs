@@ -24,7 +24,7 @@ use super::sandbox::Sandbox;
 use super::sealing::{ToShred, internal};
 use super::secret_store::SecretStore;
 use crate::config::Limits;
-use crate::events::{Actor as Who, EventLog, Keyring, StreamId};
+use crate::events::{Actor as Who, EventLog, Keyring, Snapshots, StreamId};
 use crate::ids::{KeyId, OrgId, SandboxId};
 use crate::proxy::EgressSettings;
 use crate::sandbox::Driver;
@@ -62,6 +62,8 @@ pub struct NewSecret {
 pub struct Parts {
     /// The event log.
     pub log: EventLog,
+    /// Short cuts to the entities' states.
+    pub snapshots: Snapshots,
     /// The data keys.
     pub keyring: Arc<Keyring>,
     /// How sandboxes are isolated.
@@ -75,6 +77,7 @@ pub struct Parts {
 /// The platform.
 pub struct Platform {
     pub(super) log: EventLog,
+    pub(super) snapshots: Snapshots,
     pub(super) keyring: Arc<Keyring>,
     pub(super) driver: Arc<dyn Driver>,
     pub(super) egress: Arc<EgressSettings>,
@@ -105,11 +108,13 @@ impl Platform {
         arbiters
             .next()
             .spawn(async move { following.follow(log).await });
+        let (log, snapshots) = (parts.log.clone(), parts.snapshots);
         Arc::new(Self {
-            orgs: Registry::new(parts.log.clone(), arbiters.clone()),
-            projects: Registry::new(parts.log.clone(), arbiters.clone()),
-            stores: Registry::new(parts.log.clone(), arbiters.clone()),
-            sandboxes: Registry::new(parts.log.clone(), arbiters),
+            orgs: Registry::with_snapshots(log.clone(), snapshots.clone(), arbiters.clone()),
+            projects: Registry::with_snapshots(log.clone(), snapshots.clone(), arbiters.clone()),
+            stores: Registry::with_snapshots(log.clone(), snapshots.clone(), arbiters.clone()),
+            sandboxes: Registry::with_snapshots(log, snapshots.clone(), arbiters),
+            snapshots,
             catalog,
             live: Mutex::default(),
             in_work: Arc::default(),

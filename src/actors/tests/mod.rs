@@ -1,10 +1,16 @@
 //! The rules, as given events / when a command / then events; and the read models against the log.
 
+mod fixtures;
+mod layout;
+mod loading;
 mod org;
 mod project;
-mod read_models;
+mod replay;
+mod residency;
 mod sandbox;
 mod secret_store;
+mod trail;
+mod world;
 
 use std::fmt::Write;
 

@@ -9,7 +9,7 @@ use crate::events::families::{
 };
 use crate::ids::OrgId;
 
-fn created() -> ProjectEvent {
+pub(super) fn created() -> ProjectEvent {
     ProjectEvent::Created(ProjectCreated {
         project_id: id("00000000-0000-7000-8000-000000000001"),
         org_id: org(),

@@ -13,7 +13,7 @@ use crate::events::families::{
 };
 use crate::ids::OrgId;
 
-fn created() -> SandboxCreated {
+pub(super) fn created() -> SandboxCreated {
     SandboxCreated {
         sandbox_id: id("sb-01m806v6r12w1bmtyq39z8xdwq"),
         org_id: org(),
@@ -47,7 +47,7 @@ fn entry(layer: &str, version: u64, token: &str) -> SealedEntry {
     }
 }
 
-fn set() -> SandboxSealed {
+pub(super) fn set() -> SandboxSealed {
     SandboxSealed {
         secrets: vec![entry("L1", 3, "osb_sealed_1")],
         ca_certificate: "CERTIFICATE".to_owned(),
@@ -72,7 +72,7 @@ fn and(mut given: Vec<E>, event: E) -> Vec<E> {
     given
 }
 
-fn running() -> Vec<E> {
+pub(super) fn running() -> Vec<E> {
     and(
         starting(),
         E::Started(Started {

@@ -6,7 +6,7 @@ use crate::actors::secrets::SecretCommand;
 use crate::events::families::{StoreCreated, StoreDeleted, StoreEvent};
 use crate::ids::OrgId;
 
-fn created() -> StoreEvent {
+pub(super) fn created() -> StoreEvent {
     StoreEvent::Created(StoreCreated {
         store_id: id("00000000-0000-7000-8000-000000000002"),
         org_id: org(),

@@ -1,4 +1,4 @@
-//! `oc audit log`: events, newest last.
+//! `oc audit log` and `oc audit tail`: events, newest last.
 //!
 //! The server pages backwards from the newest event; pages are followed until `--limit` events
 //! are there or the log begins.
@@ -7,10 +7,12 @@ use clap::Args;
 use serde::{Deserialize, Serialize};
 use serde_json::{Map, Value, json};
 
+use super::follow::follow;
+use super::source::{Filters, Folder, Source};
 use crate::cli::Context;
 use crate::cli::client::{Api, decode};
 use crate::cli::error::CliError;
-use crate::cli::output::table;
+use crate::cli::output::{printable, table};
 
 /// Events shown without `--limit`.
 const EVENTS_DEFAULT: usize = 50;
@@ -21,17 +23,32 @@ const PAGE_EVENTS_MAX: usize = 500;
 /// Width of the DETAIL column, in characters.
 const DETAIL_CHARS_MAX: usize = 100;
 
+/// Events shown by `tail` before it follows.
+const TAIL_DEFAULT: u64 = 10;
+
 /// `oc audit log`
 #[derive(Args)]
 pub struct Log {
-    /// Only events of this project, store or sandbox (its id or stream)
-    #[arg(long)]
-    entity: Option<String>,
-    /// Only events of this type
-    #[arg(long = "type", value_name = "TYPE")]
-    kind: Option<String>,
+    #[command(flatten)]
+    filters: Filters,
     /// How many events to show
     #[arg(long, default_value_t = EVENTS_DEFAULT as u64,
+          value_parser = clap::value_parser!(u64).range(1..=EVENTS_MAX))]
+    limit: u64,
+    /// Then show each event as it is recorded (with --json, one object a line)
+    #[arg(long, conflicts_with_all = ["until", "data_dir"])]
+    follow: bool,
+    #[command(flatten)]
+    folder: Folder,
+}
+
+/// `oc audit tail`
+#[derive(Args)]
+pub struct Tail {
+    #[command(flatten)]
+    filters: Filters,
+    /// How many events to show before following
+    #[arg(long, default_value_t = TAIL_DEFAULT,
           value_parser = clap::value_parser!(u64).range(1..=EVENTS_MAX))]
     limit: u64,
 }
@@ -59,7 +76,13 @@ pub(in crate::cli) struct Event {
 
 impl Log {
     pub(super) async fn run(self, context: &Context) -> Result<(), CliError> {
-        let (events, next_before) = self.collect(&context.api).await?;
+        if self.follow {
+            return watch(context, &self.filters, self.limit).await;
+        }
+        let source = self.folder.open(context)?;
+        let collected = collect(&source, &self.filters, self.limit).await;
+        source.close().await;
+        let (events, next_before) = collected?;
         let reply = json!({ "events": events, "nextBefore": next_before });
         context.output.reply(&reply, || {
             if events.is_empty() {
@@ -69,45 +92,88 @@ impl Log {
             }
         })
     }
+}
 
-    async fn collect(self, api: &Api) -> Result<(Vec<Event>, Option<u64>), CliError> {
-        let wanted = usize::try_from(self.limit).unwrap_or(usize::MAX);
-        let mut events: Vec<Event> = Vec::new();
-        let mut before = None;
-        loop {
-            let missing = wanted.saturating_sub(events.len());
-            let mut query = vec![("limit", missing.min(PAGE_EVENTS_MAX).to_string())];
-            query.extend(self.entity.iter().map(|entity| ("entity", entity.clone())));
-            query.extend(self.kind.iter().map(|kind| ("type", kind.clone())));
-            query.extend(before.map(|before: u64| ("before", before.to_string())));
-            let reply = api.query(&["audit", "events"], &query).await?;
-            let page: Page = decode(reply)?;
-            events.extend(page.events);
-            // A cursor that does not go down would never end.
-            let goes_on = page
-                .next_before
-                .is_some_and(|next| before.is_none_or(|old| next < old));
-            before = page.next_before;
-            if !goes_on || events.len() >= wanted {
-                break;
-            }
+impl Tail {
+    pub(super) async fn run(self, context: &Context) -> Result<(), CliError> {
+        if self.filters.until.is_some() {
+            return Err(CliError::Usage(
+                "--until makes no sense for what is still to come; use `oc audit log`".to_owned(),
+            ));
         }
-        events.sort_by_key(|event| event.position);
-        let surplus = events.len().saturating_sub(wanted);
-        Ok((events.split_off(surplus), before))
+        watch(context, &self.filters, self.limit).await
     }
+}
+
+/// Shows the last events, and then each one as it comes, without a gap between the two.
+async fn watch(context: &Context, filters: &Filters, limit: u64) -> Result<(), CliError> {
+    let source = Source::Server(&context.api);
+    // Where the log ends, as far as we may see, before the events are read: what is recorded
+    // meanwhile is in their page or behind its last one.
+    let (end, _) = collect(&source, &Filters::default(), 1).await?;
+    let (events, _) = collect(&source, filters, limit).await?;
+    let last = [&end, &events].into_iter().flatten().map(|e| e.position);
+    let after = last.max().unwrap_or(0);
+    let show = |event: &Event| match context.output.json {
+        true => {
+            let line = serde_json::to_string(event);
+            let line = line.map_err(|error| CliError::BadReply(error.to_string()))?;
+            context.output.line(&line)
+        }
+        false => context.output.line(&row_as_it_comes(event)),
+    };
+    events.iter().try_for_each(show)?;
+    follow(&context.api, &filters.query(), after, show).await
+}
+
+async fn collect(
+    source: &Source<'_>,
+    filters: &Filters,
+    limit: u64,
+) -> Result<(Vec<Event>, Option<u64>), CliError> {
+    let wanted = usize::try_from(limit).unwrap_or(usize::MAX);
+    let mut events: Vec<Event> = Vec::new();
+    let mut before = None;
+    loop {
+        let missing = wanted.saturating_sub(events.len());
+        let reply = source.page(filters, before, missing.min(PAGE_EVENTS_MAX));
+        let page: Page = decode(reply.await?)?;
+        events.extend(page.events);
+        // A cursor that does not go down would never end.
+        let goes_on = page
+            .next_before
+            .is_some_and(|next| before.is_none_or(|old| next < old));
+        before = page.next_before;
+        if !goes_on || events.len() >= wanted {
+            break;
+        }
+    }
+    events.sort_by_key(|event| event.position);
+    let surplus = events.len().saturating_sub(wanted);
+    Ok((events.split_off(surplus), before))
 }
 
 /// The newest events of all entities, oldest first.
 pub(in crate::cli) async fn newest(api: &Api, limit: u64) -> Result<Vec<Event>, CliError> {
-    Log {
-        entity: None,
-        kind: None,
-        limit,
-    }
-    .collect(api)
-    .await
-    .map(|(events, _)| events)
+    let (source, filters) = (Source::Server(api), Filters::default());
+    let (events, _) = collect(&source, &filters, limit).await?;
+    Ok(events)
+}
+
+/// One event on a line of its own: who follows can't wait for the widths of a whole table.
+fn row_as_it_comes(event: &Event) -> String {
+    let [time, kind, stream, detail] = [
+        &event.recorded_at,
+        &event.kind,
+        &event.stream,
+        &detail(&event.data),
+    ]
+    .map(|text| printable(text));
+    let line = format!(
+        "{:<8}  {time:<24}  {kind:<26}  {stream:<44}  {detail}",
+        event.position
+    );
+    line.trim_end().to_owned()
 }
 
 fn events_table(events: Vec<Event>) -> String {

@@ -92,7 +92,9 @@ pub fn decode(
     wanted: impl Fn(u64, u64) -> bool,
 ) -> Result<Vec<Commit>, EngineError> {
     let (mut commits, mut position) = (Vec::new(), first_position);
-    while !bytes.is_empty() {
+    // Behind the last commit that is wanted nothing is judged: damage there is no reason to
+    // withhold what is whole.
+    while !bytes.is_empty() && wanted(position, u64::MAX) {
         let (record, rest) = postcard::take_from_bytes::<Record<'_>>(bytes)
             .map_err(|_| damaged(position, "its record can't be read"))?;
         let count = u64::try_from(record.events.len()).unwrap_or(u64::MAX);

@@ -3,6 +3,9 @@
 //! Invariants: a released kind never changes its meaning or fields' meaning; a change makes a new
 //! version (`….v2`) and an upcaster at read time. Stored bytes are never touched. An unknown kind
 //! decodes to [`DecodeError::UnknownKind`]: reducers stop on it, read models skip and count it.
+//!
+//! `fixtures/events/` has a recorded log of every version; `src/actors/tests/fixtures.rs` reads
+//! them all with the program of today, and says when a new one has to be recorded.
 
 use serde_json::value::RawValue;
 
@@ -14,6 +17,7 @@ mod project;
 mod sandbox;
 mod secrets;
 mod store;
+mod upcast;
 
 pub use egress::{EgressDecided, EgressEvent};
 pub use idempotency::{IdempotencyEvent, IdempotencyRecorded, IdempotencyReleased};
@@ -27,6 +31,18 @@ pub use sandbox::{
 };
 pub use secrets::{SecretDeleted, SecretSet};
 pub use store::{StoreCreated, StoreDeleted, StoreEvent, StoreUpdated};
+pub use upcast::{Upcast, decode_old};
+
+/// The present kinds of every family.
+pub const KINDS: &[&[&str]] = &[
+    EgressEvent::KINDS,
+    IdempotencyEvent::KINDS,
+    NameEvent::KINDS,
+    OrgEvent::KINDS,
+    ProjectEvent::KINDS,
+    SandboxEvent::KINDS,
+    StoreEvent::KINDS,
+];
 
 /// Why a stored event can't be read as a family's event.
 #[derive(Debug, thiserror::Error)]
@@ -46,6 +62,10 @@ pub enum DecodeError {
 
 /// One family of events: a closed enum with a stored kind for each variant.
 pub trait Family: Sized + Clone + Send + Sync + 'static {
+    /// Every kind this program writes.
+    const KINDS: &'static [&'static str];
+    /// How kinds that older programs wrote become present ones.
+    const UPCASTS: &'static [Upcast];
     /// The stored kind, with its version.
     fn kind(&self) -> &'static str;
     /// The stored data.
@@ -54,15 +74,24 @@ pub trait Family: Sized + Clone + Send + Sync + 'static {
     fn decode(kind: &str, data: &RawValue) -> Result<Self, DecodeError>;
 }
 
-/// Declares a family: `Enum { Variant(Payload) = "kind.v1", … }`.
+/// Declares a family: `Enum { Variant(Payload) = "kind.v2", … }`, and behind it, when there are
+/// older versions, `upcasts { "kind.v1" => "kind.v2" by function, … }`.
 macro_rules! family {
-    ($(#[$doc:meta])* $name:ident { $($(#[$vdoc:meta])* $variant:ident($payload:ty) = $kind:literal,)+ }) => {
+    (
+        $(#[$doc:meta])* $name:ident { $($(#[$vdoc:meta])* $variant:ident($payload:ty) = $kind:literal,)+ }
+        $(upcasts { $($from:literal => $to:literal by $change:path,)+ })?
+    ) => {
         $(#[$doc])*
         #[derive(Debug, Clone)]
         #[allow(clippy::large_enum_variant)] // events are moved once, from the log to the state
         pub enum $name { $($(#[$vdoc])* $variant($payload),)+ }
 
         impl $crate::events::families::Family for $name {
+            const KINDS: &'static [&'static str] = &[$($kind,)+];
+            const UPCASTS: &'static [$crate::events::families::Upcast] = &[$($(
+                $crate::events::families::Upcast { from: $from, to: $to, change: $change },
+            )+)?];
+
             fn kind(&self) -> &'static str {
                 match self { $(Self::$variant(_) => $kind,)+ }
             }
@@ -73,12 +102,12 @@ macro_rules! family {
                 kind: &str,
                 data: &serde_json::value::RawValue,
             ) -> Result<Self, $crate::events::families::DecodeError> {
-                use $crate::events::families::DecodeError;
+                use $crate::events::families::{DecodeError, decode_old};
                 match kind {
                     $($kind => serde_json::from_str(data.get())
                         .map(Self::$variant)
                         .map_err(|source| DecodeError::Data { kind: kind.to_owned(), source }),)+
-                    other => Err(DecodeError::UnknownKind(other.to_owned())),
+                    old => decode_old(old, data),
                 }
             }
         }

@@ -16,15 +16,23 @@
 //!   shredding still holds the key: SECURITY.md tells operators to expire those.
 
 mod cipher;
+mod file;
 mod keyring;
 mod master;
+mod rotate;
+mod source;
 mod store;
 
 use std::path::PathBuf;
 
 pub use cipher::{SealContext, Sealed};
+pub(super) use file::{create as create_key, generate as generate_key, load as load_key};
 pub use keyring::{Keyring, open_keyring};
 pub use master::MasterKey;
+pub use rotate::Rotated;
+#[cfg(test)]
+pub(super) use rotate::Step;
+pub(super) use rotate::{keep_old, rotate};
 
 use super::stream::StreamId;
 
@@ -41,22 +49,26 @@ pub enum KeyError {
         /// The system's words.
         detail: String,
     },
-    /// Others can read the master key.
+    /// Others can read a key.
     #[error(
-        "the master key {path} has mode {mode:04o}, others may have read it: run `chmod 600 \
+        "the {what} {path} has mode {mode:04o}, others may have read it: run `chmod 600 \
          {path}`, and rotate the key if that is possible"
     )]
     Mode {
+        /// `master key`, `checkpoint key`.
+        what: &'static str,
         /// The file.
         path: PathBuf,
         /// Its permission bits.
         mode: u32,
     },
-    /// The master key is somebody else's.
+    /// A key is somebody else's.
     #[error(
-        "the master key {path} belongs to user {owner}, the server runs as {me}: run `chown {me} {path}`"
+        "the {what} {path} belongs to user {owner}, the server runs as {me}: run `chown {me} {path}`"
     )]
     Owner {
+        /// `master key`, `checkpoint key`.
+        what: &'static str,
         /// The file.
         path: PathBuf,
         /// Its owner.
@@ -66,11 +78,43 @@ pub enum KeyError {
     },
     /// Not a key.
     #[error(
-        "{source_name} is not a master key: 64 hexadecimal digits are needed. Restore it from a backup"
+        "{source_name} is not a {what}: 64 hexadecimal digits are needed. Restore it from a backup"
     )]
     NotAKey {
+        /// `master key`, `checkpoint key`.
+        what: &'static str,
         /// The file, or where else the text came from.
         source_name: String,
+    },
+    /// The command that prints the master key failed. Its output is not repeated.
+    #[error(
+        "the master key can't be had from `{program}`: {detail}; run it by hand, or mend \
+         `master_key_command` in the configuration"
+    )]
+    Command {
+        /// The program.
+        program: String,
+        /// What happened.
+        detail: String,
+    },
+    /// A rotation of a key that this program does not keep.
+    #[error(
+        "the master key is {source_name}, which can't be written from here: name a file for the \
+         new key with `--new-key-file` (it is made when missing), and put its content there \
+         afterwards"
+    )]
+    NotOurs {
+        /// Where the key comes from.
+        source_name: String,
+    },
+    /// A rotation to a given key where the key's own file is replaced.
+    #[error(
+        "the master key is kept in {path}, where the new one takes its place by itself: leave out \
+         `--new-key-file`"
+    )]
+    NotThere {
+        /// The key file.
+        path: PathBuf,
     },
     /// The keyring was made with another master key.
     #[error("{path} does not open with this master key: put back the one it was made with")]

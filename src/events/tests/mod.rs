@@ -1,6 +1,9 @@
 //! The log as a whole, through its public face: one file a promise.
 
 mod append;
+mod backup;
+mod branch;
+mod checkpoint;
 mod contract;
 mod crash;
 mod damage;
@@ -9,5 +12,8 @@ mod failure;
 mod faults;
 mod index;
 mod keys;
+mod repair;
+mod rotate;
+mod shred;
 mod subscribe;
-mod support;
+pub mod support;

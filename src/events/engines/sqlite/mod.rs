@@ -9,6 +9,7 @@
 //! dirties the few pages at the end of one tree.
 
 mod fence;
+mod folder;
 mod open;
 mod read;
 mod witness;
@@ -21,10 +22,11 @@ use rusqlite::{Connection, ErrorCode, TransactionBehavior, params};
 use super::{Commit, Engine, Reader, record};
 use crate::events::error::EngineError;
 use crate::events::event::Head;
-use fence::Fence;
 use read::View;
 use witness_task::WitnessTask;
 
+pub use fence::Fence;
+pub use folder::{Copying, Held, Purpose, attach};
 pub use open::{accept_head, doubt};
 
 /// Name of the database in the log's folder.

@@ -84,7 +84,7 @@ pub fn accept_head(
 
 /// Makes the folder when it is missing, and syncs its entry in the parent: a new folder must not
 /// vanish in a power cut with everything that was synced inside it.
-fn make_folder(dir: &Path) -> io::Result<()> {
+pub(super) fn make_folder(dir: &Path) -> io::Result<()> {
     if dir.is_dir() {
         return Ok(());
     }
@@ -122,7 +122,7 @@ fn witness(dir: &Path, view: &View, found: Found) -> Result<(Witness, Seen), Ope
 
 /// Opens the database in `dir`. Where there is none it is created if `may_create`, else the answer
 /// is `None` and the folder is as it was. The caller holds the fence.
-fn database(dir: &Path, may_create: bool) -> Result<Option<View>, OpenError> {
+pub(super) fn database(dir: &Path, may_create: bool) -> Result<Option<View>, OpenError> {
     let path = dir.join(FILE);
     // Asked before SQLite sees the file: it throws away the WAL of an empty database.
     let empty = std::fs::metadata(&path).map_or(true, |meta| meta.len() == 0);
@@ -220,7 +220,7 @@ pub fn doubt(dir: &Path, error: EngineError) -> OpenError {
     }
 }
 
-fn io_error(path: &Path, action: &'static str, error: &io::Error) -> OpenError {
+pub(super) fn io_error(path: &Path, action: &'static str, error: &io::Error) -> OpenError {
     OpenError::Io {
         path: path.to_owned(),
         action,
@@ -237,7 +237,7 @@ pub fn reader(path: &Path, log: Ulid) -> Result<View, EngineError> {
     Ok(View::new(conn, dir, log))
 }
 
-fn connect(path: &Path, access: OpenFlags) -> Result<Connection, EngineError> {
+pub(super) fn connect(path: &Path, access: OpenFlags) -> Result<Connection, EngineError> {
     // No mutex: a connection is never shared between threads, only handed over.
     let flags = access | OpenFlags::SQLITE_OPEN_NO_MUTEX;
     let conn = Connection::open_with_flags(path, flags).map_err(failed)?;
@@ -274,7 +274,7 @@ fn create(conn: &mut Connection) -> Result<(), EngineError> {
     tx.commit().map_err(failed)
 }
 
-fn log_id(conn: &Connection) -> Result<Ulid, EngineError> {
+pub(super) fn log_id(conn: &Connection) -> Result<Ulid, EngineError> {
     let bytes: [u8; 16] = conn
         .query_row("SELECT id FROM log", [], |row| row.get(0))
         .map_err(|error| match error {

@@ -5,21 +5,20 @@
 
 use std::ffi::OsStr;
 use std::path::{Path, PathBuf};
-use std::process::{ExitCode, Stdio};
+use std::process::Stdio;
 use std::time::{Duration, Instant};
 
-use clap::{Args, Subcommand};
 use reqwest::Method;
 use serde::{Deserialize, Serialize};
 use serde_json::{Value, json};
 use tokio::process::Command;
 
-use super::client::{Api, body, decode};
-use super::error::CliError;
-use super::exec::RunResult;
-use super::output::{Output, table};
-use super::private_server::{PrivateServer, Scratch, ServerError};
-use super::{Global, block_on, finish};
+use super::broken;
+use crate::cli::client::{Api, body, decode};
+use crate::cli::error::CliError;
+use crate::cli::exec::RunResult;
+use crate::cli::output::{Output, table};
+use crate::cli::private_server::{PrivateServer, Scratch};
 
 /// Rounds that are run and not counted: caches fill, code is paged in.
 const WARM_UP_ROUNDS: u32 = 3;
@@ -37,23 +36,6 @@ const UNIT: [&str; 10] = [
     "true",
 ];
 
-/// `oc bench`
-#[derive(Args)]
-pub struct BenchArgs {
-    #[command(subcommand)]
-    what: What,
-}
-
-#[derive(Subcommand)]
-enum What {
-    /// Start of a sandbox and round trip of a command, as ratios to bubblewrap
-    Start {
-        /// Measured rounds of each
-        #[arg(long, default_value_t = 20, value_parser = clap::value_parser!(u32).range(1..=1000))]
-        rounds: u32,
-    },
-}
-
 /// The figures of one run.
 #[derive(Serialize)]
 #[serde(rename_all = "camelCase")]
@@ -67,16 +49,8 @@ struct Figures {
 }
 
 /// Runs the measurement and prints it.
-pub fn bench(global: &Global, args: BenchArgs) -> ExitCode {
-    let output = Output { json: global.json };
-    let What::Start { rounds } = args.what;
-    let measured = block_on(start(rounds)).and_then(|figures| figures);
-    finish(
-        measured
-            .and_then(|figures| print(&figures, output))
-            .map(|()| 0),
-        output,
-    )
+pub async fn run(rounds: u32, output: Output) -> Result<(), CliError> {
+    print(&start(rounds).await?, output)
 }
 
 async fn start(rounds: u32) -> Result<Figures, CliError> {
@@ -217,13 +191,6 @@ fn find(program: &str, path: &OsStr) -> Option<PathBuf> {
     std::env::split_paths(path)
         .map(|folder| folder.join(program))
         .find(|file| file.is_file())
-}
-
-fn broken(error: ServerError) -> CliError {
-    match error {
-        ServerError::Call(error) => error,
-        error => CliError::Usage(error.to_string()),
-    }
 }
 
 #[cfg(test)]

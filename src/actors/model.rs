@@ -1,0 +1,186 @@
+//! The rows that events add up to: what the live read models and every replay of the past are made
+//! of. One event goes in at a time, by one pure step, so that they can't drift apart.
+//!
+//! Rows are the aggregates themselves, and no ciphertext is in any of them. The live model leaves
+//! secrets out ([`Keep::Versions`]); a replay keeps their names and hosts ([`Keep::Names`]).
+
+use std::collections::BTreeMap;
+
+use super::aggregate::Aggregate;
+use super::org::Org;
+use super::project::Project;
+use super::sandbox::Sandbox;
+use super::secret_store::SecretStore;
+use super::versions::Versions;
+use crate::events::families::{
+    DecodeError, Family, OrgEvent, ProjectEvent, SandboxEvent, SecretSet, StoreEvent,
+};
+use crate::events::{BRANCH_KIND, Recorded, Sealed};
+use crate::ids::{KeyId, OrgId, ProjectId, SandboxId, StoreId};
+
+/// What is kept of secrets.
+#[derive(Debug, Clone, Copy, Default, PartialEq, Eq)]
+pub(super) enum Keep {
+    /// Which value each one has, by its version: enough to tell who has an old one.
+    #[default]
+    Versions,
+    /// Names and hosts too, in the rows.
+    Names,
+}
+
+/// The rows, everything that ever was included; what is gone says so.
+#[derive(Debug, Default)]
+pub(super) struct Model {
+    pub orgs: BTreeMap<OrgId, Org>,
+    /// Whose key has which SHA-256 (lower-case hex).
+    pub keys: BTreeMap<String, (OrgId, KeyId)>,
+    pub projects: BTreeMap<ProjectId, Project>,
+    pub stores: BTreeMap<StoreId, SecretStore>,
+    pub sandboxes: BTreeMap<SandboxId, Sandbox>,
+    pub versions: Versions,
+    /// Events that could not be understood.
+    pub skipped: u64,
+    keep: Keep,
+}
+
+impl Model {
+    /// No rows yet.
+    pub fn new(keep: Keep) -> Self {
+        Self {
+            keep,
+            ..Self::default()
+        }
+    }
+
+    /// Takes one event. One that is not understood is counted and changes nothing.
+    pub fn apply(&mut self, recorded: &Recorded) -> Result<(), DecodeError> {
+        let applied = self.take(recorded);
+        self.skipped += u64::from(applied.is_err());
+        applied
+    }
+
+    fn take(&mut self, recorded: &Recorded) -> Result<(), DecodeError> {
+        let Some((family, id)) = recorded.stream.parts() else {
+            return Ok(());
+        };
+        // A branch's own events after this one say all that its row shows.
+        if recorded.kind == BRANCH_KIND {
+            return Ok(());
+        }
+        match family {
+            "org" => self.apply_org(id, recorded)?,
+            "project" => {
+                let event = ProjectEvent::decode(&recorded.kind, &recorded.data)?;
+                self.versions.of_project(id, &event, recorded.revision);
+                let kept = self.keep.of_project(event);
+                apply_row(&mut self.projects, id, kept, recorded);
+            }
+            "store" => {
+                let event = StoreEvent::decode(&recorded.kind, &recorded.data)?;
+                self.versions.of_store(id, &event, recorded.revision);
+                let kept = self.keep.of_store(event);
+                apply_row(&mut self.stores, id, kept, recorded);
+            }
+            "sandbox" => {
+                let event = SandboxEvent::decode(&recorded.kind, &recorded.data)?;
+                self.apply_sandbox(id, event, recorded.revision);
+            }
+            // Names and egress records have no rows of their own.
+            _ => {}
+        }
+        Ok(())
+    }
+
+    fn apply_sandbox(&mut self, id: &str, event: SandboxEvent, revision: u64) {
+        let Ok(id) = id.parse::<SandboxId>() else {
+            return;
+        };
+        let row = self.sandboxes.entry(id.clone()).or_default();
+        if let SandboxEvent::Sealed(_) | SandboxEvent::SecretRotated(_) = event {
+            row.sealed_revision = revision;
+        }
+        self.versions.of_sandbox(&id, &event);
+        if let Some(kept) = self.keep.of_sandbox(event) {
+            row.apply(&kept, revision);
+        }
+        if row.phase.is_final() {
+            self.versions.forget(&id);
+        }
+    }
+
+    fn apply_org(&mut self, id: &str, recorded: &Recorded) -> Result<(), DecodeError> {
+        let event = OrgEvent::decode(&recorded.kind, &recorded.data)?;
+        if let Ok(org) = id.parse::<OrgId>() {
+            match &event {
+                OrgEvent::KeyCreated(key) => {
+                    self.keys.insert(key.sha256.clone(), (org, key.key_id));
+                }
+                OrgEvent::Created(_) => {}
+            }
+        }
+        apply_row(&mut self.orgs, id, Some(event), recorded);
+        Ok(())
+    }
+}
+
+/// Applies what is kept of an event to its row.
+fn apply_row<K: Ord + std::str::FromStr, A: Aggregate>(
+    rows: &mut BTreeMap<K, A>,
+    id: &str,
+    event: Option<A::Event>,
+    recorded: &Recorded,
+) {
+    if let (Ok(id), Some(event)) = (id.parse(), event) {
+        rows.entry(id).or_default().apply(&event, recorded.revision);
+    }
+}
+
+impl Keep {
+    fn of_project(self, event: ProjectEvent) -> Option<ProjectEvent> {
+        match (self, event) {
+            (Self::Versions, ProjectEvent::SecretSet(_) | ProjectEvent::SecretDeleted(_)) => None,
+            (Self::Names, ProjectEvent::SecretSet(set)) => {
+                Some(ProjectEvent::SecretSet(without_value(set)))
+            }
+            (_, event) => Some(event),
+        }
+    }
+
+    fn of_store(self, event: StoreEvent) -> Option<StoreEvent> {
+        match (self, event) {
+            (Self::Versions, StoreEvent::SecretSet(_) | StoreEvent::SecretDeleted(_)) => None,
+            (Self::Names, StoreEvent::SecretSet(set)) => {
+                Some(StoreEvent::SecretSet(without_value(set)))
+            }
+            (_, event) => Some(event),
+        }
+    }
+
+    fn of_sandbox(self, event: SandboxEvent) -> Option<SandboxEvent> {
+        match (self, event) {
+            (Self::Versions, SandboxEvent::Sealed(_) | SandboxEvent::SecretRotated(_)) => None,
+            (Self::Names, SandboxEvent::Sealed(mut sealed)) => {
+                let entries = sealed.secrets.iter_mut().map(|entry| &mut entry.sealed);
+                entries
+                    .chain([&mut sealed.ca_key, &mut sealed.envs])
+                    .for_each(empty);
+                Some(SandboxEvent::Sealed(sealed))
+            }
+            (Self::Names, SandboxEvent::SecretRotated(mut rotated)) => {
+                empty(&mut rotated.entry.sealed);
+                Some(SandboxEvent::SecretRotated(rotated))
+            }
+            (_, event) => Some(event),
+        }
+    }
+}
+
+fn without_value(mut set: SecretSet) -> SecretSet {
+    empty(&mut set.sealed);
+    set
+}
+
+fn empty(sealed: &mut Sealed) {
+    sealed.nonce = String::new();
+    sealed.ciphertext = String::new();
+}

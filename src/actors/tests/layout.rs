@@ -1,0 +1,73 @@
+//! The layouts of written-down states. A layout that differs from its recorded one needs the next
+//! `STATE_VERSION`: then the file's name differs too, and old state snapshots are thrown away.
+
+use insta::assert_json_snapshot;
+use serde_json::json;
+
+use super::{after, at, id, intent, org, project, sandbox, secret_store, secret_was_set};
+use crate::actors::aggregate::Aggregate;
+use crate::actors::org::Org;
+use crate::actors::project::Project;
+use crate::actors::sandbox::{Phase, Sandbox};
+use crate::actors::secret_store::SecretStore;
+use crate::events::families::{
+    KeyCreated, OrgCreated, OrgEvent, ProjectEvent, SandboxEvent, StoreEvent,
+};
+
+/// Every field is set, and what is written down reads back as the same.
+fn check<A: Aggregate>(name: &str, state: &A) {
+    let written = serde_json::to_value(state).expect("written down");
+    let read: A = serde_json::from_value(written.clone()).expect("read back");
+    assert_eq!(serde_json::to_value(&read).expect("written again"), written);
+    let empty = serde_json::to_value(A::default()).expect("written down");
+    serde_json::from_value::<A>(empty).expect("nothing reads back too");
+    assert!(
+        !written.to_string().contains("null"),
+        "{name}: every field has a value"
+    );
+    assert_json_snapshot!(format!("{name}_v{}", A::STATE_VERSION), written);
+}
+
+/// Goal: nobody changes what is written down without a new version. If this fails and the change
+/// is meant, raise the aggregate's `STATE_VERSION` and take the new file in.
+#[test]
+fn a_changed_layout_needs_a_new_state_version() {
+    let organization = [
+        OrgEvent::Created(OrgCreated {
+            org_id: org(),
+            name: "default".to_owned(),
+            at: at(0),
+        }),
+        OrgEvent::KeyCreated(KeyCreated {
+            key_id: id("00000000-0000-7000-8000-0000000000f1"),
+            name: "first".to_owned(),
+            prefix: "osb_00000000".to_owned(),
+            sha256: "ab".repeat(32),
+            at: at(1),
+        }),
+    ];
+    check("org", &after::<Org>(&organization));
+    let secret = ProjectEvent::SecretSet(secret_was_set("KEY", 1));
+    check("project", &after::<Project>(&[project::created(), secret]));
+    let secret = StoreEvent::SecretSet(secret_was_set("KEY", 1));
+    check(
+        "store",
+        &after::<SecretStore>(&[secret_store::created(), secret]),
+    );
+    let mut with_alias = sandbox::running();
+    if let Some(SandboxEvent::Created(created)) = with_alias.first_mut() {
+        created.alias = Some("mine".to_owned());
+        created.egress_allowlist = vec!["a.test".to_owned()];
+    }
+    check("sandbox", &after::<Sandbox>(&with_alias));
+    let phases = [
+        Phase::Absent,
+        Phase::Starting(intent(1)),
+        Phase::Running,
+        Phase::Failed("gone".to_owned()),
+        Phase::Stopping(intent(2)),
+        Phase::Stopped,
+        Phase::NeverStarted,
+    ];
+    assert_json_snapshot!(format!("phases_v{}", Sandbox::STATE_VERSION), json!(phases));
+}

@@ -1,0 +1,81 @@
+//! `oc bench`: what this machine and this program make of the promises of speed. Every figure stands
+//! beside one of the machine's own, taken in turns in the same minutes: the ratio is what carries
+//! over to other machines.
+
+mod commands;
+mod log;
+mod raw;
+mod start;
+
+use std::path::PathBuf;
+use std::process::ExitCode;
+
+use clap::{Args, Subcommand};
+
+use super::error::CliError;
+use super::output::Output;
+use super::private_server::ServerError;
+use super::{Global, block_on, finish};
+
+/// `oc bench`
+#[derive(Args)]
+pub struct BenchArgs {
+    #[command(subcommand)]
+    what: What,
+}
+
+#[derive(Subcommand)]
+enum What {
+    /// Start of a sandbox and round trip of a command, as ratios to bubblewrap
+    Start {
+        /// Measured rounds of each
+        #[arg(long, default_value_t = 20, value_parser = clap::value_parser!(u32).range(1..=1000))]
+        rounds: u32,
+    },
+    /// The event log: durable appends as ratios to a bare file with one sync a group, verification,
+    /// replay, and durable commands over HTTP
+    Log(LogArgs),
+}
+
+/// `oc bench log`
+#[derive(Args)]
+pub struct LogArgs {
+    /// Measured rounds of each number of callers
+    #[arg(long, default_value_t = 7, value_parser = clap::value_parser!(u32).range(1..=100))]
+    rounds: u32,
+    /// Events of the log that is verified and replayed
+    #[arg(long, default_value_t = 1_000_000,
+          value_parser = clap::value_parser!(u64).range(10_000..=100_000_000))]
+    events: u64,
+    /// Seconds of durable commands over HTTP
+    #[arg(long, default_value_t = 5, value_parser = clap::value_parser!(u64).range(1..=60))]
+    seconds: u64,
+    /// Folder to work in, on the disk that is to be measured [default: the system's temporary one]
+    #[arg(long, value_name = "DIR")]
+    dir: Option<PathBuf>,
+}
+
+/// Runs the measurement and prints it.
+pub fn bench(global: &Global, args: BenchArgs) -> ExitCode {
+    let output = Output { json: global.json };
+    let run = async {
+        match args.what {
+            What::Start { rounds } => start::run(rounds, output).await,
+            What::Log(args) => log::run(args, output).await,
+        }
+    };
+    let measured = block_on(run).and_then(|measured| measured);
+    finish(measured.map(|()| 0), output)
+}
+
+fn broken(error: ServerError) -> CliError {
+    match error {
+        ServerError::Call(error) => error,
+        error => CliError::Usage(error.to_string()),
+    }
+}
+
+fn median(mut numbers: Vec<f64>) -> f64 {
+    numbers.sort_by(f64::total_cmp);
+    numbers.get(numbers.len() / 2).copied().unwrap_or_default()
+}

@@ -1,0 +1,148 @@
+//! The audit trail as server-sent events.
+//!
+//! ```text
+//! retry: 2000
+//!
+//! id: 17
+//! data: {"position":17,"type":"project.created.v1",…}
+//!
+//! :
+//! ```
+//!
+//! `id` is the event's position, so that a client that comes back with `Last-Event-ID` goes on
+//! behind what it has had: no gap, no double. A feed holds its place in the log and one page of
+//! events; it is read only as fast as its client takes it, so a slow client delays nobody but
+//! itself. Feeds end when the server is told to stop; a client comes back by itself.
+
+use std::collections::HashMap;
+use std::sync::{Arc, Mutex, PoisonError};
+use std::time::Duration;
+
+use actix_web::HttpResponse;
+use actix_web::http::StatusCode;
+use actix_web::http::header::{CACHE_CONTROL, HeaderName};
+use actix_web::web::Bytes;
+use futures_util::stream;
+use tokio_util::sync::CancellationToken;
+
+use super::Api;
+use super::error::{ApiError, ApiResult};
+use crate::actors::History;
+use crate::actors::trail::{self, Filter, Follow};
+use crate::events::{EventLog, Recorded};
+use crate::ids::OrgId;
+
+/// Where a client that comes back says what it has had.
+pub(super) const LAST_EVENT_ID: HeaderName = HeaderName::from_static("last-event-id");
+/// Longest silence: edge proxies cut connections that are idle for longer, and a client that went
+/// away shows when it is written to.
+const HEARTBEAT: Duration = Duration::from_secs(15);
+/// What a client waits before it comes back, milliseconds.
+const RETRY_MS: u32 = 2_000;
+/// Most feeds of one organization at once.
+const FEEDS_MAX: usize = 64;
+
+/// What the audit routes share.
+pub struct Audit {
+    pub(super) history: History,
+    feeds: Arc<Mutex<HashMap<OrgId, usize>>>,
+    stopping: CancellationToken,
+}
+
+impl Audit {
+    /// For the routes on `log`; feeds end when `stopping` is cancelled.
+    pub fn new(log: EventLog, stopping: CancellationToken) -> Self {
+        Self {
+            history: History::new(log),
+            feeds: Arc::default(),
+            stopping,
+        }
+    }
+
+    fn place(&self, org: OrgId) -> ApiResult<Place> {
+        let mut feeds = self.feeds.lock().unwrap_or_else(PoisonError::into_inner);
+        let count = feeds.entry(org).or_default();
+        if *count >= FEEDS_MAX {
+            let text = format!("at most {FEEDS_MAX} clients can follow the audit trail at once");
+            return Err(ApiError::new(StatusCode::TOO_MANY_REQUESTS, text));
+        }
+        *count += 1;
+        let feeds = self.feeds.clone();
+        Ok(Place { org, feeds })
+    }
+}
+
+/// One feed's place among those of its organization.
+struct Place {
+    org: OrgId,
+    feeds: Arc<Mutex<HashMap<OrgId, usize>>>,
+}
+
+impl Drop for Place {
+    fn drop(&mut self) {
+        let mut feeds = self.feeds.lock().unwrap_or_else(PoisonError::into_inner);
+        if let Some(count) = feeds.get_mut(&self.org) {
+            *count -= 1;
+            if *count == 0 {
+                feeds.remove(&self.org);
+            }
+        }
+    }
+}
+
+/// A feed on its way to a client.
+struct Feed {
+    follow: Follow,
+    stopping: CancellationToken,
+    _place: Place,
+}
+
+impl Feed {
+    /// What is sent next; `None` ends the feed.
+    async fn next(&mut self) -> Option<Bytes> {
+        let next = tokio::select! {
+            biased;
+            () = self.stopping.cancelled() => return None,
+            next = tokio::time::timeout(HEARTBEAT, self.follow.next()) => next,
+        };
+        match next {
+            Err(_) => Some(Bytes::from_static(b":\n\n")),
+            Ok(Ok(event)) => Some(message(&event)),
+            Ok(Err(error)) => {
+                tracing::info!(%error, "a feed of the audit trail ends");
+                None
+            }
+        }
+    }
+}
+
+fn message(event: &Recorded) -> Bytes {
+    // JSON text has no line break in it.
+    let (position, data) = (event.position, trail::render(event));
+    Bytes::from(format!("id: {position}\ndata: {data}\n\n"))
+}
+
+/// The events behind `after` (`None`: from now on) that `filter` takes, as they come.
+pub(super) fn follow(api: &Api, filter: Filter, after: Option<u64>) -> ApiResult {
+    let Some(org) = filter.org else {
+        return Err(ApiError::internal("a feed without an organization"));
+    };
+    let feed = Feed {
+        _place: api.audit.place(org)?,
+        stopping: api.audit.stopping.clone(),
+        follow: Follow::new(api.platform.log(), filter, after),
+    };
+    let greeting = Bytes::from(format!("retry: {RETRY_MS}\n\n"));
+    let body = stream::unfold((Some(greeting), feed), |(greeting, mut feed)| async move {
+        let chunk = match greeting {
+            Some(greeting) => greeting,
+            None => feed.next().await?,
+        };
+        Some((Ok::<_, ApiError>(chunk), (None, feed)))
+    });
+    Ok(HttpResponse::Ok()
+        .content_type("text/event-stream")
+        .insert_header((CACHE_CONTROL, "no-cache"))
+        .insert_header((HeaderName::from_static("x-accel-buffering"), "no"))
+        .streaming(body))
+}
