@@ -5,8 +5,8 @@ use super::error::EngineError;
 use super::event::Head;
 use super::verify::{Walk, beginning, branches};
 
-/// Commits read and written at once.
-const PAGE_COMMITS: usize = 512;
+/// Events read and written at once.
+const PAGE_EVENTS: usize = 512;
 
 /// The verified prefix of a log, as far as a copy has come.
 pub struct Prefix {
@@ -40,7 +40,7 @@ impl Prefix {
             }
             let next = self.head.position + 1;
             let page = reader
-                .commits(next, PAGE_COMMITS)
+                .commits(next, PAGE_EVENTS)
                 .or_else(|fault| alone(reader, next).ok_or(fault));
             let mut page = match page {
                 Ok(page) if page.is_empty() => return Ok(None),

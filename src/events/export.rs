@@ -23,7 +23,7 @@ use super::event::{Head, Recorded};
 use super::log::EventLog;
 use crate::ids::OrgId;
 
-const PAGE_COMMITS: usize = 64;
+const PAGE_EVENTS: usize = 256;
 /// Size after which a piece ends, in bytes; one commit more is the most it may have.
 const PIECE_BYTES: usize = 256 * 1024;
 
@@ -231,7 +231,7 @@ impl Progress {
         mut next: u64,
         out: &mut Vec<u8>,
     ) -> Result<u64, ExportError> {
-        for commit in view.commits(next, PAGE_COMMITS)? {
+        for commit in view.commits(next, PAGE_EVENTS)? {
             if next > self.until.position || out.len() >= PIECE_BYTES {
                 break;
             }

@@ -35,7 +35,7 @@ pub struct LogOptions {
 pub struct LogStats {
     /// Commits written.
     pub commits: u64,
-    /// Groups they were written in; each cost one sync of the log and one of the witness.
+    /// Groups they were written in; each cost one sync of the log.
     pub groups: u64,
 }
 

@@ -12,7 +12,7 @@ use super::error::{EngineError, OpenError};
 use super::event::Head;
 use super::index::Index;
 use super::log::{EventLog, LogOptions};
-use super::verify;
+use super::verify::{self, Depth};
 
 impl EventLog {
     /// Opens the log in `options.dir`, or creates it there. Blocks: call it at start-up.
@@ -21,7 +21,7 @@ impl EventLog {
         let engine = Sqlite::open(&dir)?;
         let doubt = |error: EngineError| sqlite::doubt(&dir, error);
         let index = Index::open(&dir, engine.view().log()).map_err(doubt)?;
-        Self::prove(dir.clone(), Box::new(engine), index).map_err(doubt)
+        Self::prove(dir.clone(), Box::new(engine), index, Depth::default()).map_err(doubt)
     }
 
     /// Starts on an engine when the log in it proves itself.
@@ -29,6 +29,7 @@ impl EventLog {
         dir: std::path::PathBuf,
         engine: Box<dyn Engine>,
         mut index: Index,
+        depth: Depth,
     ) -> Result<EventLog, EngineError> {
         let reader = engine.view();
         let head = reader.head()?;
@@ -37,7 +38,7 @@ impl EventLog {
         if known.is_some_and(|known| verify::holds(reader, &known).is_err()) {
             index.clear()?;
         }
-        verify::at_open(reader, head, seen, &mut index)?;
+        verify::at_open(reader, head, seen, &mut index, depth)?;
         Self::start(dir, engine, index)
     }
 

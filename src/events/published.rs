@@ -1,6 +1,6 @@
 //! What the writer shows to readers and subscribers.
 //!
-//! Invariants: the head is on disk, with its witness, before it is shown; it only grows; once a
+//! Invariants: the head is on disk before it is shown; it only grows; once a
 //! reason to stop is shown the head stays.
 
 use std::sync::atomic::AtomicU64;

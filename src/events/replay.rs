@@ -17,8 +17,8 @@ use super::verify::{VerifyReport, Walk, beginning, branches};
 
 /// Positions in one stretch.
 const STRETCH: u64 = 8_192;
-/// Commits read at once: what the last page of a stretch reads beyond its end is read twice.
-const PAGE_COMMITS: u64 = 128;
+/// Events read at once: what the last page of a stretch reads beyond its end is read twice.
+const PAGE_EVENTS: u64 = 512;
 /// Readers at once; each also has one stretch ready and one in the making.
 const READERS: u64 = 2;
 
@@ -95,7 +95,7 @@ fn decode<T>(
     let mut made = Vec::new();
     let mut next = start;
     while next < end {
-        let limit = PAGE_COMMITS.min(end - next);
+        let limit = PAGE_EVENTS.min(end - next);
         let page = reader.commits(next, usize::try_from(limit).unwrap_or(usize::MAX))?;
         let Some(last) = page.last() else { break };
         next = last.head().position + 1;

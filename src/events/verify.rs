@@ -26,8 +26,27 @@ use super::stream::StreamId;
 pub const OPEN_EVENTS_MAX: u64 = 50_000;
 /// Events at the end of a larger log that start-up walks.
 pub const OPEN_TAIL_EVENTS: u64 = 1_000;
-/// Commits read at once.
-const PAGE_COMMITS: usize = 512;
+
+/// How much of a log start-up walks. Tests take less, so that little logs are large ones.
+#[derive(Debug, Clone, Copy)]
+pub struct Depth {
+    /// Events up to which the log is walked whole.
+    pub whole_events_max: u64,
+    /// Events at the end of a larger log.
+    pub tail_events: u64,
+}
+
+impl Default for Depth {
+    fn default() -> Self {
+        Self {
+            whole_events_max: OPEN_EVENTS_MAX,
+            tail_events: OPEN_TAIL_EVENTS,
+        }
+    }
+}
+
+/// Events read at once.
+const PAGE_EVENTS: usize = 1_024;
 
 /// What was checked, all of it found in order.
 #[derive(Debug, Clone, PartialEq, Eq)]
@@ -56,7 +75,7 @@ pub fn walk(
 ) -> Result<VerifyReport, VerifyError> {
     let mut walk = Walk::new(from);
     while walk.head.commit < until.commit {
-        let mut page = reader.commits(walk.head.position + 1, PAGE_COMMITS)?;
+        let mut page = reader.commits(walk.head.position + 1, PAGE_EVENTS)?;
         page.retain(|commit| commit.number <= until.commit);
         if page.is_empty() {
             return Err(broken(&walk.head, "the commits end before the head"));
@@ -234,13 +253,14 @@ pub fn at_open(
     head: Head,
     seen: Option<Head>,
     index: &mut Index,
+    depth: Depth,
 ) -> Result<(), EngineError> {
     if let Some(seen) = &seen {
         holds(reader, seen)?;
     }
     let known = index.head();
-    let tail = OPEN_TAIL_EVENTS.min(head.position);
-    let whole = known.is_none() || head.position <= OPEN_EVENTS_MAX;
+    let tail = depth.tail_events.min(head.position);
+    let whole = known.is_none() || head.position <= depth.whole_events_max;
     let from = if whole {
         reader.check_files()?;
         beginning(reader.log())

@@ -215,6 +215,8 @@ impl Writer {
             match plan.add(command) {
                 Ok(answer) => outcomes.push(Ok(answer)),
                 Err(Unplanned::Refused(refused)) => outcomes.push(Err(refused)),
+                // A look into the index may need room; nothing was written.
+                Err(Unplanned::Failed(EngineError::Full)) => return Err(self.full()),
                 Err(Unplanned::Failed(error)) => return Err(self.stop(&error)),
             }
         }

@@ -25,18 +25,28 @@ impl Memory {
         }
     }
 
+    /// The same log as it was after so many commits, going its own way from there.
+    pub fn prefix(&self, commits: usize) -> Self {
+        let first = self.read(|all| all.iter().take(commits).cloned().collect());
+        Self {
+            log: self.log,
+            commits: Arc::new(RwLock::new(first)),
+        }
+    }
+
     fn read<T>(&self, look: impl FnOnce(&[Commit]) -> T) -> T {
         look(&self.commits.read().unwrap_or_else(PoisonError::into_inner))
     }
 }
 
-/// Commits until `limit` or [`READ_BYTES_MAX`] is reached.
+/// Commits until they have `limit` events or [`READ_BYTES_MAX`] is reached.
 fn page<'a>(commits: impl Iterator<Item = &'a Commit>, limit: usize) -> Vec<Commit> {
-    let (mut page, mut bytes) = (Vec::new(), 0);
-    for commit in commits.take(limit) {
-        if bytes >= READ_BYTES_MAX {
+    let (mut page, mut events, mut bytes) = (Vec::new(), 0, 0);
+    for commit in commits {
+        if events >= limit || bytes >= READ_BYTES_MAX {
             break;
         }
+        events += commit.events.len();
         bytes += commit.bytes();
         page.push(commit.clone());
     }

@@ -13,7 +13,7 @@
 //!   returns has had its content hash recomputed and compared;
 //! - while it is open nobody else can append.
 //!
-//! `contract.rs` has the tests that every engine must pass.
+//! `tests/contract/` has the tests that every engine must pass.
 
 #[cfg(test)]
 pub mod memory;
@@ -66,8 +66,9 @@ pub trait Reader: Send {
     /// The log's identity, made once at its creation.
     fn log(&self) -> Ulid;
     fn head(&self) -> Result<Head, EngineError>;
-    /// Up to `limit` whole commits in ascending order, from the one that holds position `from` on
-    /// (0 means the beginning). Shorter beyond [`READ_BYTES_MAX`], empty only at the end.
+    /// Whole commits in ascending order, from the one that holds position `from` on (0 means the
+    /// beginning), as many as it takes to have `limit` events. Fewer beyond [`READ_BYTES_MAX`], none
+    /// only at the end.
     fn commits(&self, from: u64, limit: usize) -> Result<Vec<Commit>, EngineError>;
     /// The same in descending order, from the commit that holds position `before` - 1 on.
     fn commits_before(&self, before: u64, limit: usize) -> Result<Vec<Commit>, EngineError>;

@@ -8,7 +8,7 @@
 //!
 //! Invariants: a commit is in the index before it is shown to anyone; look-ups see it in memory or
 //! in the database at any moment (memory is asked first, and let go of only when the database has
-//! it); memory holds at most [`PENDING_EVENTS_MAX`] events and a group; whoever reads through the
+//! it); memory holds at most [`Sizes::pending_events_max`] events and a group; whoever reads through the
 //! index checks that the event is the one that was looked for.
 
 mod batch;
@@ -29,12 +29,26 @@ use super::stream::StreamId;
 use batch::Batch;
 use store::Store;
 
-/// Events in memory from which on a batch is moved into the database.
-const BATCH_EVENTS: usize = 8_192;
-/// Events in memory at which the writer waits for the database.
-const PENDING_EVENTS_MAX: usize = 65_536;
-/// Pause before a full disk is tried again.
-const RETRY: Duration = Duration::from_secs(1);
+/// How much stays in memory. Tests take less, so that little logs cross into the database.
+#[derive(Debug, Clone, Copy)]
+pub struct Sizes {
+    /// Events in memory from which on a batch is moved into the database.
+    pub batch_events: usize,
+    /// Events in memory at which the writer waits for the database.
+    pub pending_events_max: usize,
+    /// Pause before a full disk is tried again.
+    pub retry: Duration,
+}
+
+impl Default for Sizes {
+    fn default() -> Self {
+        Self {
+            batch_events: 8_192,
+            pending_events_max: 65_536,
+            retry: Duration::from_secs(1),
+        }
+    }
+}
 
 #[derive(Default)]
 struct State {
@@ -53,6 +67,7 @@ struct State {
 struct Shared {
     /// Where the database is; `None`: all of it stays in memory.
     dir: Option<PathBuf>,
+    sizes: Sizes,
     state: Mutex<State>,
     changed: Condvar,
 }
@@ -81,25 +96,30 @@ impl Index {
     /// An index that stays in memory.
     #[cfg(test)]
     pub fn in_memory(log: Ulid) -> Self {
-        Self::new(None, log, State::default())
+        Self::new(None, log, Sizes::default(), State::default())
     }
 
     /// The index in `dir` with what an orderly end left there, else an empty one. The caller adds
     /// every commit behind [`Index::head`].
     pub fn open(dir: &Path, log: Ulid) -> Result<Self, EngineError> {
-        let found = store::unseal(dir, log)
-            .map_err(|error| EngineError::Io(format!("the index: {error}")))?;
+        Self::open_sized(dir, log, Sizes::default())
+    }
+
+    /// The same, with less or more of it in memory.
+    pub fn open_sized(dir: &Path, log: Ulid, sizes: Sizes) -> Result<Self, EngineError> {
+        let found = store::unseal(dir, log)?;
         let state = found.map_or_else(State::default, |sealed| State {
             stored: Some(sealed.head),
             newest: sealed.newest,
             ..State::default()
         });
-        Ok(Self::new(Some(dir.to_owned()), log, state))
+        Ok(Self::new(Some(dir.to_owned()), log, sizes, state))
     }
 
-    fn new(dir: Option<PathBuf>, log: Ulid, state: State) -> Self {
+    fn new(dir: Option<PathBuf>, log: Ulid, sizes: Sizes, state: State) -> Self {
         let shared = Shared {
             dir,
+            sizes,
             state: Mutex::new(state),
             changed: Condvar::new(),
         };
@@ -114,9 +134,7 @@ impl Index {
     pub fn clear(&mut self) -> Result<(), EngineError> {
         *self.shared.lock() = State::default();
         match &self.shared.dir {
-            Some(dir) => store::unseal(dir, self.log)
-                .map(drop)
-                .map_err(|error| EngineError::Io(format!("the index: {error}"))),
+            Some(dir) => store::unseal(dir, self.log).map(drop),
             None => Ok(()),
         }
     }
@@ -134,7 +152,7 @@ impl Index {
         for commit in commits {
             state.fresh.add(commit);
         }
-        let due = self.thread.is_some() && state.fresh.len() >= BATCH_EVENTS;
+        let due = self.thread.is_some() && state.fresh.len() >= self.shared.sizes.batch_events;
         drop(state);
         if due {
             self.shared.changed.notify_all();
@@ -145,7 +163,7 @@ impl Index {
     /// fails when it can't be written, so that memory stays bounded.
     pub fn room(&mut self) -> Result<(), EngineError> {
         let mut state = self.shared.lock();
-        if self.shared.dir.is_none() || state.fresh.len() < BATCH_EVENTS {
+        if self.shared.dir.is_none() || state.fresh.len() < self.shared.sizes.batch_events {
             return Ok(());
         }
         if self.thread.is_none() {
@@ -153,7 +171,7 @@ impl Index {
             self.start()?;
             state = self.shared.lock();
         }
-        while state.fresh.len() >= PENDING_EVENTS_MAX {
+        while state.fresh.len() >= self.shared.sizes.pending_events_max {
             if let Some(error) = &state.failed {
                 return Err(error.clone());
             }
@@ -243,13 +261,13 @@ fn newest_id(batch: &Batch) -> Ulid {
 
 /// Moves batches into the database until the index ends.
 fn run(dir: &Path, shared: &Shared) {
-    let mut store = match Store::writer(dir) {
-        Ok(store) => store,
-        Err(error) => return fail(shared, error),
+    let _watch = Watch(shared);
+    let Some(mut store) = persist(shared, || Store::writer(dir)) else {
+        return;
     };
     loop {
         let mut state = shared.lock();
-        while state.fresh.len() < BATCH_EVENTS && !state.ended {
+        while state.fresh.len() < shared.sizes.batch_events && !state.ended {
             state = shared.wait(state);
         }
         if state.ended {
@@ -260,15 +278,10 @@ fn run(dir: &Path, shared: &Shared) {
         state.newest = state.newest.max(newest_id(&batch));
         state.leaving = Some(Arc::clone(&batch));
         drop(state);
-        while let Err(error) = store.write(&batch) {
-            let full = matches!(error, EngineError::Full);
-            fail(shared, error);
-            if !full || rest(shared) {
-                return;
-            }
+        if persist(shared, || store.write(&batch)).is_none() {
+            return;
         }
         let mut state = shared.lock();
-        state.failed = None;
         state.stored = batch.head;
         state.leaving = None;
         drop(state);
@@ -276,11 +289,41 @@ fn run(dir: &Path, shared: &Shared) {
     }
 }
 
+/// Tries until it works, since a full disk may get room again. `None`: it can't work, which
+/// everybody has been told, or the index has ended meanwhile.
+fn persist<T>(shared: &Shared, mut work: impl FnMut() -> Result<T, EngineError>) -> Option<T> {
+    loop {
+        let error = match work() {
+            Ok(done) => {
+                shared.lock().failed = None;
+                return Some(done);
+            }
+            Err(error) => error,
+        };
+        let full = matches!(error, EngineError::Full);
+        fail(shared, error);
+        if !full || rest(shared) {
+            return None;
+        }
+    }
+}
+
+/// Sees to it that nobody waits for a thread that panicked.
+struct Watch<'a>(&'a Shared);
+
+impl Drop for Watch<'_> {
+    fn drop(&mut self) {
+        if std::thread::panicking() {
+            fail(self.0, EngineError::Io("the index's thread ended".into()));
+        }
+    }
+}
+
 /// Waits before the next attempt on a full disk; returns whether the index has ended.
 fn rest(shared: &Shared) -> bool {
     let rested = shared
         .changed
-        .wait_timeout_while(shared.lock(), RETRY, |state| !state.ended);
+        .wait_timeout_while(shared.lock(), shared.sizes.retry, |state| !state.ended);
     rested.unwrap_or_else(PoisonError::into_inner).0.ended
 }
 

@@ -27,6 +27,8 @@ pub const FILE: &str = "index.db";
 pub const SEAL: &str = "index.seal";
 /// Most positions in one row.
 const RUN_MAX: usize = 64;
+/// What the rows mean, as the seal says it: another program's index is made anew.
+const FORMAT: u32 = 2;
 /// How long a connection waits for another one's lock, in milliseconds.
 const BUSY_MS_MAX: u64 = 5_000;
 const SCHEMA: &str = "
@@ -43,6 +45,7 @@ const RUNS: &str = "SELECT first, positions FROM runs WHERE stream = ?1";
 /// What the seal says.
 #[derive(Debug, Serialize, Deserialize)]
 struct Seal {
+    format: u32,
     log: Ulid,
     position: u64,
     commit: u64,
@@ -68,22 +71,24 @@ pub struct Sealed {
 
 /// Looks for a database of `log` with an unbroken seal, and breaks it. `None`: there is none that
 /// can be believed; whatever is there is removed.
-pub fn unseal(dir: &Path, log: Ulid) -> io::Result<Option<Sealed>> {
+pub fn unseal(dir: &Path, log: Ulid) -> Result<Option<Sealed>, EngineError> {
     let (path, seal_path) = (dir.join(FILE), dir.join(SEAL));
     let seal = match fs::read(&seal_path) {
         Ok(bytes) => serde_json::from_slice::<Seal>(&bytes).ok(),
         Err(error) if error.kind() == io::ErrorKind::NotFound => None,
-        Err(error) => return Err(error),
+        Err(error) => return Err(io_error("read", &seal_path, &error)),
     };
-    let believed = match seal {
-        Some(seal) if seal.log == log && digest(&path).ok() == Some(seal.digest) => Some(seal),
-        _ => None,
+    let fits = |seal: &Seal| {
+        seal.format == FORMAT && seal.log == log && digest(&path).ok() == Some(seal.digest)
     };
+    let believed = seal.filter(fits);
     if believed.is_none() {
         remove(&path)?;
-        for suffix in ["-wal", "-shm"] {
-            remove(&dir.join(format!("{FILE}{suffix}")))?;
-        }
+    }
+    // The seal is on the database alone. SQLite would take what lies beside it (left by a power
+    // cut or by a folder put back in part) for its newest rows.
+    for suffix in ["-wal", "-shm"] {
+        remove(&dir.join(format!("{FILE}{suffix}")))?;
     }
     remove(&seal_path)?;
     Ok(believed.map(|seal| Sealed {
@@ -96,10 +101,19 @@ pub fn unseal(dir: &Path, log: Ulid) -> io::Result<Option<Sealed>> {
     }))
 }
 
-fn remove(path: &Path) -> io::Result<()> {
+fn remove(path: &Path) -> Result<(), EngineError> {
     match fs::remove_file(path) {
-        Err(error) if error.kind() != io::ErrorKind::NotFound => Err(error),
+        Err(error) if error.kind() != io::ErrorKind::NotFound => {
+            Err(io_error("removed", path, &error))
+        }
         _ => Ok(()),
+    }
+}
+
+fn io_error(action: &str, path: &Path, error: &io::Error) -> EngineError {
+    match error.kind() {
+        io::ErrorKind::StorageFull => EngineError::Full,
+        _ => EngineError::Io(format!("{} can't be {action}: {error}", path.display())),
     }
 }
 
@@ -123,7 +137,7 @@ impl Store {
             .append(true)
             .mode(0o600)
             .open(&path)
-            .map_err(|error| EngineError::Io(format!("{}: {error}", path.display())))?;
+            .map_err(|error| io_error("opened", &path, &error))?;
         let mut store = Self::connect(&path, OpenFlags::SQLITE_OPEN_READ_WRITE)?;
         store.make().map_err(failed)?;
         Ok(store)
@@ -200,6 +214,7 @@ impl Store {
             chain,
         } = head;
         let seal = Seal {
+            format: FORMAT,
             log,
             position,
             commit,
@@ -279,11 +294,12 @@ impl Store {
     }
 }
 
-/// Where a row for `id` is looked for: here, or behind rows that follow without a gap. The first 63
+/// Where a row for `id` is looked for: here, or behind rows that follow without a gap. The first 62
 /// bits of an id are its time and some of its randomness, so rows come in order at the tree's end and
-/// two seldom want the same place; an integer key costs a third of a key in bytes.
+/// two seldom want the same place; an integer key costs a third of a key in bytes. Not 63: behind the
+/// last place there must be others.
 fn key(id: Ulid) -> i64 {
-    i64::try_from(id.0 >> 65).unwrap_or(i64::MAX)
+    i64::try_from(id.0 >> 66).unwrap_or(0)
 }
 
 fn insert_ids(
@@ -319,8 +335,12 @@ fn int(number: u64) -> Result<i64, EngineError> {
 }
 
 fn failed(error: rusqlite::Error) -> EngineError {
+    use rusqlite::ErrorCode::DiskFull;
+    use rusqlite::ffi::SQLITE_IOERR_SHMSIZE;
     match &error {
-        rusqlite::Error::SqliteFailure(code, _) if code.code == rusqlite::ErrorCode::DiskFull => {
+        rusqlite::Error::SqliteFailure(code, _)
+            if code.code == DiskFull || code.extended_code == SQLITE_IOERR_SHMSIZE =>
+        {
             EngineError::Full
         }
         _ => EngineError::Io(format!("the index: {error}")),

@@ -3,10 +3,9 @@
 use std::path::Path;
 use std::sync::{Arc, Mutex};
 
-use rustix::mount::{MountFlags, MountPropagationFlags, mount, mount_change};
-use rustix::thread::{UnshareFlags, unshare_unsafe};
+use rustix::mount::{MountFlags, mount};
 
-use super::support::{command, event, fill, note, open, stream};
+use super::support::{command, event, fill, note, open, stream, with_mounts};
 use crate::events::engines::sqlite::Sqlite;
 use crate::events::engines::{Commit, Engine, Reader};
 use crate::events::index::Index;
@@ -137,30 +136,15 @@ async fn a_refused_group_leaves_nothing_behind() {
 fn a_full_disk_is_survived() {
     let dir = tempfile::tempdir().expect("a folder");
     let path = dir.path().to_owned();
-    let test = move || {
-        // SAFETY: of the thread's state only the mount table and the working directory are taken
-        // apart; no file descriptor table is, and this thread is ours alone.
-        let alone = unsafe { unshare_unsafe(UnshareFlags::NEWNS) }
-            .and_then(|()| {
-                mount_change(
-                    "/",
-                    MountPropagationFlags::PRIVATE | MountPropagationFlags::REC,
-                )
-            })
-            .and_then(|()| mount("tmpfs", &path, "tmpfs", MountFlags::empty(), c"size=2m"));
-        if let Err(error) = alone {
-            println!("skipped: a small disk can't be mounted: {error}");
-            return;
-        }
-        // All threads of this runtime are started here and so see the small disk.
-        let runtime = tokio::runtime::Builder::new_current_thread()
-            .build()
-            .expect("a runtime");
-        runtime.block_on(fill_the_disk(&path));
-    };
-    std::thread::spawn(test)
-        .join()
-        .expect("the test thread ended well");
+    let mounted = path.clone();
+    with_mounts(
+        move || mount("tmpfs", &mounted, "tmpfs", MountFlags::empty(), c"size=2m"),
+        move || {
+            // All threads of this runtime are started here and so see the small disk.
+            let runtime = tokio::runtime::Builder::new_current_thread().build();
+            runtime.expect("a runtime").block_on(fill_the_disk(&path));
+        },
+    );
 }
 
 async fn fill_the_disk(dir: &Path) {

@@ -27,8 +27,8 @@ impl View {
         Self { conn, dir, log }
     }
 
-    /// Commits that `wanted` takes of the rows of `sql`, until `limit` or [`READ_BYTES_MAX`] is
-    /// reached.
+    /// Commits that `wanted` takes of the rows of `sql`, until they have `limit` events or
+    /// [`READ_BYTES_MAX`] is reached.
     fn page(
         &self,
         sql: &str,
@@ -41,8 +41,8 @@ impl View {
         let at = int(at).unwrap_or(i64::MAX);
         let mut statement = self.conn.prepare_cached(sql).map_err(failed)?;
         let mut rows = statement.query([at]).map_err(failed)?;
-        let (mut page, mut bytes) = (Vec::new(), 0);
-        while page.len() < limit && bytes < READ_BYTES_MAX {
+        let (mut page, mut events, mut bytes) = (Vec::new(), 0, 0);
+        while events < limit && bytes < READ_BYTES_MAX {
             let Some(row) = rows.next().map_err(failed)? else {
                 break;
             };
@@ -50,10 +50,14 @@ impl View {
             if !rows_ascend {
                 found.reverse();
             }
-            bytes += found.iter().map(Commit::bytes).sum::<usize>();
-            page.append(&mut found);
+            for commit in found {
+                if events < limit {
+                    events += commit.events.len();
+                    bytes += commit.bytes();
+                    page.push(commit);
+                }
+            }
         }
-        page.truncate(limit);
         Ok(page)
     }
 }

@@ -197,7 +197,8 @@ mod tests {
         witness.record(&seen(9)).expect("recorded");
         let after = std::fs::read(Witness::path(dir.path())).expect("read");
         assert_eq!(before.len(), FILE_BYTES);
-        for torn in 0..=FILE_BYTES {
+        // Between the slots there is nothing to tear.
+        for torn in (0..=FILE_BYTES).filter(|torn| torn % 4096 <= SLOT_BYTES + 1) {
             let bytes = [&after[..torn], &before[torn..]].concat();
             std::fs::write(Witness::path(dir.path()), bytes).expect("written");
             let found = Witness::look(dir.path()).expect("readable");
