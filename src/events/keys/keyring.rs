@@ -149,6 +149,7 @@ impl Keyring {
         let Inner {
             store,
             wrapping: old,
+            ..
         } = &mut *inner;
         let count = store.rewrap(&check, |row| {
             let key = self.unwrap_key(old, row)?;
