@@ -101,7 +101,8 @@ pub enum ReadError {
     },
 }
 
-/// Why the log did not open. Every variant leaves the folder as it was.
+/// Why the log did not open. Every variant leaves the log as it was; its index may have to be made
+/// anew at the next start.
 #[derive(Debug, thiserror::Error)]
 pub enum OpenError {
     /// Another process has the folder.
