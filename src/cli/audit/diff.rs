@@ -22,7 +22,7 @@ pub struct Diff {
     #[arg(value_name = "A", value_parser = moment)]
     before: String,
     /// The later point
-    #[arg(value_name = "B", value_parser = moment)]
+    #[arg(value_name = "B", value_parser = moment, default_value = "now")]
     after: String,
     /// Only this project, store, sandbox or organization (its id or stream)
     #[arg(long)]

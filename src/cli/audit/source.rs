@@ -213,6 +213,9 @@ pub(super) fn moment(text: &str) -> Result<String, String> {
 }
 
 fn time_before(text: &str, now: OffsetDateTime) -> Result<OffsetDateTime, String> {
+    if text == "now" {
+        return Ok(now);
+    }
     if let Ok(time) = OffsetDateTime::parse(text, &Rfc3339) {
         return Ok(time);
     }
@@ -240,6 +243,7 @@ mod tests {
     fn times_are_absolute_or_ago() {
         let now = datetime!(2026-01-02 12:00 UTC);
         let check = |text: &str| time_before(text, now).ok();
+        assert_eq!(check("now"), Some(now));
         assert_eq!(check("90s"), Some(datetime!(2026-01-02 11:58:30 UTC)));
         assert_eq!(check("15m"), Some(datetime!(2026-01-02 11:45 UTC)));
         assert_eq!(check("2h"), Some(datetime!(2026-01-02 10:00 UTC)));
