@@ -6,6 +6,11 @@ use clap::{CommandFactory, Parser, Subcommand};
 use opencomputer::config::{Config, ServeArgs};
 use opencomputer::{cli, http, sandbox};
 
+/// Events and requests are made on one thread and dropped on another all the time, which the
+/// system's allocator is slow at.
+#[global_allocator]
+static ALLOCATOR: mimalloc::MiMalloc = mimalloc::MiMalloc;
+
 /// Sandboxes for AI agents whose secrets never enter the box.
 #[derive(Parser)]
 #[command(name = "oc", version, propagate_version = true)]

@@ -12,7 +12,7 @@
 use std::path::PathBuf;
 use std::sync::atomic::Ordering;
 use std::sync::{Arc, PoisonError};
-use std::time::Duration;
+use std::time::{Duration, Instant};
 
 use time::OffsetDateTime;
 use tokio::sync::{mpsc, oneshot};
@@ -33,11 +33,10 @@ const GROUP_COMMANDS_MAX: usize = 512;
 /// Event data after which a group is closed, in bytes (8 MiB).
 const GROUP_BYTES_MAX: usize = 8 * 1024 * 1024;
 
-/// How often, and each time how long in microseconds, the writer waits for a group to fill up to
-/// the size of the one before it. Callers that were just answered are about to send their next
-/// command; without the wait the first of them would get a sync of its own and the rest another.
-const GATHER_TIMES_MAX: u32 = 3;
-const GATHER_STEP_US: u64 = 100;
+/// Longest the writer waits for a group to fill up to the size of the one before it, in
+/// microseconds. Callers that were just answered are about to send their next command; without the
+/// wait the first of them would get a sync of its own and the rest another.
+const GATHER_US_MAX: u64 = 300;
 
 type Reply = oneshot::Sender<Result<Appended, AppendError>>;
 
@@ -109,13 +108,16 @@ impl Writer {
             };
             let mut group = Group::default();
             closed = group.take(first, &mut queue);
-            for _ in 0..GATHER_TIMES_MAX {
-                if closed.is_some() || group.commands.len() >= last_group || group.is_full() {
-                    break;
-                }
-                std::thread::sleep(Duration::from_micros(GATHER_STEP_US));
-                if let Ok(next) = queue.try_recv() {
-                    closed = group.take(next, &mut queue);
+            let gathering = Instant::now();
+            while closed.is_none()
+                && group.commands.len() < last_group
+                && !group.is_full()
+                && gathering.elapsed() < Duration::from_micros(GATHER_US_MAX)
+            {
+                match queue.try_recv() {
+                    Ok(next) => closed = group.take(next, &mut queue),
+                    // Not asleep: a sleep takes longer than what there is to wait for.
+                    Err(_) => std::thread::yield_now(),
                 }
             }
             last_group = group.commands.len();

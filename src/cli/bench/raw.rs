@@ -13,8 +13,7 @@ use tokio::sync::{mpsc, oneshot};
 const RECORD_BYTES: usize = 450;
 /// As in the log's writer.
 const GROUP_MAX: usize = 512;
-const GATHER_TIMES_MAX: u32 = 3;
-const GATHER_STEP_US: u64 = 100;
+const GATHER_US_MAX: u64 = 300;
 
 type Message = (Arc<[u8]>, oneshot::Sender<()>);
 
@@ -70,11 +69,9 @@ fn write(mut file: File, mut waiting: mpsc::Receiver<Message>) {
             }
         };
         take(&mut group);
-        for _ in 0..GATHER_TIMES_MAX {
-            if group.len() >= last {
-                break;
-            }
-            std::thread::sleep(Duration::from_micros(GATHER_STEP_US));
+        let gathering = Instant::now();
+        while group.len() < last && gathering.elapsed() < Duration::from_micros(GATHER_US_MAX) {
+            std::thread::yield_now();
             take(&mut group);
         }
         last = group.len();

@@ -84,17 +84,20 @@ fn of(event: &Recorded) -> EventRecord<'_> {
 }
 
 /// The commits in `bytes`, written there one behind the other, of which the first begins at
-/// `first_position`; only those that `wanted` takes by their first and last position. Of these every
+/// `first_position`; only those that `wanted` takes by their first and
+/// last position, until they have `limit` events. Of these every
 /// content hash is made again.
 pub fn decode(
     first_position: u64,
     mut bytes: &[u8],
+    limit: usize,
     wanted: impl Fn(u64, u64) -> bool,
 ) -> Result<Vec<Commit>, EngineError> {
     let (mut commits, mut position) = (Vec::new(), first_position);
+    let mut events = 0;
     // Behind the last commit that is wanted nothing is judged: damage there is no reason to
     // withhold what is whole.
-    while !bytes.is_empty() && wanted(position, u64::MAX) {
+    while !bytes.is_empty() && events < limit && wanted(position, u64::MAX) {
         let (record, rest) = postcard::take_from_bytes::<Record<'_>>(bytes)
             .map_err(|_| damaged(position, "its record can't be read"))?;
         let count = u64::try_from(record.events.len()).unwrap_or(u64::MAX);
@@ -106,6 +109,7 @@ pub fn decode(
         }
         let next = position.saturating_add(count);
         if wanted(position, next - 1) {
+            events += record.events.len();
             commits.push(commit(position, record)?);
         }
         (bytes, position) = (rest, next);

@@ -29,6 +29,9 @@ use super::stream::StreamId;
 use batch::Batch;
 use store::Store;
 
+/// How much the thread of the index stands back (0: not at all, 19: most).
+const INDEX_NICE: i32 = 10;
+
 /// How much stays in memory. Tests take less, so that little logs cross into the database.
 #[derive(Debug, Clone, Copy)]
 pub struct Sizes {
@@ -262,6 +265,9 @@ fn newest_id(batch: &Batch) -> Ulid {
 /// Moves batches into the database until the index ends.
 fn run(dir: &Path, shared: &Shared) {
     let _watch = Watch(shared);
+    // Whoever waits for a commit goes first: the index catches up when there is time, and the writer
+    // waits for it only when memory is full. Without the permission it just competes.
+    let _ = rustix::process::nice(INDEX_NICE);
     let Some(mut store) = persist(shared, || Store::writer(dir)) else {
         return;
     };

@@ -85,7 +85,7 @@ fn forge(conn: &Connection, position: u64, change: impl FnOnce(&mut Commit)) {
     let bytes: Vec<u8> = conn
         .query_row(sql, [position.cast_signed()], |row| row.get(0))
         .expect("a commit");
-    let mut commit = record::decode(position, &bytes, |_, _| true)
+    let mut commit = record::decode(position, &bytes, usize::MAX, |_, _| true)
         .expect("as it was written")
         .remove(0);
     change(&mut commit);
@@ -330,7 +330,9 @@ async fn a_history_made_anew_is_noticed() {
                 if position == 6 {
                     let sql = "SELECT records FROM blocks WHERE first_position = 5";
                     let bytes: Vec<u8> = conn.query_row(sql, [], |row| row.get(0)).expect("read");
-                    chain = Some(record::decode(5, &bytes, |_, _| true).expect("whole")[0].chain);
+                    chain = Some(
+                        record::decode(5, &bytes, usize::MAX, |_, _| true).expect("whole")[0].chain,
+                    );
                     change(event(commit));
                 }
                 event(commit).content_hash = content_hash(event(commit));

@@ -91,7 +91,7 @@ impl Copying {
 
     /// Adds commits that were verified to follow.
     pub fn append(&mut self, commits: &[Commit]) -> Result<(), EngineError> {
-        write(&mut self.view, &self.head, commits)?;
+        write(&self.view, commits)?;
         if let Some(last) = commits.last() {
             self.head = last.head();
         }

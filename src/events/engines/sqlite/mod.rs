@@ -17,7 +17,7 @@ mod witness_task;
 
 use std::path::PathBuf;
 
-use rusqlite::{Connection, ErrorCode, TransactionBehavior, params};
+use rusqlite::{Connection, ErrorCode, params};
 
 use super::{Commit, Engine, Reader, record};
 use crate::events::error::EngineError;
@@ -45,6 +45,9 @@ const BLOCK_BYTES_MAX: usize = 3_900;
 /// The writer's connection. The fence is the last field: it falls after the files are closed.
 pub struct Sqlite {
     view: View,
+    /// Where the log ends, and where its last row begins (0: there is none).
+    head: Head,
+    last_block: i64,
     path: PathBuf,
     wal_bytes: usize,
     witness: WitnessTask,
@@ -61,11 +64,18 @@ impl Engine for Sqlite {
 
     fn append(&mut self, at: &Head, commits: &[Commit]) -> Result<(), EngineError> {
         self.witness.check()?;
-        match write(&mut self.view, at, commits) {
-            Ok(bytes) => {
-                self.wal_bytes = self.wal_bytes.saturating_add(bytes);
+        // The tree's end says whether somebody else wrote; reading the last commit anew would cost
+        // more than writing the next one.
+        if self.head != *at || last_block(&self.view.conn)? != self.last_block {
+            return Err(EngineError::HeadMoved);
+        }
+        match write(&self.view, commits) {
+            Ok(written) => {
+                self.wal_bytes = self.wal_bytes.saturating_add(written.wal_bytes);
+                self.last_block = written.last_block;
                 if let Some(last) = commits.last() {
-                    self.witness.saw(last.head());
+                    self.head = last.head();
+                    self.witness.saw(self.head);
                 }
                 Ok(())
             }
@@ -100,8 +110,16 @@ impl Engine for Sqlite {
     }
 }
 
-/// Inserts the commits in one transaction; returns about how much it added to the WAL.
-fn write(view: &mut View, at: &Head, commits: &[Commit]) -> Result<usize, EngineError> {
+/// Where the last row begins; 0: there is none.
+fn last_block(conn: &Connection) -> Result<i64, EngineError> {
+    let sql = "SELECT coalesce(max(first_position), 0) FROM blocks";
+    conn.prepare_cached(sql)
+        .and_then(|mut last| last.query_row([], |row| row.get(0)))
+        .map_err(failed)
+}
+
+/// Inserts the commits in one transaction.
+fn write(view: &View, commits: &[Commit]) -> Result<Written, EngineError> {
     let (mut bytes, mut blocks) = (Vec::new(), Vec::new());
     let (mut start, mut first_position) = (0, 0);
     for commit in commits {
@@ -116,24 +134,35 @@ fn write(view: &mut View, at: &Head, commits: &[Commit]) -> Result<usize, Engine
         }
     }
     blocks.push((first_position, start..bytes.len()));
-    if view.head()? != *at {
-        return Err(EngineError::HeadMoved);
-    }
-    let tx = view
-        .conn
-        .transaction_with_behavior(TransactionBehavior::Immediate)
-        .map_err(failed)?;
-    {
-        let mut insert = tx.prepare_cached(INSERT).map_err(failed)?;
+    let conn = &view.conn;
+    // Statements that are kept: making one of `BEGIN` takes longer than running it.
+    let run = |sql: &str| conn.prepare_cached(sql)?.execute([]);
+    let transaction = || {
+        run("BEGIN IMMEDIATE")?;
+        let mut insert = conn.prepare_cached(INSERT)?;
         for (first_position, range) in blocks {
             let records = bytes.get(range).unwrap_or_default();
-            insert
-                .execute(params![first_position, records])
-                .map_err(failed)?;
+            insert.execute(params![first_position, records])?;
         }
+        run("COMMIT")
+    };
+    if let Err(error) = transaction() {
+        if !conn.is_autocommit() {
+            run("ROLLBACK").map_err(failed)?;
+        }
+        return Err(failed(error));
     }
-    tx.commit().map_err(failed)?;
-    Ok(WAL_BYTES_PER_GROUP + bytes.len())
+    Ok(Written {
+        wal_bytes: WAL_BYTES_PER_GROUP + bytes.len(),
+        last_block: first_position,
+    })
+}
+
+/// What an append came to.
+struct Written {
+    /// About how much it added to the WAL.
+    wal_bytes: usize,
+    last_block: i64,
 }
 
 const INSERT: &str = "INSERT INTO blocks (first_position, records) VALUES (?1, ?2)";

@@ -15,7 +15,7 @@ use super::fence::Fence;
 use super::read::View;
 use super::witness::{Found, Seen, Witness};
 use super::witness_task::WitnessTask;
-use super::{FILE, Sqlite, failed};
+use super::{FILE, Sqlite, failed, last_block};
 use crate::events::engines::Reader;
 use crate::events::error::{EngineError, OpenError};
 use crate::events::event::Head;
@@ -56,7 +56,10 @@ impl Sqlite {
             .map_err(|error| io_error(dir, "given a thread for its witness", &error))?;
         // What an earlier run left in the WAL counts towards the next checkpoint.
         let wal = std::fs::metadata(dir.join(format!("{FILE}-wal"))).map_or(0, |meta| meta.len());
+        let told = |error| doubt(dir, error);
         Ok(Sqlite {
+            head: view.head().map_err(told)?,
+            last_block: last_block(&view.conn).map_err(told)?,
             view,
             path: dir.join(FILE),
             wal_bytes: usize::try_from(wal).unwrap_or(usize::MAX),

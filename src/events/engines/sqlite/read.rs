@@ -46,7 +46,13 @@ impl View {
             let Some(row) = rows.next().map_err(failed)? else {
                 break;
             };
-            let mut found = block(row, &wanted)?;
+            // Backwards the last ones of a block are wanted, which come out last.
+            let room = if rows_ascend {
+                limit - events
+            } else {
+                usize::MAX
+            };
+            let mut found = block(row, room, &wanted)?;
             if !rows_ascend {
                 found.reverse();
             }
@@ -108,7 +114,11 @@ impl Reader for View {
     }
 }
 
-fn block(row: &Row<'_>, wanted: impl Fn(u64, u64) -> bool) -> Result<Vec<Commit>, EngineError> {
+fn block(
+    row: &Row<'_>,
+    limit: usize,
+    wanted: impl Fn(u64, u64) -> bool,
+) -> Result<Vec<Commit>, EngineError> {
     let first: i64 = row.get(0).map_err(failed)?;
     let first = u64::try_from(first)
         .map_err(|_| EngineError::Damaged(format!("{first} where a position belongs")))?;
@@ -116,5 +126,5 @@ fn block(row: &Row<'_>, wanted: impl Fn(u64, u64) -> bool) -> Result<Vec<Commit>
     let bytes = bytes
         .as_blob()
         .map_err(|_| EngineError::Damaged(format!("event {first}: its record is not one")))?;
-    record::decode(first, bytes, wanted)
+    record::decode(first, bytes, limit, wanted)
 }
