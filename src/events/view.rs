@@ -79,22 +79,23 @@ impl View {
         limit: usize,
     ) -> Result<Vec<Arc<Recorded>>, EngineError> {
         let positions = self.lookup.positions(stream, from, limit)?;
+        let mut commits = self.reader.holding(&positions)?.into_iter().peekable();
         let mut events: Vec<Arc<Recorded>> = Vec::with_capacity(positions.len());
-        let mut bytes = 0;
-        let mut commit: Option<Commit> = None;
         for (position, revision) in positions.into_iter().zip(from..) {
-            if bytes >= READ_BYTES_MAX {
+            while commits
+                .next_if(|commit| commit.head().position < position)
+                .is_some()
+            {}
+            let Some(commit) = commits.peek() else {
+                // The page is full; it is a fault only when nothing is in it.
+                if events.is_empty() {
+                    return Err(astray(position));
+                }
                 break;
-            }
-            let holds = |commit: &Commit| commit.head().position >= position;
-            if !commit.as_ref().is_some_and(holds) {
-                commit = self.reader.commits(position, 1)?.pop();
-            }
-            let found = commit.as_ref().and_then(|commit| at(commit, position));
-            let event = found
+            };
+            let event = at(commit, position)
                 .filter(|event| event.stream == *stream && event.revision == revision)
                 .ok_or_else(|| astray(position))?;
-            bytes += event.data.get().len();
             events.push(Arc::clone(event));
         }
         Ok(events)

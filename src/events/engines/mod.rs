@@ -72,6 +72,25 @@ pub trait Reader: Send {
     fn commits(&self, from: u64, limit: usize) -> Result<Vec<Commit>, EngineError>;
     /// The same in descending order, from the commit that holds position `before` - 1 on.
     fn commits_before(&self, before: u64, limit: usize) -> Result<Vec<Commit>, EngineError>;
+    /// The commits that hold `positions`, which ascend; each commit once. Shorter beyond
+    /// [`READ_BYTES_MAX`], but never empty when there is a commit at the first position.
+    fn holding(&self, positions: &[u64]) -> Result<Vec<Commit>, EngineError> {
+        let (mut found, mut bytes): (Vec<Commit>, _) = (Vec::new(), 0);
+        for &position in positions {
+            if bytes >= READ_BYTES_MAX {
+                break;
+            }
+            if found.last().is_some_and(|c| c.head().position >= position) {
+                continue;
+            }
+            let Some(commit) = self.commits(position, 1)?.pop() else {
+                break;
+            };
+            bytes += commit.bytes();
+            found.push(commit);
+        }
+        Ok(found)
+    }
     /// How far a witness outside the log's own files has seen it grow; `None`: there is none.
     fn witnessed(&self) -> Result<Option<Head>, EngineError>;
     /// The engine's own check of its files, as thorough as it has one.

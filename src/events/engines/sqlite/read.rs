@@ -15,6 +15,9 @@ const FROM: &str = "SELECT first_position, records FROM blocks WHERE first_posit
      ORDER BY first_position";
 const BEFORE: &str = "SELECT first_position, records FROM blocks WHERE first_position < ?1 \
      ORDER BY first_position DESC";
+const HOLDING: &str = "SELECT first_position, records FROM blocks WHERE first_position <= ?1 \
+     ORDER BY first_position DESC LIMIT 1";
+
 /// One connection's view of the log.
 pub struct View {
     pub(super) conn: Connection,
@@ -66,6 +69,32 @@ impl View {
         }
         Ok(page)
     }
+
+    fn holding_each(&self, positions: &[u64]) -> Result<Vec<Commit>, EngineError> {
+        let mut statement = self.conn.prepare_cached(HOLDING).map_err(failed)?;
+        let (mut found, mut bytes): (Vec<Commit>, _) = (Vec::new(), 0);
+        for &position in positions {
+            if bytes >= READ_BYTES_MAX {
+                break;
+            }
+            if found.last().is_some_and(|c| c.head().position >= position) {
+                continue;
+            }
+            let holds = |first, last| (first..=last).contains(&position);
+            let mut rows = statement
+                .query([int(position).unwrap_or(i64::MAX)])
+                .map_err(failed)?;
+            let Some(row) = rows.next().map_err(failed)? else {
+                break;
+            };
+            let Some(commit) = block(row, 1, holds)?.pop() else {
+                break;
+            };
+            bytes += commit.bytes();
+            found.push(commit);
+        }
+        Ok(found)
+    }
 }
 
 impl Reader for View {
@@ -85,6 +114,16 @@ impl Reader for View {
 
     fn commits(&self, from: u64, limit: usize) -> Result<Vec<Commit>, EngineError> {
         self.page(FROM, from, limit, true, |_, last| last >= from)
+    }
+
+    fn holding(&self, positions: &[u64]) -> Result<Vec<Commit>, EngineError> {
+        // One transaction for all: each one by itself takes and gives back the WAL's locks.
+        let run = |sql: &str| self.conn.prepare_cached(sql)?.execute([]);
+        run("BEGIN").map_err(failed)?;
+        let found = self.holding_each(positions);
+        let ended = run("COMMIT").map_err(failed);
+        let found = found?;
+        ended.map(|_| found)
     }
 
     fn commits_before(&self, before: u64, limit: usize) -> Result<Vec<Commit>, EngineError> {
