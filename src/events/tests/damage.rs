@@ -9,12 +9,11 @@ use tempfile::TempDir;
 
 use super::support::{copy, fill, note, open, refusal, stream, witnessed};
 use crate::events::chain::{chain_hash, content_hash};
-use crate::events::engines::sqlite::{self, Sqlite};
+use crate::events::engines::sqlite::Sqlite;
 use crate::events::engines::{Commit, Engine, record};
 use crate::events::index::Index;
 use crate::events::plan::Plan;
 use crate::events::prepare::prepare;
-use crate::events::proof::head_at;
 use crate::events::verify::walk;
 use crate::events::view::View;
 use crate::events::{EventLog, Recorded};
@@ -383,37 +382,6 @@ async fn a_partial_check_covers_the_tail() {
         "left to the replay, to `oc audit verify` and to the next read of it"
     );
     assert_says(&walk(10).expect_err("broken"), &["event 10", "content"]);
-}
-
-/// Goal: a search for a commit ends in a log with a gap too, whichever is missing. Method: the search
-/// runs on a thread of its own, which is not waited for any longer than it can take.
-#[tokio::test]
-async fn a_search_for_a_commit_ends_in_a_log_with_a_gap() {
-    let dir = closed_log().await;
-    forger(dir.path())
-        .execute(
-            "DELETE FROM blocks WHERE first_position BETWEEN 4 AND 6",
-            [],
-        )
-        .expect("deleted");
-    let path = dir.path().to_owned();
-    let (tell, told) = std::sync::mpsc::channel();
-    std::thread::spawn(move || {
-        let view = sqlite::attach(&path).expect("attached");
-        for commit in 1..=13 {
-            let found = head_at(view.as_ref(), commit).expect("read");
-            let _ = tell.send((commit, found.map(|head| head.commit)));
-        }
-    });
-    for wanted in 1..=13 {
-        let there = (1..=12).contains(&wanted) && !(4..=6).contains(&wanted);
-        let found = told.recv_timeout(std::time::Duration::from_secs(20));
-        assert_eq!(
-            found,
-            Ok((wanted, there.then_some(wanted))),
-            "it goes on for ever"
-        );
-    }
 }
 
 /// Goal: what is done to the files while the log is open is found by `verify`, by the next read of
