@@ -117,7 +117,8 @@ pub(super) fn head_at(view: &dyn Reader, commit: u64) -> Result<Option<Head>, En
         match found.number.cmp(&commit) {
             Ordering::Equal => return Ok(Some(found.head())),
             Ordering::Less => low = found.head().position + 1,
-            Ordering::Greater => high = found.first_position().saturating_sub(1),
+            // In a log with a gap what is found may begin behind the middle.
+            Ordering::Greater => high = middle.min(found.first_position()).saturating_sub(1),
         }
     }
     Ok(None)

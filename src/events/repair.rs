@@ -11,9 +11,9 @@
 //!                  built ──exchange──▶      ──rename──▶      ──tidy──▶ done
 //! ```
 //!
-//! The exchange is one system call, so at every moment `log/` is a whole log: the damaged one or the
-//! new one. A repair that was cut off is finished by the next one, which the table above tells where
-//! it was.
+//! The copy is read whole before the exchange, which is one system call, so at every moment `log/` is
+//! one of the two: the damaged log or the new one. A repair that was cut off is finished by the next
+//! one, which the table above tells where it was.
 
 use std::collections::BTreeMap;
 use std::fs::{self, File};
@@ -63,6 +63,20 @@ pub enum RepairError {
         "the repaired log can't be written: {0}; nothing was changed, the command can be repeated"
     )]
     Copy(#[from] EngineError),
+    /// The disk gives one thing and then another: what was reported is not what can be copied.
+    #[error(
+        "two readings of the damaged log in {dir} differ: it verifies up to position {first}, then \
+         up to position {second}. Copy the folder to a sound disk and repair it there; nothing was \
+         changed"
+    )]
+    Unsteady {
+        /// The log's folder.
+        dir: PathBuf,
+        /// Last position that verified at first.
+        first: u64,
+        /// Last position that was copied.
+        second: u64,
+    },
     /// A step of the file system failed.
     #[error("{path} can't be {action}: {source}; the command can be repeated")]
     Io {
@@ -115,6 +129,11 @@ struct Plan {
 /// What came after which step, for tests that stop there.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub(super) enum Step {
+    /// What an earlier repair had built is deleted, but for its plan.
+    Emptied,
+    /// Its plan is deleted too.
+    Forgotten,
+    Planned,
     Built,
     Exchanged,
     SetAside,
@@ -137,9 +156,10 @@ impl DataFolder {
         &self,
         mut after: impl FnMut(Step) -> Result<(), EngineError>,
     ) -> Result<RepairReport, RepairError> {
-        let finished = self.finish_earlier()?;
+        // The fence comes before anything is touched: of two repairs, one waits outside.
         let held = self.hold()?;
-        let (log, building) = (held.view().log(), self.root().join(BUILDING));
+        let finished = self.finish_earlier(&mut after)?;
+        let building = self.root().join(BUILDING);
         let mut report = examine(held.view(), |_| Ok(()))?;
         if report.fault.is_none() {
             report.aside = finished;
@@ -162,9 +182,8 @@ impl DataFolder {
         )
         .map_err(failed(&building, "created"))?;
         write_plan(&building.join(PLAN), &plan)?;
-        let mut copy = Copying::create(&building, log)?;
-        examine(held.view(), |commits| copy.append(commits))?;
-        copy.finish(Purpose::Serve)?;
+        after(Step::Planned)?;
+        self.copy(held.view(), report.kept, &building)?;
         after(Step::Built)?;
         exchange(&building, &self.log())?;
         after(Step::Exchanged)?;
@@ -172,6 +191,25 @@ impl DataFolder {
         after(Step::SetAside)?;
         self.forget_plan()?;
         Ok(report)
+    }
+
+    /// Copies the prefix that ends at `kept` and reads the copy whole, from its file: it must be
+    /// what was reported.
+    fn copy(&self, view: &dyn Reader, kept: Head, building: &Path) -> Result<(), RepairError> {
+        let mut copy = Copying::create(building, view.log())?;
+        let mut prefix = Prefix::new(view);
+        prefix.extend(view, Some(kept.position), |commits| copy.append(commits))?;
+        let copied = copy.finish(Purpose::Serve)?;
+        if copied != kept {
+            return Err(RepairError::Unsteady {
+                dir: self.log(),
+                first: kept.position,
+                second: copied.position,
+            });
+        }
+        let made = sqlite::attach(building)?;
+        verify::everything(made.as_ref(), copied, Some(copied)).map_err(EngineError::from)?;
+        Ok(())
     }
 
     fn hold(&self) -> Result<Held, RepairError> {
@@ -188,19 +226,22 @@ impl DataFolder {
     }
 
     /// Brings a repair that was cut off to a state without remains. Returns where the damaged log
-    /// is, if it was exchanged already.
-    fn finish_earlier(&self) -> Result<Option<PathBuf>, RepairError> {
+    /// is, if it was exchanged already. The caller holds the fence.
+    fn finish_earlier(
+        &self,
+        after: &mut impl FnMut(Step) -> Result<(), EngineError>,
+    ) -> Result<Option<PathBuf>, RepairError> {
         let building = self.root().join(BUILDING);
         let (exchanged, built) = (self.log().join(PLAN), building.join(PLAN));
         match (exchanged.exists(), building.exists(), built.exists()) {
             (false, false, _) => Ok(None),
             (false, true, true) => {
                 // Never in use, and of a log that is still there as it was.
-                fs::remove_dir_all(&building).map_err(failed(&building, "removed"))?;
+                clear(&building, after)?;
                 Ok(None)
             }
             (false, true, false) | (true, true, true) => {
-                // A crash between making the folder and its plan leaves an empty one.
+                // A crash between the folder and its plan, made or deleted, leaves an empty one.
                 match fs::remove_dir(&building) {
                     Ok(()) => Ok(None),
                     Err(_) => Err(RepairError::InTheWay { path: building }),
@@ -270,6 +311,8 @@ fn examine(
             .err()
             .map(|error| error.to_string()),
     };
+    // Every commit may be sound in a file that is not: a server would refuse it all the same.
+    let fault = fault.or_else(|| view.check_files().err().map(|error| error.to_string()));
     if let Ok(Some(seen)) = witness
         && seen.position > last.1
     {
@@ -319,6 +362,33 @@ fn behind(
         }
         before = commit.first_position();
     }
+}
+
+/// Deletes what a repair has built. Its plan goes last: a folder that has none is not ours.
+fn clear(
+    building: &Path,
+    after: &mut impl FnMut(Step) -> Result<(), EngineError>,
+) -> Result<(), RepairError> {
+    let plan = building.join(PLAN);
+    let sync = || File::open(building)?.sync_all();
+    let delete_rest = || {
+        for entry in fs::read_dir(building)? {
+            let entry = entry?;
+            match entry.file_type()?.is_dir() {
+                true => fs::remove_dir_all(entry.path())?,
+                false if entry.path() == plan => {}
+                false => fs::remove_file(entry.path())?,
+            }
+        }
+        sync()
+    };
+    delete_rest().map_err(failed(building, "emptied"))?;
+    after(Step::Emptied)?;
+    fs::remove_file(&plan)
+        .and_then(|()| sync())
+        .map_err(failed(&plan, "removed"))?;
+    after(Step::Forgotten)?;
+    fs::remove_dir(building).map_err(failed(building, "removed"))
 }
 
 fn write_plan(path: &Path, plan: &Plan) -> Result<(), RepairError> {

@@ -15,10 +15,10 @@ use super::event::{Head, Recorded};
 use super::log::EventLog;
 use super::verify::{VerifyReport, Walk, beginning, branches};
 
-/// Positions in one stretch.
-const STRETCH: u64 = 8_192;
+/// Positions in one stretch. Tests take fewer, so that little logs are long ones.
+const STRETCH: u64 = if cfg!(test) { 8 } else { 8_192 };
 /// Events read at once: what the last page of a stretch reads beyond its end is read twice.
-const PAGE_EVENTS: u64 = 512;
+const PAGE_EVENTS: u64 = if cfg!(test) { 3 } else { 512 };
 /// Readers at once; each also has one stretch ready and one in the making.
 const READERS: u64 = 2;
 

@@ -23,7 +23,7 @@ proptest! {
     #![proptest_config(ProptestConfig::with_cases(64))]
 
     /// Goal: after any commands of two organizations, at every point the live model was looked at,
-    /// a replay up to that point gives the same model; the history has what the entities have; an
+    /// a replay up to that point gives the same model, and so does what a start fills its models with; the history has what the entities have; an
     /// organization's history is its part of the whole and shows no ciphertext.
     #[test]
     fn live_feed_replay_history_and_entities_agree(
@@ -49,6 +49,7 @@ async fn play(log: EventLog, acts: Vec<(Act, bool)>) {
     }
     let events = everything(&log).await;
     replays_agree(&events, &looks);
+    fills_agree(&log, &live).await;
     histories_agree(&log, &events, &looks).await;
 
     let mut past = Past::new(None);
@@ -92,6 +93,14 @@ fn replays_agree(events: &[Arc<Recorded>], looks: &[(u64, String)]) {
     }
     assert!(looks.next().is_none(), "every look was compared");
     assert_eq!(rebuilt.skipped(), 0);
+}
+
+/// What a server's start fills its models with is what the live model holds.
+async fn fills_agree(log: &EventLog, live: &Catalog) {
+    let filled = Arc::new(Catalog::default());
+    filled.replay(log).await.expect("the log proves itself");
+    assert_eq!(filled.look(dump), live.look(dump));
+    assert_eq!(filled.position(), live.position());
 }
 
 /// What the history tells of a point is what the events up to there add up to; whichever way it is

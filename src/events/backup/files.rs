@@ -1,9 +1,11 @@
 //! Files and folders of a backup: private from birth, never over another one, synced.
 
 use std::fs::{self, File, OpenOptions};
-use std::io::{self, Write};
+use std::io::{self, BufRead, BufReader, Write};
 use std::os::unix::fs::{DirBuilderExt, OpenOptionsExt};
 use std::path::Path;
+
+use sha2::{Digest, Sha256};
 
 use super::BackupError;
 
@@ -37,6 +39,25 @@ pub fn copy_file(from: &Path, to: &Path) -> Result<(), BackupError> {
     io::copy(&mut source, &mut target)
         .and_then(|_| target.sync_all())
         .map_err(failed(to, "written"))
+}
+
+/// SHA-256 of a file's bytes.
+pub fn sha256(path: &Path) -> Result<[u8; 32], BackupError> {
+    let mut hash = Sha256::new();
+    let mut read = || {
+        let mut file = BufReader::new(File::open(path)?);
+        loop {
+            let bytes = file.fill_buf()?;
+            if bytes.is_empty() {
+                return Ok(());
+            }
+            hash.update(bytes);
+            let taken = bytes.len();
+            file.consume(taken);
+        }
+    };
+    read().map_err(failed(path, "read"))?;
+    Ok(hash.finalize().into())
 }
 
 /// Makes a file of mode 0600, synced with its folder.

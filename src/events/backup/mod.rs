@@ -30,7 +30,7 @@ use serde::{Deserialize, Serialize};
 use time::OffsetDateTime;
 use ulid::Ulid;
 
-use self::files::{copy_file, failed, make_empty, sync_file, write_private};
+use self::files::{copy_file, failed, make_empty, sha256, sync_file, write_private};
 use super::checkpoint::CheckpointKey;
 use super::copy::Prefix;
 use super::engines::Reader;
@@ -131,6 +131,9 @@ pub struct Manifest {
     /// Chain hash of the last commit.
     #[serde(with = "hex::serde")]
     pub chain: [u8; 32],
+    /// SHA-256 of `keys.db`: a keyring of another moment would lack keys, or have destroyed ones.
+    #[serde(with = "hex::serde")]
+    pub keys_sha256: [u8; 32],
     /// When it was finished, by the clock of whoever made it.
     #[serde(with = "time::serde::rfc3339")]
     pub made_at: OffsetDateTime,
@@ -167,6 +170,7 @@ impl DataFolder {
             return Err(not_a_backup(to, reason));
         }
         let keys_checked = check_keys(&to.join(KEYS), master)?;
+        let keys_sha256 = sha256(&to.join(KEYS))?;
         self.copy_small(to, master.filter(|_| with_keys))?;
         let manifest = Manifest {
             format: FORMAT.to_owned(),
@@ -174,6 +178,7 @@ impl DataFolder {
             commits: head.commit,
             positions: head.position,
             chain: head.chain,
+            keys_sha256,
             made_at: OffsetDateTime::now_utc(),
             with_master_key: with_keys,
             keys_checked,

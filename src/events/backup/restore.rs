@@ -6,7 +6,7 @@ use std::path::Path;
 
 use ulid::Ulid;
 
-use super::files::{copy_file, failed, is_empty, make_empty, sync_folder};
+use super::files::{copy_file, failed, is_empty, make_empty, sha256, sync_folder};
 use super::{
     BackupError, CONFIG, FORMAT, KEYS, LOG, MANIFEST, MASTER, Manifest, check_keys, extend,
     not_a_backup, verify_log,
@@ -71,6 +71,11 @@ impl DataFolder {
         extend(&mut prefix, source.as_ref(), head, &mut copy)?;
         copy.finish(Purpose::Serve)?;
         copy_file(&backup.join(KEYS), &self.keys())?;
+        // Of the copy, before anything opens it: what is checked is what is used.
+        if sha256(&self.keys())? != manifest.keys_sha256 {
+            let reason = format!("its {KEYS} is not the one it was made with");
+            return Err(not_a_backup(backup, reason));
+        }
         for name in [CONFIG, CheckpointKey::FILE] {
             if backup.join(name).exists() {
                 copy_file(&backup.join(name), &self.root().join(name))?;

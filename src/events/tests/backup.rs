@@ -245,3 +245,43 @@ async fn a_doubtful_backup_is_not_restored() {
         .unwrap_or_else(|error| panic!("{error}"));
     assert_eq!(assert_consistent(&restored).await, 1);
 }
+
+/// Goal: a log and a keyring of two backups are not put together, although both are the same
+/// server's and sound: values sealed in between would not open.
+#[tokio::test]
+async fn a_keyring_of_another_backup_is_not_restored() {
+    let dir = tempfile::tempdir().expect("a folder");
+    let Place {
+        folder,
+        log,
+        keyring,
+        master,
+    } = place(dir.path());
+    let backups = ["older", "newer"].map(|name| dir.path().join(name));
+    for (index, backup) in backups.iter().enumerate() {
+        let name = format!("project-{index}");
+        let value = SecretValue::from(format!("value of {name}"));
+        let sealed = keyring.seal(&stream(&name), &HERE, &value).expect("sealed");
+        let mut append = note(&name, 0);
+        append.events[0].data = json!({ "sealed": sealed });
+        log.append(append).await.expect("appended");
+        folder
+            .backup(backup, Some(&master), false)
+            .unwrap_or_else(|error| panic!("{error}"));
+    }
+    log.close().await;
+    drop(keyring);
+    let [older, newer] = backups;
+    let own = std::fs::read(newer.join("keys.db")).expect("readable");
+    std::fs::copy(older.join("keys.db"), newer.join("keys.db")).expect("copied");
+    let target = DataFolder::new(&dir.path().join("restored"));
+    let said = target.restore(&newer, Some(&master));
+    let said = said.expect_err("refused").to_string();
+    assert!(said.contains("is not the one it was made with"), "{said}");
+    assert!(!target.root().exists(), "a refusal left something");
+    std::fs::write(newer.join("keys.db"), own).expect("written");
+    target
+        .restore(&newer, Some(&master))
+        .unwrap_or_else(|error| panic!("{error}"));
+    assert_eq!(assert_consistent(&target).await, 2);
+}

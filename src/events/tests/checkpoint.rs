@@ -5,8 +5,11 @@ use std::process::Command;
 use std::sync::Arc;
 use std::time::Duration;
 
+use super::damage::forger;
 use super::export::python;
 use super::support::{fill, open};
+use crate::events::engines::sqlite;
+use crate::events::proof::head_at;
 use crate::events::{
     Checkpoint, CheckpointFolder, CheckpointKey, CheckpointOptions, EventLog, Keeper, Known,
 };
@@ -214,4 +217,38 @@ async fn checkpoints_are_written_as_the_log_grows() {
     use std::os::unix::fs::PermissionsExt;
     let key = std::fs::metadata(dir.path().join(CheckpointKey::FILE)).expect("a file");
     assert_eq!(key.permissions().mode() & 0o777, 0o600);
+}
+
+/// Goal: a search for a commit ends in a log with a gap too, whichever is missing. Method: the search
+/// runs on a thread of its own, which is not waited for any longer than it can take.
+#[tokio::test]
+async fn a_search_for_a_commit_ends_in_a_log_with_a_gap() {
+    let dir = tempfile::tempdir().expect("a folder");
+    let log = open(dir.path());
+    fill(&log, "a", 12).await;
+    log.close().await;
+    forger(dir.path())
+        .execute(
+            "DELETE FROM blocks WHERE first_position BETWEEN 4 AND 6",
+            [],
+        )
+        .expect("deleted");
+    let path = dir.path().to_owned();
+    let (tell, told) = std::sync::mpsc::sync_channel(13);
+    std::thread::spawn(move || {
+        let view = sqlite::attach(&path).expect("attached");
+        for commit in 1..=13 {
+            let found = head_at(view.as_ref(), commit).expect("read");
+            let _ = tell.send((commit, found.map(|head| head.commit)));
+        }
+    });
+    for wanted in 1..=13 {
+        let there = (1..=12).contains(&wanted) && !(4..=6).contains(&wanted);
+        let found = told.recv_timeout(Duration::from_secs(20));
+        assert_eq!(
+            found,
+            Ok((wanted, there.then_some(wanted))),
+            "it goes on for ever"
+        );
+    }
 }

@@ -68,7 +68,7 @@ fn find(path: &Path, text: &str) -> usize {
 }
 
 /// The database as anyone with the file and no respect for triggers can write it.
-fn forger(dir: &Path) -> Connection {
+pub fn forger(dir: &Path) -> Connection {
     let conn = Connection::open(dir.join("log.db")).expect("the database opens");
     for trigger in ["log_is_fixed", "blocks_are_fixed"] {
         for number in [1, 2] {
@@ -80,7 +80,7 @@ fn forger(dir: &Path) -> Connection {
 }
 
 /// Writes other content in the place of the commit at `position`.
-fn forge(conn: &Connection, position: u64, change: impl FnOnce(&mut Commit)) {
+pub fn forge(conn: &Connection, position: u64, change: impl FnOnce(&mut Commit)) {
     let sql = "SELECT records FROM blocks WHERE first_position = ?1";
     let bytes: Vec<u8> = conn
         .query_row(sql, [position.cast_signed()], |row| row.get(0))

@@ -13,6 +13,7 @@ mod faults;
 mod index;
 mod keys;
 mod repair;
+mod replay;
 mod rotate;
 mod shred;
 mod subscribe;

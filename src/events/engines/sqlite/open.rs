@@ -26,7 +26,7 @@ const FORMAT: i64 = 2;
 /// Marks the file as ours, in SQLite's `application_id` ("OClg").
 const APPLICATION: i64 = 0x4f43_6c67;
 /// How long a connection waits for another one's lock, in milliseconds.
-const BUSY_MS_MAX: u64 = 5_000;
+pub(super) const BUSY_MS_MAX: u64 = 5_000;
 /// Settings of the writer: name, value to set, value it must then have.
 const PRAGMAS: [(&str, &str, &str); 6] = [
     ("journal_mode", "WAL", "wal"),
