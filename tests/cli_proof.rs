@@ -209,6 +209,34 @@ async fn a_log_that_was_rolled_back_is_refused_by_its_checkpoints() {
     server.api().verified_positions().await;
 }
 
+/// Goal: a server ends in order, its log first, although the folder of checkpoints has stopped to
+/// answer; it says so, and the next one writes what is missing.
+#[actix_rt::test]
+async fn a_folder_of_checkpoints_that_hangs_does_not_keep_the_server() {
+    let mut server = Server::start();
+    let notes = server.root().join("notes");
+    let settings = format!("[checkpoints]\ndir = {:?}\n", text(&notes));
+    fs::write(server.data().join("oc.toml"), settings).expect("written");
+    assert!(server.stop().success());
+    server.restart();
+    project(&server.api(), "first").await;
+    // Whoever opens it to write waits for a reader, who never comes.
+    let hangs = notes.join("latest.note.new");
+    let _ = fs::remove_file(notes.join("latest.note"));
+    let made = Command::new("mkfifo").arg(&hangs).status();
+    assert!(made.expect("mkfifo runs").success());
+    assert!(server.stop().success());
+    let said = server.log();
+    assert!(
+        said.contains("the last checkpoint was not written in time"),
+        "{said}"
+    );
+    fs::remove_file(&hangs).expect("removable");
+    server.restart();
+    assert!(server.stop().success());
+    assert!(notes.join("latest.note").exists(), "{}", server.log());
+}
+
 /// Goal: the master key may come from a command or the environment; each doubt is refused; a
 /// rotation asks for a file then, and the server starts with the new key and not with the old one.
 #[actix_rt::test]
