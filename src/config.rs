@@ -223,6 +223,12 @@ pub enum ConfigError {
     /// A setting of the checkpoints is of no use.
     #[error("`checkpoints.{0}` must be at least 1")]
     Checkpoints(&'static str),
+    /// A folder that depends on where the server was started: elsewhere it would find no
+    /// checkpoint, and take a log that was cut off for a whole one.
+    #[error(
+        "`checkpoints.dir` is {0}, which depends on where the server is started: give an absolute path"
+    )]
+    CheckpointsDir(PathBuf),
     /// No place for the data.
     #[error("no data folder: HOME is not set; pass --data-dir")]
     NoDataDir,
@@ -314,6 +320,9 @@ fn checkpoints(file: CheckpointsFile) -> Result<Checkpoints, ConfigError> {
     if file.every_commits == 0 {
         return Err(ConfigError::Checkpoints("every_commits"));
     }
+    if !file.dir.is_absolute() {
+        return Err(ConfigError::CheckpointsDir(file.dir));
+    }
     Ok(Checkpoints {
         dir: file.dir,
         every: Duration::from_secs(file.every_sec),
@@ -401,6 +410,11 @@ mod tests {
         assert_eq!((given.every.as_secs(), given.every_commits), (300, 10_000));
         let zero = "[checkpoints]\ndir = \"/mnt\"\nevery_sec = 0\n";
         assert!(checkpoints(read(zero)).is_err());
+        for relative in ["notes", "./notes", "../notes", ""] {
+            let text = format!("[checkpoints]\ndir = {relative:?}\n");
+            let refused = checkpoints(read(&text)).unwrap_err().to_string();
+            assert!(refused.contains("give an absolute path"), "{refused}");
+        }
         assert!(
             toml::from_str::<File>("[checkpoints]\n").is_err(),
             "no folder"
