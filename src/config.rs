@@ -273,7 +273,7 @@ impl Config {
         if args.no_auth && !listen.ip().is_loopback() {
             return Err(ConfigError::OpenWithoutAuth(listen));
         }
-        let variable = std::env::var_os(MASTER_KEY_VARIABLE).is_some_and(|key| !key.is_empty());
+        let variable = has_master_variable();
         let key_file = args.master_key_file.or(file.master_key_file);
         Ok(Self {
             master_key: master_source(&data_dir, key_file, file.master_key_command, variable)?,
@@ -290,6 +290,27 @@ impl Config {
             log_json: args.log_json,
         })
     }
+}
+
+/// Where a server on `data_dir` looks for its master key when only the configuration file `config`,
+/// if there is one, says so; with `variable`, also when [`MASTER_KEY_VARIABLE`] is set.
+pub fn configured_master(
+    data_dir: &Path,
+    config: &Path,
+    variable: bool,
+) -> Result<MasterSource, ConfigError> {
+    let data_dir = std::path::absolute(data_dir).unwrap_or_else(|_| data_dir.to_owned());
+    let file = match config.try_exists() {
+        Ok(false) => File::default(),
+        _ => read_file(config)?,
+    };
+    let variable = variable && has_master_variable();
+    let (key_file, command) = (file.master_key_file, file.master_key_command);
+    master_source(&data_dir, key_file, command, variable)
+}
+
+fn has_master_variable() -> bool {
+    std::env::var_os(MASTER_KEY_VARIABLE).is_some_and(|key| !key.is_empty())
 }
 
 /// One source, or the file in the data folder. Two would leave open which of them is meant, and a
