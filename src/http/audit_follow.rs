@@ -177,7 +177,7 @@ mod tests {
                 expected: Vec::new(),
                 events: vec![NewEvent {
                     id: Ulid::generate(),
-                    stream: StreamId::of("project", &org),
+                    stream: StreamId::of("project", org),
                     kind: "project.created.v1".to_owned(),
                     data: json!({}),
                 }],
