@@ -223,6 +223,12 @@ pub enum ConfigError {
     /// A setting of the checkpoints is of no use.
     #[error("`checkpoints.{0}` must be at least 1")]
     Checkpoints(&'static str),
+    /// A folder that depends on where the server was started: elsewhere it would find no
+    /// checkpoint, and take a log that was cut off for a whole one.
+    #[error(
+        "`checkpoints.dir` is {0}, which depends on where the server is started: give an absolute path"
+    )]
+    CheckpointsDir(PathBuf),
     /// No place for the data.
     #[error("no data folder: HOME is not set; pass --data-dir")]
     NoDataDir,
@@ -267,7 +273,7 @@ impl Config {
         if args.no_auth && !listen.ip().is_loopback() {
             return Err(ConfigError::OpenWithoutAuth(listen));
         }
-        let variable = std::env::var_os(MASTER_KEY_VARIABLE).is_some_and(|key| !key.is_empty());
+        let variable = has_master_variable();
         let key_file = args.master_key_file.or(file.master_key_file);
         Ok(Self {
             master_key: master_source(&data_dir, key_file, file.master_key_command, variable)?,
@@ -284,6 +290,27 @@ impl Config {
             log_json: args.log_json,
         })
     }
+}
+
+/// Where a server on `data_dir` looks for its master key when only the configuration file `config`,
+/// if there is one, says so; with `variable`, also when [`MASTER_KEY_VARIABLE`] is set.
+pub fn configured_master(
+    data_dir: &Path,
+    config: &Path,
+    variable: bool,
+) -> Result<MasterSource, ConfigError> {
+    let data_dir = std::path::absolute(data_dir).unwrap_or_else(|_| data_dir.to_owned());
+    let file = match config.try_exists() {
+        Ok(false) => File::default(),
+        _ => read_file(config)?,
+    };
+    let variable = variable && has_master_variable();
+    let (key_file, command) = (file.master_key_file, file.master_key_command);
+    master_source(&data_dir, key_file, command, variable)
+}
+
+fn has_master_variable() -> bool {
+    std::env::var_os(MASTER_KEY_VARIABLE).is_some_and(|key| !key.is_empty())
 }
 
 /// One source, or the file in the data folder. Two would leave open which of them is meant, and a
@@ -313,6 +340,9 @@ fn checkpoints(file: CheckpointsFile) -> Result<Checkpoints, ConfigError> {
     }
     if file.every_commits == 0 {
         return Err(ConfigError::Checkpoints("every_commits"));
+    }
+    if !file.dir.is_absolute() {
+        return Err(ConfigError::CheckpointsDir(file.dir));
     }
     Ok(Checkpoints {
         dir: file.dir,
@@ -401,6 +431,11 @@ mod tests {
         assert_eq!((given.every.as_secs(), given.every_commits), (300, 10_000));
         let zero = "[checkpoints]\ndir = \"/mnt\"\nevery_sec = 0\n";
         assert!(checkpoints(read(zero)).is_err());
+        for relative in ["notes", "./notes", "../notes", ""] {
+            let text = format!("[checkpoints]\ndir = {relative:?}\n");
+            let refused = checkpoints(read(&text)).unwrap_err().to_string();
+            assert!(refused.contains("give an absolute path"), "{refused}");
+        }
         assert!(
             toml::from_str::<File>("[checkpoints]\n").is_err(),
             "no folder"

@@ -255,6 +255,22 @@ async fn a_sandbox_is_made_once_for_its_key() {
     assert_eq!(count(&api, "/api/sandboxes").await, 1);
 }
 
+/// Neither the events of so many failed starts nor the objects' states name a path of the server's.
+async fn nothing_of_the_host_is_told(server: &Server, failures: usize) {
+    let path = "/api/audit/events?type=sandbox.start_failed";
+    let failed = server.api().get(path).await.ok(200).json();
+    let events = failed["events"].as_array().expect("a list");
+    assert_eq!(events.len(), failures, "{failed}");
+    let mut said = failed.to_string();
+    for event in events {
+        let path = format!("/api/audit/state?at={}", event["position"]);
+        said += &server.api().get(&path).await.ok(200).json().to_string();
+    }
+    let root = server.root().to_str().expect("UTF-8");
+    assert!(!said.contains(root), "{said}");
+    assert!(said.contains("the server's log has the reason"), "{said}");
+}
+
 /// Goal: a key whose sandbox could not be started makes one as soon as one can be; until the failed
 /// attempt is cleared away, the key is told to be in use, never that it made something.
 #[actix_rt::test]
@@ -284,6 +300,7 @@ async fn a_failed_start_can_be_tried_again_with_its_key() {
         .lines()
         .find(|line| line.contains("request failed") && line.contains(request));
     assert!(reason.is_some(), "the reason is in the log:\n{log}");
+    nothing_of_the_host_is_told(&server, 1).await;
     api.post("/api/sandboxes", &body).await.ok(500);
     fs::rename(&away, &templates).expect("the templates come back");
     let all = "/api/sandboxes?status=all";
@@ -315,6 +332,7 @@ async fn a_failed_start_can_be_tried_again_with_its_key() {
         tokio::time::sleep(Duration::from_millis(200)).await;
     };
     assert!(!is_repeat(&made));
+    nothing_of_the_host_is_told(&server, 3).await;
 }
 
 /// Goal: `kill -9` at any moment of a create leaves its key such that sending it again gives one

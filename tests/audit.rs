@@ -5,10 +5,14 @@ mod common;
 
 use std::collections::VecDeque;
 use std::io::{BufRead, BufReader};
+use std::net::SocketAddr;
+use std::os::fd::OwnedFd;
+use std::path::Path;
 use std::process::{Command, Output, Stdio};
 use std::time::{Duration, Instant};
 
 use common::{Api, KEY, Server};
+use rustix::net;
 use serde_json::{Value, json};
 
 /// Longest a feed may take to bring what was written.
@@ -305,10 +309,85 @@ async fn a_feed_follows_the_trail_and_ends_with_the_server() {
     assert_eq!(live.next().await, None);
 }
 
-/// Goal: an organization has so many feeds and no more, another one has its own, one that is let go
-/// makes room, and feeds that nobody reads hold up nobody.
+/// Asks for a feed of everything, takes as little of it as the system can, and reads none.
+fn unread_feed(server: &Server) -> OwnedFd {
+    let address: SocketAddr = server.url()["http://".len()..].parse().expect("an address");
+    let socket = net::socket(net::AddressFamily::INET, net::SocketType::STREAM, None);
+    let socket = socket.expect("a socket");
+    net::sockopt::set_socket_recv_buffer_size(&socket, 4096).expect("a small buffer");
+    net::connect(&socket, &address).expect("the server listens");
+    let request = format!(
+        "GET /api/audit/events?follow=true HTTP/1.1\r\nhost: {address}\r\nx-api-key: {KEY}\r\n\r\n"
+    );
+    rustix::io::write(&socket, request.as_bytes()).expect("asked");
+    socket
+}
+
+/// Resident memory of the server, in KiB.
+fn resident_kib(server: &Server) -> u64 {
+    let read = |path: &Path| std::fs::read_to_string(path).expect("the server runs");
+    let endpoint = read(&server.data().join("endpoint.json"));
+    let endpoint: Value = serde_json::from_str(&endpoint).expect("JSON");
+    let status = read(Path::new(&format!("/proc/{}/status", endpoint["pid"])));
+    let line = status.lines().find(|line| line.starts_with("VmRSS:"));
+    let number = line.and_then(|line| line.split_whitespace().nth(1));
+    number.and_then(|text| text.parse().ok()).expect("a number")
+}
+
+/// Goal: a feed that nobody reads holds up no write, and the server keeps for it no more than a page
+/// of events, however much is recorded: less than half of what is written here.
 #[actix_rt::test]
-async fn feeds_are_bounded_and_hold_up_nobody() {
+async fn a_feed_nobody_reads_costs_a_page_and_delays_nobody() {
+    const WRITES: usize = 800;
+    const GROWN_KIB_MAX: u64 = 16 * 1024;
+    let server = Server::start();
+    let api = server.api();
+    let id = api.project(&json!({ "name": "busy" })).await;
+    // Some 55 KiB an event.
+    let write = async |number: usize| {
+        let label = "a".repeat(60);
+        let host = |n: usize| format!("h{number}-{n}.{label}.{label}.{label}.test");
+        let hosts: Vec<_> = (0..256).map(host).collect();
+        let body = json!({ "egressAllowlist": hosts });
+        let reply = api.put(&format!("/api/projects/{id}"), &body).await.ok(200);
+        reply.text.len()
+    };
+    // What the server keeps of the last events for everybody is there before it is measured.
+    for number in 0..WRITES / 3 {
+        write(number).await;
+    }
+    let feed = unread_feed(&server);
+    let before = resident_kib(&server);
+    let (mut bytes, mut slowest) = (0, Duration::ZERO);
+    for number in 0..WRITES {
+        let started = Instant::now();
+        bytes += write(number).await;
+        slowest = slowest.max(started.elapsed());
+    }
+    let grown = resident_kib(&server).saturating_sub(before);
+    println!("{bytes} bytes recorded, {grown} KiB grown, slowest write {slowest:?}");
+    assert!(
+        bytes > 2 * 1024 * usize::try_from(GROWN_KIB_MAX).unwrap(),
+        "{bytes}"
+    );
+    assert!(
+        grown < GROWN_KIB_MAX,
+        "{grown} KiB for a feed that nobody reads"
+    );
+    assert!(
+        slowest < PATIENCE,
+        "a feed that nobody reads holds up writes"
+    );
+    // It was a feed, and what there was room for has come.
+    let mut start = [0; 12];
+    rustix::io::read(&feed, &mut start).expect("read");
+    assert_eq!(&start, b"HTTP/1.1 200");
+}
+
+/// Goal: an organization has so many feeds and no more, another one has its own, and one that is let
+/// go makes room.
+#[actix_rt::test]
+async fn feeds_are_bounded_in_number() {
     let server = Server::start_with_two_orgs();
     let api = server.api();
     let mut feeds = Vec::new();
@@ -320,11 +399,6 @@ async fn feeds_are_bounded_and_hold_up_nobody() {
         .await
         .refused(429, full);
     drop(Feed::open(&server, common::OTHER_KEY, "?follow=true", None).await);
-    let started = Instant::now();
-    for number in 0..50 {
-        api.project(&json!({ "name": format!("p{number}") })).await;
-    }
-    assert!(started.elapsed() < PATIENCE, "unread feeds hold up writes");
     drop(feeds.pop());
     let deadline = Instant::now() + PATIENCE;
     loop {

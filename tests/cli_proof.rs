@@ -209,6 +209,34 @@ async fn a_log_that_was_rolled_back_is_refused_by_its_checkpoints() {
     server.api().verified_positions().await;
 }
 
+/// Goal: a server ends in order, its log first, although the folder of checkpoints has stopped to
+/// answer; it says so, and the next one writes what is missing.
+#[actix_rt::test]
+async fn a_folder_of_checkpoints_that_hangs_does_not_keep_the_server() {
+    let mut server = Server::start();
+    let notes = server.root().join("notes");
+    let settings = format!("[checkpoints]\ndir = {:?}\n", text(&notes));
+    fs::write(server.data().join("oc.toml"), settings).expect("written");
+    assert!(server.stop().success());
+    server.restart();
+    project(&server.api(), "first").await;
+    // Whoever opens it to write waits for a reader, who never comes.
+    let hangs = notes.join("latest.note.new");
+    let _ = fs::remove_file(notes.join("latest.note"));
+    let made = Command::new("mkfifo").arg(&hangs).status();
+    assert!(made.expect("mkfifo runs").success());
+    assert!(server.stop().success());
+    let said = server.log();
+    assert!(
+        said.contains("the last checkpoint was not written in time"),
+        "{said}"
+    );
+    fs::remove_file(&hangs).expect("removable");
+    server.restart();
+    assert!(server.stop().success());
+    assert!(notes.join("latest.note").exists(), "{}", server.log());
+}
+
 /// Goal: the master key may come from a command or the environment; each doubt is refused; a
 /// rotation asks for a file then, and the server starts with the new key and not with the old one.
 #[actix_rt::test]
@@ -381,6 +409,48 @@ async fn a_backup_of_a_busy_server_is_restored_and_serves() {
         opened.join().expect("every secret opens")
     });
     assert!(opened > 0 && opened <= listed.len());
+}
+
+/// Goal: a key that is named decides alone, whatever the environment and the backup's configuration
+/// say; the restored folder keeps it only where its server will look for it, and else says where.
+#[actix_rt::test]
+async fn a_restore_uses_the_key_it_is_told_and_keeps_it_where_it_is_looked_for() {
+    let mut server = Server::start();
+    project(&server.api(), "p").await;
+    assert!(server.stop().success());
+    let (data, root) = (server.data().to_owned(), server.root().to_owned());
+    let outside = root.join("outside.key");
+    fs::copy(data.join("master.key"), &outside).expect("copied");
+    let junk = ("OC_MASTER_KEY", "ab".repeat(32));
+    let run = |name: &str, config: &str, kept: bool| {
+        fs::write(data.join("oc.toml"), config).expect("written");
+        let (backup, restored) = (root.join(format!("{name}-backup")), root.join(name));
+        let key = ["--master-key-file", text(&outside)];
+        let made = ["backup", text(&backup), "--data-dir", text(&data)];
+        oc(&server, &made).ok();
+        let words = ["restore", text(&backup), "--data-dir", text(&restored)];
+        let words = [&words[..], &key].concat();
+        let said = oc_with(&server, KEY, &[(junk.0, &junk.1)], &words).ok();
+        assert_eq!(restored.join("master.key").exists(), kept, "{said}");
+        (restored, said)
+    };
+    let (_, said) = run("plain", "", true);
+    assert!(!said.contains("take its master key"), "{said}");
+    let config = format!("master_key_command = [\"cat\", {:?}]\n", text(&outside));
+    let (restored, said) = run("command", &config, false);
+    assert!(
+        said.contains("take its master key from the output of `cat`"),
+        "{said}"
+    );
+    let config = format!("master_key_file = {:?}\n", text(&outside));
+    let (_, said) = run("file", &config, false);
+    assert!(said.contains(text(&outside)), "{said}");
+
+    let home = tempfile::tempdir().expect("a folder");
+    let mut other = Server::prepare_in(home, restored);
+    other.restart();
+    let listed = other.api().get("/api/projects").await.ok(200).json();
+    assert_eq!(listed[0]["name"], "p");
 }
 
 /// Number of secrets in the log of a stopped server, each of which opens to [`VALUE`]. On a thread

@@ -113,6 +113,17 @@ pub struct Handle {
 }
 
 impl Handle {
+    /// Of a command that is about to be started.
+    pub(super) fn of(live: &LiveSandbox, session: &StartSession) -> Arc<Self> {
+        Arc::new(Self {
+            id: session.session_id.clone(),
+            sandbox: live.details.sandbox_id.clone(),
+            started_at: OffsetDateTime::now_utc(),
+            captured: Mutex::default(),
+            finished: watch::Sender::new(None),
+        })
+    }
+
     /// What is known now.
     pub fn captured(&self) -> Captured {
         self.captured
@@ -153,10 +164,13 @@ impl Handles {
             .cloned()
     }
 
-    /// Keeps a handle until ten minutes after its command ended. Finished ones that are older give
+    /// Keeps a handle until ten minutes after its command ended; one that is kept stays. Finished ones that are older give
     /// way when there are too many or they hold too much output; a running one never does.
     fn keep(&self, handle: Arc<Handle>) -> Result<(), Failure> {
         let mut handles = self.0.lock().unwrap_or_else(PoisonError::into_inner);
+        if handles.contains_key(&handle.id) {
+            return Ok(());
+        }
         let mut finished: Vec<_> = handles
             .values()
             .filter_map(|old| Some(((*old.finished.borrow())?, old.bytes(), old.id.clone())))
@@ -177,6 +191,39 @@ impl Handles {
         handles.insert(handle.id.clone(), handle);
         Ok(())
     }
+
+    /// Keeps a handle whose command is not started yet, so that it surely has a place then.
+    pub(super) fn reserve(&self, handle: &Arc<Handle>) -> Result<Reserved<'_>, Failure> {
+        self.keep(handle.clone())?;
+        Ok(Reserved {
+            handles: self,
+            handle: Some(handle.clone()),
+        })
+    }
+}
+
+/// A handle's place before its command was started: free again when the command never is.
+pub(super) struct Reserved<'a> {
+    handles: &'a Handles,
+    handle: Option<Arc<Handle>>,
+}
+
+impl Reserved<'_> {
+    /// The command is started: the place is its handle's from now on.
+    pub(super) fn taken(mut self) {
+        self.handle = None;
+    }
+}
+
+impl Drop for Reserved<'_> {
+    fn drop(&mut self) {
+        if let Some(handle) = self.handle.take() {
+            let handles = self.handles.0.lock();
+            handles
+                .unwrap_or_else(PoisonError::into_inner)
+                .remove(&handle.id);
+        }
+    }
 }
 
 impl Platform {
@@ -193,15 +240,13 @@ impl Platform {
         self.handles.find(sandbox, id)
     }
 
-    /// Runs a command and captures its output, whether somebody waits for it or not.
-    pub(super) fn capture(&self, live: &Arc<LiveSandbox>, session: StartSession) -> Arc<Handle> {
-        let handle = Arc::new(Handle {
-            id: session.session_id.clone(),
-            sandbox: live.details.sandbox_id.clone(),
-            started_at: OffsetDateTime::now_utc(),
-            captured: Mutex::default(),
-            finished: watch::Sender::new(None),
-        });
+    /// Runs a command and captures its output in its handle, whether somebody waits or not.
+    pub(super) fn capture(
+        &self,
+        live: &Arc<LiveSandbox>,
+        session: StartSession,
+        handle: &Arc<Handle>,
+    ) {
         let (live, captured, limit) = (
             live.clone(),
             handle.clone(),
@@ -215,7 +260,6 @@ impl Platform {
             }
             captured.finished.send_replace(Some(Instant::now()));
         });
-        handle
     }
 }
 
@@ -394,6 +438,24 @@ mod tests {
         assert!(handles.find(&first.sandbox, &first.id).is_none());
         let refused = handles.keep(handle(HANDLES_MAX + 1, false));
         assert!(matches!(refused, Err(Failure::Unavailable)));
+    }
+
+    /// Goal: a command with a key has its handle's place before the key is taken: without one it is
+    /// not started, with one nothing can refuse it later, and one that never started leaves none.
+    #[test]
+    fn a_place_is_reserved_before_a_command_starts() {
+        let handles = Handles::default();
+        for id in 1..HANDLES_MAX {
+            handles.keep(handle(id, false)).unwrap();
+        }
+        let (never, last, late) = (handle(0, false), handle(0, false), handle(9999, false));
+        drop(handles.reserve(&never).expect("a place"));
+        assert!(handles.find(&never.sandbox, &never.id).is_none());
+        handles.reserve(&last).expect("a place").taken();
+        assert!(handles.find(&last.sandbox, &last.id).is_some());
+        let refused = handles.reserve(&late);
+        assert!(matches!(refused, Err(Failure::Unavailable)));
+        handles.keep(last).expect("it has its place already");
     }
 
     /// Goal: the output of finished commands that is kept has a bound of its own.

@@ -100,7 +100,7 @@ impl Platform {
             Some(_) => self.put_out(id).await?,
             None => self.take_down(id).await?,
         }
-        let reason = failure.to_string();
+        let reason = told(&failure);
         let command = SandboxCommand::StartFailed { intent, reason, at };
         if let Ok(done) = self.execute(&self.sandboxes, &stream, command, who).await
             && done.state.phase == Phase::NeverStarted
@@ -420,6 +420,15 @@ impl Platform {
             }
             tokio::time::sleep(STARTING_POLL).await;
         }
+    }
+}
+
+/// What the trail tells of a failed start. The whole reason may name what is the operator's alone
+/// (paths, devices, other programs' words): it is in the server's log.
+fn told(failure: &Failure) -> String {
+    match failure {
+        Failure::Reject(reject) => reject.to_string(),
+        _ => "the sandbox could not be started; the server's log has the reason".to_owned(),
     }
 }
 

@@ -121,12 +121,18 @@ impl Platform {
                 });
             }
         };
+        let handle = Handle::of(&live, &session);
+        // Before the key is taken: a repeat must find what it started.
+        let place = match first.claim {
+            Some(_) => Some(self.handles.reserve(&handle)?),
+            None => None,
+        };
         self.take_key(&caller, &first, &live, &session.session_id)
             .await?;
-        let handle = self.capture(&live, session);
-        if first.claim.is_some() {
-            self.keep_handle(&handle)?;
+        if let Some(place) = place {
+            place.taken();
         }
+        self.capture(&live, session, &handle);
         Ok(Command {
             handle,
             replayed: false,

@@ -213,22 +213,32 @@ pub async fn find(
 pub struct Follow {
     subscription: Subscription,
     filter: Filter,
+    looked: u64,
 }
 
 impl Follow {
     /// Follows from after `after`; a position that is not there yet means the end.
     pub fn new(log: &EventLog, filter: Filter, after: Option<u64>) -> Self {
         let head = log.head().position;
+        let looked = after.unwrap_or(head).min(head);
         Self {
-            subscription: log.subscribe(after.unwrap_or(head).min(head) + 1),
+            subscription: log.subscribe(looked + 1),
             filter,
+            looked,
         }
+    }
+
+    /// Position of the last event that was looked at, taken or not: whoever has had what came so far
+    /// misses nothing by following from after it.
+    pub fn looked_at(&self) -> u64 {
+        self.looked
     }
 
     /// The next event that the filter takes. Waits for one; safe to cancel. Fails when the log ends.
     pub async fn next(&mut self) -> Result<Arc<Recorded>, ReadError> {
         loop {
             let event = self.subscription.next().await?;
+            self.looked = event.position;
             if self.filter.takes(&event) {
                 return Ok(event);
             }

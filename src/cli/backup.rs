@@ -8,7 +8,7 @@ use serde_json::{Value, json};
 use super::data::DataArgs;
 use super::error::CliError;
 use super::output::Output;
-use crate::config::{Config, MasterSource, ServeArgs};
+use crate::config::{MasterSource, configured_master};
 use crate::events::{BackupError, DataFolder, Manifest};
 
 /// `oc backup`
@@ -32,7 +32,7 @@ pub struct Restore {
     /// The new data folder, new or empty
     #[arg(long, value_name = "DIR")]
     data_dir: PathBuf,
-    /// File with the master key the server had [default: OC_MASTER_KEY, `master_key_command` in the
+    /// File with the master key the server had; it decides alone [default: OC_MASTER_KEY, `master_key_command` in the
     /// backup's configuration, or the key in the backup]
     #[arg(long, env = "OC_MASTER_KEY_FILE", value_name = "FILE")]
     master_key_file: Option<PathBuf>,
@@ -77,10 +77,17 @@ impl Restore {
         let manifest = DataFolder::new(&self.data_dir)
             .restore(&self.backup, master.as_ref())
             .map_err(failed)?;
-        output.reply(&reply(&manifest), || {
+        let (kept, place) = self.key_place(master.as_ref())?;
+        let mut said = reply(&manifest);
+        said["masterKey"] = json!(place);
+        output.reply(&said, || {
+            let key = match kept {
+                true => String::new(),
+                false => format!("The server will take its master key from {place}. "),
+            };
             format!(
                 "Restored {} commits, {} events, chain {} to {}; everything verifies and the \
-                 master key opens the keyring. Start the server with `oc serve --data-dir {}`.",
+                 master key opens the keyring. {key}Start the server with `oc serve --data-dir {}`.",
                 manifest.commits,
                 manifest.positions,
                 hex::encode(manifest.chain),
@@ -90,21 +97,33 @@ impl Restore {
         })
     }
 
-    /// The key as a server on the restored folder would have it; `None`: the one in the backup.
+    /// The key that was named, or as a server on the restored folder would have it; `None`: the one
+    /// in the backup.
     fn master(&self) -> Result<Option<MasterSource>, CliError> {
-        let in_backup = self.backup.join("oc.toml");
-        let args = ServeArgs {
-            data_dir: Some(self.data_dir.clone()),
-            config: in_backup.exists().then_some(in_backup),
-            master_key_file: self.master_key_file.clone(),
-            ..ServeArgs::default()
-        };
-        let config = Config::load(args).map_err(|error| CliError::Usage(error.to_string()))?;
-        Ok(match config.master_key {
+        if let Some(path) = &self.master_key_file {
+            return Ok(Some(MasterSource::File(path.clone())));
+        }
+        Ok(match self.configured(true)? {
             // Where the restored server will look, and where there can't be one yet.
-            MasterSource::File(path) if self.master_key_file.is_none() && !path.exists() => None,
+            MasterSource::File(path) if !path.exists() => None,
             source => Some(source),
         })
+    }
+
+    fn configured(&self, variable: bool) -> Result<MasterSource, CliError> {
+        configured_master(&self.data_dir, &self.backup.join("oc.toml"), variable)
+            .map_err(|error| CliError::Usage(error.to_string()))
+    }
+
+    /// Whether the restored folder has the key, and where its server will look for it.
+    fn key_place(&self, master: Option<&MasterSource>) -> Result<(bool, String), CliError> {
+        if let Some(MasterSource::Environment) = master {
+            return Ok((false, MasterSource::Environment.describe()));
+        }
+        let source = self.configured(false)?;
+        let own = std::path::absolute(self.data_dir.join("master.key"));
+        let kept = own.is_ok_and(|own| source == MasterSource::File(own));
+        Ok((kept, source.describe()))
     }
 }
 

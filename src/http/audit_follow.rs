@@ -7,10 +7,12 @@
 //! data: {"position":17,"type":"project.created.v1",…}
 //!
 //! :
+//! id: 23
 //! ```
 //!
 //! `id` is the event's position, so that a client that comes back with `Last-Event-ID` goes on
-//! behind what it has had: no gap, no double. A feed holds its place in the log and one page of
+//! behind what it has had: no gap, no double. One without data, after a silence, says how far the
+//! feed has looked in vain, so that this needs no second look. A feed holds its place in the log and one page of
 //! events; it is read only as fast as its client takes it, so a slow client delays nobody but
 //! itself. Feeds end when the server is told to stop; a client comes back by itself.
 
@@ -36,7 +38,10 @@ use crate::ids::OrgId;
 pub(super) const LAST_EVENT_ID: HeaderName = HeaderName::from_static("last-event-id");
 /// Longest silence: edge proxies cut connections that are idle for longer, and a client that went
 /// away shows when it is written to.
-const HEARTBEAT: Duration = Duration::from_secs(15);
+const HEARTBEAT: Duration = match cfg!(test) {
+    true => Duration::from_millis(50),
+    false => Duration::from_secs(15),
+};
 /// What a client waits before it comes back, milliseconds.
 const RETRY_MS: u32 = 2_000;
 /// Most feeds of one organization at once.
@@ -106,7 +111,7 @@ impl Feed {
             next = tokio::time::timeout(HEARTBEAT, self.follow.next()) => next,
         };
         match next {
-            Err(_) => Some(Bytes::from_static(b":\n\n")),
+            Err(_) => Some(heartbeat(self.follow.looked_at())),
             Ok(Ok(event)) => Some(message(&event)),
             Ok(Err(error)) => {
                 tracing::info!(%error, "a feed of the audit trail ends");
@@ -114,6 +119,11 @@ impl Feed {
             }
         }
     }
+}
+
+/// Clients note an id without data and show nothing.
+fn heartbeat(looked_at: u64) -> Bytes {
+    Bytes::from(format!(":\nid: {looked_at}\n\n"))
 }
 
 fn message(event: &Recorded) -> Bytes {
@@ -145,4 +155,50 @@ pub(super) fn follow(api: &Api, filter: Filter, after: Option<u64>) -> ApiResult
         .insert_header((CACHE_CONTROL, "no-cache"))
         .insert_header((HeaderName::from_static("x-accel-buffering"), "no"))
         .streaming(body))
+}
+
+#[cfg(test)]
+mod tests {
+    use serde_json::json;
+    use ulid::Ulid;
+
+    use super::*;
+    use crate::events::{Actor, Append, NewEvent, StreamId};
+
+    /// Goal: a feed that had nothing to show says how far it has looked, so that its client goes on
+    /// from there; what it shows afterwards comes as ever.
+    #[tokio::test]
+    async fn a_heartbeat_says_how_far_the_feed_has_looked() {
+        let log = EventLog::in_memory();
+        let (own, other) = (OrgId::generate(), OrgId::generate());
+        let note = async |org: OrgId| {
+            let append = Append {
+                command: Ulid::generate(),
+                expected: Vec::new(),
+                events: vec![NewEvent {
+                    id: Ulid::generate(),
+                    stream: StreamId::of("project", org),
+                    kind: "project.created.v1".to_owned(),
+                    data: json!({}),
+                }],
+                actor: Actor::api(org, None),
+                correlation: None,
+                causation: None,
+            };
+            log.append(append).await.expect("appended");
+        };
+        let audit = Audit::new(log.clone(), CancellationToken::new());
+        let mut feed = Feed {
+            _place: audit.place(own).expect("a place"),
+            stopping: CancellationToken::new(),
+            follow: Follow::new(&log, Filter::of(Some(own)), Some(0)),
+        };
+        for _ in 0..3 {
+            note(other).await;
+        }
+        assert_eq!(feed.next().await.as_deref(), Some(&b":\nid: 3\n\n"[..]));
+        note(own).await;
+        let shown = feed.next().await.expect("an event");
+        assert!(shown.starts_with(b"id: 4\ndata: {"), "{shown:?}");
+    }
 }

@@ -5,6 +5,7 @@ use std::io;
 use std::net::{IpAddr, Ipv4Addr, Ipv6Addr, SocketAddr, TcpListener};
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
+use std::time::Duration;
 
 use actix_cors::Cors;
 use actix_web::http::header::{ALLOW, RETRY_AFTER};
@@ -12,6 +13,7 @@ use actix_web::middleware::from_fn;
 use actix_web::{App, HttpServer, web};
 use rustls::pki_types::CertificateDer;
 use rustls::pki_types::pem::PemObject;
+use tokio::time::timeout;
 
 use super::audit_follow::Audit;
 use super::auth::Tokens;
@@ -25,8 +27,8 @@ use super::{Api, routes};
 use crate::actors::{Failure, Parts, Platform, Reconciler};
 use crate::config::{Config, Egress};
 use crate::events::{
-    CheckpointError, CheckpointKey, CheckpointOptions, EventLog, Keeper, KeyError, LogOptions,
-    OpenError, Snapshots, StreamId, VerifyError,
+    CheckpointError, CheckpointKey, CheckpointOptions, EngineError, EventLog, Keeper, KeyError,
+    LogOptions, OpenError, Snapshots, StreamId, VerifyError,
 };
 use crate::proxy::EgressSettings;
 use crate::sandbox::{DriverError, NamespaceDriver, doctor};
@@ -37,6 +39,8 @@ const FIRST_ORG: &str = "default";
 const BOOTSTRAP_KEY: &str = "OPENCOMPUTER_BOOTSTRAP_KEY";
 /// Seconds that open requests get when the server stops.
 const SHUTDOWN_SEC: u64 = 5;
+/// Longest the last checkpoint may take when the server stops.
+const LAST_CHECKPOINT_MAX: Duration = Duration::from_secs(10);
 
 /// Why the server did not start, with the way out.
 #[derive(Debug, thiserror::Error)]
@@ -58,6 +62,12 @@ pub enum ServeError {
          is whole of it with `oc log repair`"
     )]
     Unproved(VerifyError),
+    /// The event log could not be read to its end.
+    #[error(
+        "the event log can't be read: {0}; nothing is known to be wrong with it. Mend the cause and \
+         start again"
+    )]
+    Unread(EngineError),
     /// The keys can't be opened.
     #[error(transparent)]
     Key(#[from] KeyError),
@@ -133,7 +143,7 @@ pub async fn serve(config: Config, first_key: impl FnOnce(FirstKey<'_>)) -> Resu
             "made a new master key; back it up"
         );
     }
-    let (checkpoint_key, keeper) = checkpoints(&config, &log).await?;
+    let (checkpoint_key, notes) = checkpoints(&config, &log).await?;
     check_machine().await?;
     let driver = NamespaceDriver::new(&config.data_dir.join("sandboxes"))?;
     let listener = TcpListener::bind(config.listen).map_err(|source| ServeError::Listen {
@@ -152,7 +162,12 @@ pub async fn serve(config: Config, first_key: impl FnOnce(FirstKey<'_>)) -> Resu
         limits: config.limits,
     })
     .await
-    .map_err(ServeError::Unproved)?;
+    .map_err(unproved)?;
+    // Only now is anything signed: a note stands for a history that was proved.
+    let keeper = match notes {
+        Some(options) => Some(Keeper::start(log.clone(), checkpoint_key.clone(), options).await?),
+        None => None,
+    };
     let url = local_url(listener.local_addr()?);
     if config.listen.ip().is_unspecified() && config.public_url.is_none() {
         tracing::warn!(
@@ -199,19 +214,26 @@ pub async fn serve(config: Config, first_key: impl FnOnce(FirstKey<'_>)) -> Resu
         return Err(ServeError::LogStopped(reason.to_string()));
     }
     platform.let_go().await;
-    if let Some(keeper) = keeper {
-        keeper.stop().await;
-    }
+    // The log first: the folder of checkpoints may be on another machine, and not answer.
     log.close().await;
+    if let Some(keeper) = keeper
+        && timeout(LAST_CHECKPOINT_MAX, keeper.stop()).await.is_err()
+    {
+        let sec = LAST_CHECKPOINT_MAX.as_secs();
+        tracing::error!(
+            sec,
+            "the last checkpoint was not written in time; the next start writes it"
+        );
+    }
     Ok(())
 }
 
-/// The key that signs checkpoints, made on first start, and what writes them where the operator
-/// says. A log that is not the one the newest checkpoint was signed for is refused.
+/// The key that signs checkpoints, made on first start, and where the operator wants them. A log
+/// that is not the one the newest checkpoint was signed for is refused; nothing is signed yet.
 async fn checkpoints(
     config: &Config,
     log: &EventLog,
-) -> Result<(Arc<CheckpointKey>, Option<Keeper>), ServeError> {
+) -> Result<(Arc<CheckpointKey>, Option<CheckpointOptions>), ServeError> {
     let path = config.data_dir.join(CheckpointKey::FILE);
     let key = Arc::new(CheckpointKey::load_or_create(&path)?.0);
     let Some(settings) = &config.checkpoints else {
@@ -222,8 +244,18 @@ async fn checkpoints(
         every: settings.every,
         every_commits: settings.every_commits,
     };
-    let keeper = Keeper::start(log.clone(), key.clone(), options).await?;
-    Ok((key, Some(keeper)))
+    Keeper::check(log, &key, &options).await?;
+    Ok((key, Some(options)))
+}
+
+/// A log that could not be read is not a damaged one, and needs no repair.
+fn unproved(error: VerifyError) -> ServeError {
+    match error {
+        VerifyError::Engine(error) if !matches!(error, EngineError::Damaged(_)) => {
+            ServeError::Unread(error)
+        }
+        error => ServeError::Unproved(error),
+    }
 }
 
 /// Any origin may ask anything, with its own credentials, and read every header of ours.

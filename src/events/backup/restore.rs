@@ -11,7 +11,7 @@ use super::{
     BackupError, CONFIG, FORMAT, KEYS, LOG, MANIFEST, MASTER, Manifest, check_keys, extend,
     not_a_backup, verify_log,
 };
-use crate::config::MasterSource;
+use crate::config::{MasterSource, configured_master};
 use crate::events::checkpoint::CheckpointKey;
 use crate::events::copy::Prefix;
 use crate::events::engines::sqlite::{self, Copying, Purpose};
@@ -24,6 +24,9 @@ const TEXT_BYTES_MAX: u64 = 1024 * 1024;
 impl DataFolder {
     /// Restores `backup` into this folder, which must be new or empty; everything is verified
     /// first, and the folder appears whole or not at all. `master` overrules the key in the backup.
+    ///
+    /// A key from a file becomes the folder's `master.key` if that is where the backup's
+    /// configuration has a server look for it; else it is only used to check the keyring.
     pub fn restore(
         &self,
         backup: &Path,
@@ -38,7 +41,7 @@ impl DataFolder {
         let mut name = self.root().as_os_str().to_owned();
         name.push(format!(".restoring-{}", Ulid::generate()));
         let building = DataFolder::new(Path::new(&name));
-        let made = building.restore_here(backup, &manifest, master);
+        let made = building.restore_here(backup, &manifest, master, self.root());
         let moved = made.and_then(|()| {
             fs::rename(building.root(), self.root())
                 .and_then(|()| sync_folder(self.root()))
@@ -57,6 +60,7 @@ impl DataFolder {
         backup: &Path,
         manifest: &Manifest,
         master: Option<&MasterSource>,
+        target: &Path,
     ) -> Result<(), BackupError> {
         make_empty(self.root())?;
         let head = Head {
@@ -88,11 +92,19 @@ impl DataFolder {
             None => return Err(BackupError::NoMaster),
         };
         check_keys(&self.keys(), Some(&master))?;
-        if master.file().is_some() {
+        if master.file().is_some() && takes_its_own_key(backup, target)? {
             master.load()?.store(&self.root().join(MASTER))?;
         }
         Ok(())
     }
+}
+
+/// Whether a server on `target`, with the configuration in the backup, uses the key kept there.
+fn takes_its_own_key(backup: &Path, target: &Path) -> Result<bool, BackupError> {
+    let source = configured_master(target, &backup.join(CONFIG), false)
+        .map_err(|error| not_a_backup(backup, error.to_string()))?;
+    let own = std::path::absolute(target.join(MASTER)).map_err(failed(target, "used"))?;
+    Ok(source == MasterSource::File(own))
 }
 
 fn manifest(backup: &Path) -> Result<Manifest, BackupError> {

@@ -45,28 +45,23 @@ struct Work {
 }
 
 impl Keeper {
-    /// Checks the log against the newest checkpoint in the folder, then starts writing new ones.
-    /// A log that was cut off or rewritten since is refused.
+    /// Checks the log against the newest checkpoint in the folder; signs and writes none. A log that
+    /// was cut off or rewritten since is refused.
+    pub async fn check(
+        log: &EventLog,
+        key: &CheckpointKey,
+        options: &CheckpointOptions,
+    ) -> Result<(), CheckpointError> {
+        latest(log, key, options).await.map(drop)
+    }
+
+    /// Checks the log as [`Keeper::check`] does, then starts writing new checkpoints.
     pub async fn start(
         log: EventLog,
         key: Arc<CheckpointKey>,
         options: CheckpointOptions,
     ) -> Result<Keeper, CheckpointError> {
-        let folder = CheckpointFolder::open(&options.dir)?;
-        let mut kept = 0;
-        if let Some(latest) = folder.latest(&key.public(log.id()))? {
-            kept = latest.head.commit;
-            let found = log.head_at(kept).await?;
-            if found != Some(latest.head) {
-                let found = found.map(|head| hex::encode(head.chain));
-                return Err(CheckpointError::OtherHistory {
-                    path: folder.latest_path(),
-                    commit: kept,
-                    signed: hex::encode(latest.head.chain),
-                    found: found.unwrap_or_else(|| "no such commit".to_owned()),
-                });
-            }
-        }
+        let (folder, kept) = latest(&log, &key, &options).await?;
         let (stop, stopped) = oneshot::channel();
         let work = Work {
             log,
@@ -87,6 +82,30 @@ impl Keeper {
         let _ = self.stop.send(());
         let _ = self.task.await;
     }
+}
+
+/// The folder and the commit of its newest note (0: there is none), which the log holds.
+async fn latest(
+    log: &EventLog,
+    key: &CheckpointKey,
+    options: &CheckpointOptions,
+) -> Result<(CheckpointFolder, u64), CheckpointError> {
+    let folder = CheckpointFolder::open(&options.dir)?;
+    let Some(latest) = folder.latest(&key.public(log.id()))? else {
+        return Ok((folder, 0));
+    };
+    let kept = latest.head.commit;
+    let found = log.head_at(kept).await?;
+    if found == Some(latest.head) {
+        return Ok((folder, kept));
+    }
+    let found = found.map(|head| hex::encode(head.chain));
+    Err(CheckpointError::OtherHistory {
+        path: folder.latest_path(),
+        commit: kept,
+        signed: hex::encode(latest.head.chain),
+        found: found.unwrap_or_else(|| "no such commit".to_owned()),
+    })
 }
 
 impl Work {
@@ -114,10 +133,14 @@ impl Work {
 
     async fn keep(&mut self) {
         let (key, log, folder) = (self.key.clone(), self.log.clone(), self.folder.clone());
-        let written = tokio::task::spawn_blocking(move || {
+        let (told, written) = oneshot::channel();
+        // A thread of its own: a runtime that ends would wait for one of its pool, and the folder may
+        // be on a machine that doesn't answer any more.
+        std::thread::spawn(move || {
             let (checkpoint, note) = key.sign_head(&log);
-            let file = folder.write(&checkpoint, &note)?;
-            Ok::<_, CheckpointError>((checkpoint.head.commit, file))
+            let file = folder.write(&checkpoint, &note);
+            // Nobody waits any more when the server had no time left.
+            let _ = told.send(file.map(|file| (checkpoint.head.commit, file)));
         });
         match written.await {
             Ok(Ok((commit, file))) => {
