@@ -523,7 +523,9 @@ async fn the_commands_tell_the_past_with_and_without_a_server() {
         (["audit", "show", "999999"], 3),
         (["audit", "show", "x"], 3),
         (["audit", "replay", "--at=soon"], 1),
-        (["audit", "diff", "1"], 1),
+        (["audit", "diff", "soon"], 1),
+        // It ends now, when no end is given.
+        (["audit", "diff", "1"], 0),
     ] {
         assert_eq!(run(&server, &args).status.code(), Some(code), "{args:?}");
     }
