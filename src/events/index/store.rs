@@ -53,9 +53,29 @@ struct Seal {
     chain: [u8; 32],
     /// Newest id among commands and events.
     newest: Ulid,
-    /// SHA-256 of the database.
+    /// SHA-256 of the database and of this seal with zeros here.
     #[serde(with = "hex::serde")]
     digest: [u8; 32],
+}
+
+impl Seal {
+    /// The digest that this seal on the database at `path` must have.
+    fn digest(&self, path: &Path) -> io::Result<[u8; 32]> {
+        let own = Seal {
+            digest: [0; 32],
+            ..*self
+        };
+        let (mut file, mut hash) = (File::open(path)?, Sha256::new());
+        let mut buffer = vec![0; 1024 * 1024];
+        loop {
+            match file.read(&mut buffer)? {
+                0 => break,
+                read => hash.update(buffer.get(..read).unwrap_or_default()),
+            }
+        }
+        hash.update(serde_json::to_vec(&own)?);
+        Ok(hash.finalize().into())
+    }
 }
 
 /// A connection to the database. One writes, any number read.
@@ -79,7 +99,7 @@ pub fn unseal(dir: &Path, log: Ulid) -> Result<Option<Sealed>, EngineError> {
         Err(error) => return Err(io_error("read", &seal_path, &error)),
     };
     let fits = |seal: &Seal| {
-        seal.format == FORMAT && seal.log == log && digest(&path).ok() == Some(seal.digest)
+        seal.format == FORMAT && seal.log == log && seal.digest(&path).ok() == Some(seal.digest)
     };
     let believed = seal.filter(fits);
     if believed.is_none() {
@@ -114,17 +134,6 @@ fn io_error(action: &str, path: &Path, error: &io::Error) -> EngineError {
     match error.kind() {
         io::ErrorKind::StorageFull => EngineError::Full,
         _ => EngineError::Io(format!("{} can't be {action}: {error}", path.display())),
-    }
-}
-
-fn digest(path: &Path) -> io::Result<[u8; 32]> {
-    let (mut file, mut hash) = (File::open(path)?, Sha256::new());
-    let mut buffer = vec![0; 1024 * 1024];
-    loop {
-        match file.read(&mut buffer)? {
-            0 => return Ok(hash.finalize().into()),
-            read => hash.update(buffer.get(..read).unwrap_or_default()),
-        }
     }
 }
 
@@ -213,15 +222,16 @@ impl Store {
             commit,
             chain,
         } = head;
-        let seal = Seal {
+        let mut seal = Seal {
             format: FORMAT,
             log,
             position,
             commit,
             chain,
             newest,
-            digest: digest(&dir.join(FILE))?,
+            digest: [0; 32],
         };
+        seal.digest = seal.digest(&dir.join(FILE))?;
         fs::write(dir.join(SEAL), serde_json::to_vec(&seal)?)
     }
 
@@ -344,5 +354,46 @@ fn failed(error: rusqlite::Error) -> EngineError {
             EngineError::Full
         }
         _ => EngineError::Io(format!("the index: {error}")),
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    /// Goal: no bit of the seal can change what is believed: either all it says is as it was, or
+    /// nothing is believed.
+    #[test]
+    fn no_flipped_bit_of_the_seal_changes_what_it_says() {
+        let dir = tempfile::tempdir().expect("a folder");
+        let (log, newest) = (Ulid::generate(), Ulid::generate());
+        let head = Head {
+            position: 9,
+            commit: 7,
+            chain: [5; 32],
+        };
+        let store = Store::writer(dir.path()).expect("opened");
+        store.seal(dir.path(), log, head, newest).expect("sealed");
+        let [database, seal] = [FILE, SEAL].map(|name| dir.path().join(name));
+        let (pages, whole) = (
+            fs::read(&database).expect("read"),
+            fs::read(&seal).expect("read"),
+        );
+        let mut refused = 0;
+        for bit in 0..whole.len() * 8 {
+            let mut spoilt = whole.clone();
+            spoilt[bit / 8] ^= 1 << (bit % 8);
+            fs::write(&seal, spoilt).expect("written");
+            match unseal(dir.path(), log).expect("no error") {
+                Some(sealed) => assert_eq!((sealed.head, sealed.newest), (head, newest), "{bit}"),
+                None => {
+                    refused += 1;
+                    fs::write(&database, &pages).expect("written");
+                }
+            }
+        }
+        assert!(refused > whole.len(), "only {refused} were refused");
+        fs::write(&seal, &whole).expect("written");
+        assert!(unseal(dir.path(), log).expect("no error").is_some());
     }
 }

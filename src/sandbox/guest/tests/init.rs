@@ -7,7 +7,18 @@ fn with_sudo(guest: &Fixture, id: u32, cmd: &str) -> StartSession {
     let bin = guest.folder.path().join("bin");
     if !bin.exists() {
         std::fs::create_dir(&bin).unwrap();
-        std::fs::copy(env!("OC_GUEST_BINARY"), bin.join("sudo")).unwrap();
+        let sudo = bin.join("sudo");
+        std::fs::copy(env!("OC_GUEST_BINARY"), &sudo).unwrap();
+        // A process that another test starts just now may hold the copy open for writing until it
+        // runs its own program.
+        let try_it = || {
+            let mut sudo = std::process::Command::new(&sudo);
+            sudo.arg("-V").stdin(std::process::Stdio::null()).output()
+        };
+        while let Err(error) = try_it() {
+            assert_eq!(error.kind(), std::io::ErrorKind::ExecutableFileBusy);
+            std::thread::sleep(std::time::Duration::from_millis(1));
+        }
     }
     let mut session = shell(id, cmd);
     let path = format!("{}:/usr/bin:/bin", bin.display());
