@@ -3,7 +3,7 @@
 use super::engines::{Commit, Reader};
 use super::error::EngineError;
 use super::event::Head;
-use super::verify::{Walk, beginning, branches};
+use super::verify::{Walk, branches};
 
 /// Events read and written at once.
 const PAGE_EVENTS: usize = 512;
@@ -18,7 +18,7 @@ pub struct Prefix {
 impl Prefix {
     /// Of the log behind `reader`: nothing yet.
     pub fn new(reader: &dyn Reader) -> Self {
-        let head = beginning(reader.log());
+        let head = Head::beginning(reader.log());
         Self {
             walk: Walk::new(head),
             head,

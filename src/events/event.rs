@@ -161,6 +161,17 @@ pub struct Head {
     pub chain: [u8; 32],
 }
 
+impl Head {
+    /// Where `log` begins: no event, and a chain that is bound to this one log.
+    pub(super) fn beginning(log: Ulid) -> Self {
+        Self {
+            position: 0,
+            commit: 0,
+            chain: super::chain::genesis(log),
+        }
+    }
+}
+
 /// Whole milliseconds since 1970.
 pub(super) fn unix_ms(at: OffsetDateTime) -> i64 {
     let ms = at.unix_timestamp_nanos().div_euclid(1_000_000);

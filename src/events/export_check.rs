@@ -111,11 +111,7 @@ impl<'a> Check<'a> {
         let check = Self {
             log,
             known,
-            head: Head {
-                position: 0,
-                commit: 0,
-                chain: chain::genesis(log),
-            },
+            head: Head::beginning(log),
             last_ms: i64::MIN,
             events: 0,
             withheld: 0,

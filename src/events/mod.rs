@@ -51,6 +51,7 @@ mod subscription;
 mod tests;
 mod verify;
 mod view;
+mod watched;
 mod writer;
 
 pub use backup::{BackupError, Manifest};

@@ -49,7 +49,7 @@ impl OfflineLog {
             verify::holds(view, seen)?;
         }
         let mut found: Option<StreamReport> = None;
-        let report = verify::walk(view, verify::beginning(view.log()), head, |commits| {
+        let report = verify::walk(view, Head::beginning(view.log()), head, |commits| {
             for event in commits.iter().flat_map(|commit| &commit.events) {
                 if stream == Some(&event.stream) {
                     found = Some(StreamReport {

@@ -9,7 +9,6 @@ use super::error::{ReadError, VerifyError};
 use super::event::Head;
 use super::log::EventLog;
 use super::stream::StreamId;
-use super::verify;
 use crate::ids::OrgId;
 
 /// A chain hash that somebody noted outside the log: a signed checkpoint, or a line on paper.
@@ -106,7 +105,7 @@ impl EventLog {
 /// their numbers grow with their positions.
 pub(super) fn head_at(view: &dyn Reader, commit: u64) -> Result<Option<Head>, EngineError> {
     if commit == 0 {
-        return Ok(Some(verify::beginning(view.log())));
+        return Ok(Some(Head::beginning(view.log())));
     }
     let (mut low, mut high) = (1, view.head()?.position);
     while low <= high {

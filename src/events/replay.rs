@@ -13,7 +13,7 @@ use super::engines::{Commit, Reader};
 use super::error::{EngineError, VerifyError};
 use super::event::{Head, Recorded};
 use super::log::EventLog;
-use super::verify::{VerifyReport, Walk, beginning, branches};
+use super::verify::{VerifyReport, Walk, branches};
 
 /// Positions in one stretch. Tests take fewer, so that little logs are long ones.
 const STRETCH: u64 = if cfg!(test) { 8 } else { 8_192 };
@@ -116,7 +116,7 @@ fn walk<T>(
     stretches: &[Receiver<Result<Stretch<T>, EngineError>>],
     apply: &mut impl FnMut(&Arc<Recorded>, T),
 ) -> Result<VerifyReport, VerifyError> {
-    let mut walk = Walk::new(beginning(log));
+    let mut walk = Walk::new(Head::beginning(log));
     let cut_off = || EngineError::Io("a replay was cut off".into());
     for (_, stretch) in (0..until.position.div_ceil(STRETCH)).zip(stretches.iter().cycle()) {
         for (commit, made) in stretch.recv().map_err(|_| cut_off())?? {

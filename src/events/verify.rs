@@ -100,19 +100,10 @@ pub fn branches(reader: &dyn Reader, commit: &Commit) -> Result<(), VerifyError>
     Ok(())
 }
 
-/// Where every log begins.
-pub fn beginning(log: Ulid) -> Head {
-    Head {
-        position: 0,
-        commit: 0,
-        chain: chain::genesis(log),
-    }
-}
-
 /// Checks that the log holds what was seen of it, at the place where it was seen.
 pub fn holds(reader: &dyn Reader, seen: &Head) -> Result<(), VerifyError> {
     let found = match seen.position {
-        0 => Some(beginning(reader.log())),
+        0 => Some(Head::beginning(reader.log())),
         position => reader.commits(position, 1)?.first().map(Commit::head),
     };
     if found == Some(*seen) {
@@ -263,13 +254,15 @@ pub fn at_open(
     let whole = known.is_none() || head.position <= depth.whole_events_max;
     let from = if whole {
         reader.check_files()?;
-        beginning(reader.log())
+        Head::beginning(reader.log())
     } else {
         let seen = seen.map_or(head.position, |seen| seen.position);
         let indexed = known.map_or(0, |known| known.position);
         let position = (head.position - tail).min(seen).min(indexed);
         let before = reader.commits_before(position + 1, 1)?;
-        before.first().map_or(beginning(reader.log()), Commit::head)
+        before
+            .first()
+            .map_or(Head::beginning(reader.log()), Commit::head)
     };
     let known = known.map_or(0, |known| known.position);
     let mut failed = Ok(());
@@ -293,7 +286,7 @@ pub fn everything(
     if let Some(seen) = &seen {
         holds(reader, seen)?;
     }
-    let report = walk(reader, beginning(reader.log()), until, |_| {})?;
+    let report = walk(reader, Head::beginning(reader.log()), until, |_| {})?;
     Ok(VerifyReport {
         witness: seen,
         ..report

@@ -5,7 +5,6 @@ use std::sync::{Arc, PoisonError, RwLock};
 use ulid::Ulid;
 
 use super::{Commit, Engine, READ_BYTES_MAX, Reader};
-use crate::events::chain;
 use crate::events::error::EngineError;
 use crate::events::event::Head;
 
@@ -60,14 +59,9 @@ impl Reader for Memory {
 
     fn head(&self) -> Result<Head, EngineError> {
         Ok(self.read(|commits| {
-            commits.last().map_or(
-                Head {
-                    position: 0,
-                    commit: 0,
-                    chain: chain::genesis(self.log),
-                },
-                Commit::head,
-            )
+            commits
+                .last()
+                .map_or(Head::beginning(self.log), Commit::head)
         }))
     }
 

@@ -16,7 +16,7 @@ mod store;
 
 use std::cell::OnceCell;
 use std::path::{Path, PathBuf};
-use std::sync::{Arc, Condvar, Mutex, MutexGuard, PoisonError};
+use std::sync::Arc;
 use std::thread::JoinHandle;
 use std::time::Duration;
 
@@ -26,6 +26,7 @@ use super::engines::Commit;
 use super::error::EngineError;
 use super::event::Head;
 use super::stream::StreamId;
+use super::watched::Watched;
 use batch::Batch;
 use store::Store;
 
@@ -71,21 +72,7 @@ struct Shared {
     /// Where the database is; `None`: all of it stays in memory.
     dir: Option<PathBuf>,
     sizes: Sizes,
-    state: Mutex<State>,
-    changed: Condvar,
-}
-
-impl Shared {
-    fn lock(&self) -> MutexGuard<'_, State> {
-        // Nothing under the lock can panic half way.
-        self.state.lock().unwrap_or_else(PoisonError::into_inner)
-    }
-
-    fn wait<'a>(&self, state: MutexGuard<'a, State>) -> MutexGuard<'a, State> {
-        self.changed
-            .wait(state)
-            .unwrap_or_else(PoisonError::into_inner)
-    }
+    state: Watched<State>,
 }
 
 /// The index as the writer has it.
@@ -123,8 +110,7 @@ impl Index {
         let shared = Shared {
             dir,
             sizes,
-            state: Mutex::new(state),
-            changed: Condvar::new(),
+            state: Watched::new(state),
         };
         Self {
             shared: Arc::new(shared),
@@ -135,7 +121,7 @@ impl Index {
 
     /// Throws away what the index has: it is of another history.
     pub fn clear(&mut self) -> Result<(), EngineError> {
-        *self.shared.lock() = State::default();
+        *self.shared.state.lock() = State::default();
         match &self.shared.dir {
             Some(dir) => store::unseal(dir, self.log).map(drop),
             None => Ok(()),
@@ -144,41 +130,41 @@ impl Index {
 
     /// The last commit in the index.
     pub fn head(&self) -> Option<Head> {
-        let state = self.shared.lock();
+        let state = self.shared.state.lock();
         let leaving = state.leaving.as_ref().and_then(|batch| batch.head);
         state.fresh.head.or(leaving).or(state.stored)
     }
 
     /// Takes the next commits in.
     pub fn add(&self, commits: &[Commit]) {
-        let mut state = self.shared.lock();
+        let mut state = self.shared.state.lock();
         for commit in commits {
             state.fresh.add(commit);
         }
         let due = self.thread.is_some() && state.fresh.len() >= self.shared.sizes.batch_events;
         drop(state);
         if due {
-            self.shared.changed.notify_all();
+            self.shared.state.tell();
         }
     }
 
     /// Makes sure that there is room for one more group: waits when the database is far behind, and
     /// fails when it can't be written, so that memory stays bounded.
     pub fn room(&mut self) -> Result<(), EngineError> {
-        let mut state = self.shared.lock();
+        let mut state = self.shared.state.lock();
         if self.shared.dir.is_none() || state.fresh.len() < self.shared.sizes.batch_events {
             return Ok(());
         }
         if self.thread.is_none() {
             drop(state);
             self.start()?;
-            state = self.shared.lock();
+            state = self.shared.state.lock();
         }
         while state.fresh.len() >= self.shared.sizes.pending_events_max {
             if let Some(error) = &state.failed {
                 return Err(error.clone());
             }
-            state = self.shared.wait(state);
+            state = self.shared.state.wait(state);
         }
         Ok(())
     }
@@ -207,7 +193,7 @@ impl Index {
         let Some(dir) = self.shared.dir.clone() else {
             return;
         };
-        let mut state = self.shared.lock();
+        let mut state = self.shared.state.lock();
         let State {
             fresh,
             leaving,
@@ -234,8 +220,8 @@ impl Index {
     }
 
     fn stop(&mut self) {
-        self.shared.lock().ended = true;
-        self.shared.changed.notify_all();
+        self.shared.state.lock().ended = true;
+        self.shared.state.tell();
         if let Some(thread) = self.thread.take() {
             // A thread that panicked has left its batch in memory: no seal is made then.
             let _ = thread.join();
@@ -272,9 +258,9 @@ fn run(dir: &Path, shared: &Shared) {
         return;
     };
     loop {
-        let mut state = shared.lock();
+        let mut state = shared.state.lock();
         while state.fresh.len() < shared.sizes.batch_events && !state.ended {
-            state = shared.wait(state);
+            state = shared.state.wait(state);
         }
         if state.ended {
             return;
@@ -287,11 +273,11 @@ fn run(dir: &Path, shared: &Shared) {
         if persist(shared, || store.write(&batch)).is_none() {
             return;
         }
-        let mut state = shared.lock();
+        let mut state = shared.state.lock();
         state.stored = batch.head;
         state.leaving = None;
         drop(state);
-        shared.changed.notify_all();
+        shared.state.tell();
     }
 }
 
@@ -301,7 +287,7 @@ fn persist<T>(shared: &Shared, mut work: impl FnMut() -> Result<T, EngineError>)
     loop {
         let error = match work() {
             Ok(done) => {
-                shared.lock().failed = None;
+                shared.state.lock().failed = None;
                 return Some(done);
             }
             Err(error) => error,
@@ -327,20 +313,21 @@ impl Drop for Watch<'_> {
 
 /// Waits before the next attempt on a full disk; returns whether the index has ended.
 fn rest(shared: &Shared) -> bool {
-    let rested = shared
-        .changed
-        .wait_timeout_while(shared.lock(), shared.sizes.retry, |state| !state.ended);
-    rested.unwrap_or_else(PoisonError::into_inner).0.ended
+    let state = shared.state.lock();
+    shared
+        .state
+        .wait_while(state, shared.sizes.retry, |state| !state.ended)
+        .ended
 }
 
 fn fail(shared: &Shared, error: EngineError) {
-    let mut state = shared.lock();
+    let mut state = shared.state.lock();
     if state.failed.is_none() {
         tracing::error!(%error, "the index of the event log can't be written");
     }
     state.failed = Some(error);
     drop(state);
-    shared.changed.notify_all();
+    shared.state.tell();
 }
 
 /// A way to look things up. Has a connection of its own once there is a database.
@@ -352,7 +339,7 @@ pub struct Lookup {
 impl Lookup {
     /// The last revision of a stream; `None`: it has no event.
     pub fn last_revision(&self, stream: &StreamId) -> Result<Option<u64>, EngineError> {
-        let state = self.shared.lock();
+        let state = self.shared.state.lock();
         let leaving = state.leaving.as_ref();
         let run = state.fresh.streams.get(stream);
         let run = run.or_else(|| leaving.and_then(|batch| batch.streams.get(stream)));
@@ -374,7 +361,7 @@ impl Lookup {
         from: u64,
         limit: usize,
     ) -> Result<Vec<u64>, EngineError> {
-        let state = self.shared.lock();
+        let state = self.shared.state.lock();
         let mut recent = Vec::new();
         let mut begins = None;
         let leaving = state.leaving.as_deref();
@@ -419,7 +406,7 @@ impl Lookup {
         recent: impl Fn(&Batch) -> Option<&u64>,
         stored: impl Fn(&Store, Ulid) -> Result<Option<u64>, EngineError>,
     ) -> Result<Option<u64>, EngineError> {
-        let state = self.shared.lock();
+        let state = self.shared.state.lock();
         let leaving = state.leaving.as_deref();
         let found = recent(&state.fresh).or_else(|| leaving.and_then(&recent));
         if let Some(position) = found {

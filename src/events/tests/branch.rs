@@ -8,9 +8,10 @@ use time::OffsetDateTime;
 use ulid::Ulid;
 
 use super::support::{command, event, fill, note, open, stream};
+use crate::events::Head;
 use crate::events::engines::sqlite::Sqlite;
 use crate::events::engines::{Commit, Engine};
-use crate::events::verify::{beginning, walk};
+use crate::events::verify::walk;
 use crate::events::{
     Actor, BRANCH_KIND, Branched, EventLog, Expected, Keyring, MasterKey, NewEvent, Recorded,
     SealContext, Segment, chain,
@@ -233,7 +234,7 @@ async fn a_forged_branch_is_noticed() {
         let mut engine = Sqlite::open(dir.path()).expect("opened");
         engine.append(&head, &[commit]).expect("forged");
         let (from, until) = (
-            beginning(engine.view().log()),
+            Head::beginning(engine.view().log()),
             engine.view().head().expect("a head"),
         );
         let broken = walk(engine.view(), from, until, |_| {}).expect_err("broken");

@@ -12,7 +12,6 @@ use super::open::{connect, database, io_error, log_id, make_folder};
 use super::read::View;
 use super::witness::{Seen, Witness};
 use super::{FILE, checkpoint, failed, write};
-use crate::events::chain;
 use crate::events::engines::{Commit, Reader};
 use crate::events::error::{EngineError, OpenError};
 use crate::events::event::Head;
@@ -80,11 +79,7 @@ impl Copying {
         Ok(Copying {
             view: View::new(view.conn, dir.to_owned(), log),
             dir: dir.to_owned(),
-            head: Head {
-                position: 0,
-                commit: 0,
-                chain: chain::genesis(log),
-            },
+            head: Head::beginning(log),
             _fence: fence,
         })
     }

@@ -5,7 +5,6 @@ use ulid::Ulid;
 
 use super::witness::{Found, Witness};
 use super::{failed, int};
-use crate::events::chain;
 use crate::events::engines::{Commit, READ_BYTES_MAX, Reader, record};
 use crate::events::error::EngineError;
 use crate::events::event::Head;
@@ -103,11 +102,7 @@ impl Reader for View {
     }
 
     fn head(&self) -> Result<Head, EngineError> {
-        let empty = Head {
-            position: 0,
-            commit: 0,
-            chain: chain::genesis(self.log),
-        };
+        let empty = Head::beginning(self.log);
         let last = self.commits_before(u64::MAX, 1)?;
         Ok(last.first().map_or(empty, Commit::head))
     }

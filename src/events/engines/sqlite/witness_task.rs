@@ -5,13 +5,14 @@
 //! it is at most [`PAUSE_MS`] and two syncs behind. Should a witness fail to be written, the next
 //! append is refused and the log stops.
 
-use std::sync::{Arc, Condvar, Mutex, MutexGuard, PoisonError};
+use std::sync::Arc;
 use std::thread::JoinHandle;
 use std::time::Duration;
 
 use super::witness::{Seen, Witness};
 use crate::events::error::EngineError;
 use crate::events::event::Head;
+use crate::events::watched::Watched;
 
 /// Rest after each sync, in milliseconds: a busy log shares its disk with few witnesses.
 const PAUSE_MS: u64 = 10;
@@ -27,37 +28,16 @@ struct State {
     ended: bool,
 }
 
-struct Shared {
-    state: Mutex<State>,
-    changed: Condvar,
-}
-
-impl Shared {
-    fn lock(&self) -> MutexGuard<'_, State> {
-        // Nothing under the lock can panic half way.
-        self.state.lock().unwrap_or_else(PoisonError::into_inner)
-    }
-
-    fn wait<'a>(&self, state: MutexGuard<'a, State>) -> MutexGuard<'a, State> {
-        self.changed
-            .wait(state)
-            .unwrap_or_else(PoisonError::into_inner)
-    }
-}
-
 /// The witness and its thread. Dropped in any way, it writes what it was told before it ends.
 pub struct WitnessTask {
-    shared: Arc<Shared>,
+    shared: Arc<Watched<State>>,
     thread: Option<JoinHandle<()>>,
 }
 
 impl WitnessTask {
     /// Starts the thread for a log that `seen` names.
     pub fn start(witness: Witness, seen: Seen) -> std::io::Result<Self> {
-        let shared = Arc::new(Shared {
-            state: Mutex::default(),
-            changed: Condvar::new(),
-        });
+        let shared = Arc::<Watched<State>>::default();
         let theirs = Arc::clone(&shared);
         let thread = std::thread::Builder::new()
             .name("oc-log-witness".into())
@@ -71,7 +51,7 @@ impl WitnessTask {
     /// Says that the log is on disk up to `head`.
     pub fn saw(&self, head: Head) {
         self.shared.lock().waiting = Some(head);
-        self.shared.changed.notify_all();
+        self.shared.tell();
     }
 
     /// Fails when a witness could not be written.
@@ -86,7 +66,7 @@ impl WitnessTask {
     pub fn finish(&self) -> Result<(), EngineError> {
         let mut state = self.shared.lock();
         state.hurry = true;
-        self.shared.changed.notify_all();
+        self.shared.tell();
         while (state.waiting.is_some() || state.writing) && state.failed.is_none() {
             state = self.shared.wait(state);
         }
@@ -99,7 +79,7 @@ impl WitnessTask {
 impl Drop for WitnessTask {
     fn drop(&mut self) {
         self.shared.lock().ended = true;
-        self.shared.changed.notify_all();
+        self.shared.tell();
         if let Some(thread) = self.thread.take() {
             // The thread has no way to panic; if it did, there is nothing left to wait for.
             let _ = thread.join();
@@ -107,7 +87,7 @@ impl Drop for WitnessTask {
     }
 }
 
-fn run(mut witness: Witness, seen: Seen, shared: &Shared) {
+fn run(mut witness: Witness, seen: Seen, shared: &Watched<State>) {
     let mut state = shared.lock();
     loop {
         let Some(head) = state.waiting.take() else {
@@ -122,16 +102,13 @@ fn run(mut witness: Witness, seen: Seen, shared: &Shared) {
         let written = witness.record(&Seen { head, ..seen });
         state = shared.lock();
         state.writing = false;
-        shared.changed.notify_all();
+        shared.tell();
         if let Err(error) = written {
             let path = witness.file_path().display();
             state.failed = Some(format!("{path} can't be written: {error}"));
             return;
         }
         let pause = Duration::from_millis(PAUSE_MS);
-        let paused = shared
-            .changed
-            .wait_timeout_while(state, pause, |state| !state.ended && !state.hurry);
-        state = paused.unwrap_or_else(PoisonError::into_inner).0;
+        state = shared.wait_while(state, pause, |state| !state.ended && !state.hurry);
     }
 }
