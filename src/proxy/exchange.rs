@@ -17,18 +17,17 @@ use tokio::sync::{Mutex, OwnedSemaphorePermit, Semaphore};
 use tokio::time::timeout;
 use tokio_util::task::AbortOnDropHandle;
 
-use super::body::{Coding, CountedBody, OutBody, StreamError, TransformedBody};
+use super::body::{CountedBody, OutBody, StreamError, TransformedBody};
 use super::connection::{HEAD_BYTES_MAX, HEAD_FIELDS_MAX};
+use super::content;
 use super::decision::{Outcome, Protocol, Record};
 use super::gate::SandboxProxy;
 use super::head::{
-    Origin, check_request, check_response_framing, place_of_body, rewrite_request, rewrite_response,
+    Origin, check_request, check_response_framing, rewrite_request, rewrite_response,
 };
 use super::name::Host;
 use super::policy::HostRules;
 use super::refusal::{Refusal, full};
-use super::reseal::Resealer;
-use super::substitute::Substituter;
 
 /// Bodies up to this length are gathered, so that the host sees a repaired `Content-Length`;
 /// longer ones stream and turn to chunked, since the length is known only at their end.
@@ -195,17 +194,14 @@ async fn outgoing_body(
     let length = body.size_hint().exact();
     let empty = body.is_end_stream();
     let counted = CountedBody::new(body, record.up.clone(), ());
-    let changes = rules.substitutes() || rules.strict();
-    if empty || !rules.watches_tokens() {
+    if empty {
         return Ok(counted.boxed_unsync());
     }
-    let coding = match Coding::of(&parts.headers) {
-        Some(Coding::Gzip) | None if !changes => return Ok(counted.boxed_unsync()),
-        coding => coding.ok_or(Refusal::RequestCoding)?,
+    let Some(change) = content::of_request(&parts.headers, rules, &record.tally)? else {
+        return Ok(counted.boxed_unsync());
     };
-    let place = place_of_body(&parts.headers);
-    let substituter = Substituter::new(rules.clone(), place, record.tally.clone());
-    let body = TransformedBody::new(counted, coding.within(substituter), !changes);
+    let changes = !change.keeps_length;
+    let body = TransformedBody::new(counted, change.transform, change.keeps_length);
     match length {
         Some(length) if changes && length <= GATHERED_BODY_BYTES_MAX => {
             match gathering.clone().try_acquire_owned() {
@@ -255,21 +251,24 @@ fn incoming(
     }
     let mut headers = parts.headers;
     check_response_framing(&headers)?;
-    // Before a field can be lost for being named in `Connection`.
-    let coding = Coding::of(&headers);
     let patterns = rules.patterns();
     if patterns.is_some() && parts.status == StatusCode::PARTIAL_CONTENT {
         return Err(Refusal::ResponsePart);
     }
+    // Before a field can be lost for being named in `Connection`.
+    let change = match patterns {
+        Some(patterns) if has_body(method, parts.status, &body) => {
+            Some(content::of_response(&headers, patterns, &record.tally)?)
+        }
+        _ => None,
+    };
     rewrite_response(&mut headers, patterns, &record.tally)?;
     let body = if has_body(method, parts.status, &body) {
         headers.remove(header::CONTENT_LENGTH);
-        match patterns {
-            Some(patterns) => {
-                let coding = coding.ok_or(Refusal::ResponseCoding)?;
+        match change {
+            Some(change) => {
                 drop_digests(&mut headers);
-                let resealer = Resealer::new(patterns.clone(), record.tally.clone());
-                TransformedBody::new(body, coding.within(resealer), false).boxed_unsync()
+                TransformedBody::new(body, change.transform, change.keeps_length).boxed_unsync()
             }
             None => body.map_err(StreamError::from).boxed_unsync(),
         }

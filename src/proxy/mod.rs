@@ -22,6 +22,7 @@ mod address;
 mod body;
 mod ca;
 mod connection;
+mod content;
 mod decision;
 mod dial;
 mod escape;
