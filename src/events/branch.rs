@@ -22,12 +22,11 @@ use std::collections::VecDeque;
 use std::sync::Arc;
 
 use serde::{Deserialize, Serialize};
-use serde_json::value::RawValue;
 use ulid::Ulid;
 
 use super::engines::Reader;
 use super::error::{EngineError, ReadError};
-use super::event::{NewEvent, READ_EVENTS_MAX, Recorded};
+use super::event::{EventData, NewEvent, READ_EVENTS_MAX, Recorded};
 use super::log::EventLog;
 use super::stream::StreamId;
 use super::view::View;
@@ -57,7 +56,7 @@ pub struct Branched {
 
 impl Branched {
     /// What a stored event says when it is a branch event; `None` for any other kind.
-    pub fn read(kind: &str, data: &RawValue) -> Option<Result<Self, serde_json::Error>> {
+    pub fn read(kind: &str, data: &EventData) -> Option<Result<Self, serde_json::Error>> {
         (kind == BRANCH_KIND).then(|| serde_json::from_str(data.get()))
     }
 }
@@ -303,7 +302,7 @@ impl Place {
 pub(super) fn fault(
     reader: &dyn Reader,
     kind: &str,
-    data: &RawValue,
+    data: &EventData,
     at: Place,
 ) -> Result<Option<String>, EngineError> {
     let branched = match Branched::read(kind, data) {

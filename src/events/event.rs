@@ -6,7 +6,6 @@
 use std::borrow::Cow;
 use std::sync::Arc;
 
-use serde_json::value::RawValue;
 use time::OffsetDateTime;
 use ulid::Ulid;
 
@@ -97,6 +96,30 @@ pub struct Append {
     pub causation: Option<Ulid>,
 }
 
+/// An event's payload as JSON text, exactly as it is hashed and stored.
+///
+/// It was made from a JSON value once, and its hash proves it to be that text ever since: reading
+/// the log does not parse it, whoever wants what it says does.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct EventData(Box<str>);
+
+impl EventData {
+    /// Writes `value` down.
+    pub fn of(value: &serde_json::Value) -> Result<Self, serde_json::Error> {
+        serde_json::to_string(value).map(|text| Self(text.into()))
+    }
+
+    /// Text that was read from where events are kept.
+    pub(crate) fn stored(text: &str) -> Self {
+        Self(text.into())
+    }
+
+    /// The text.
+    pub fn get(&self) -> &str {
+        &self.0
+    }
+}
+
 /// An event as it stands in the log.
 #[derive(Debug, Clone)]
 pub struct Recorded {
@@ -123,7 +146,7 @@ pub struct Recorded {
     /// See [`Append::causation`].
     pub causation: Option<Ulid>,
     /// The exact JSON text that was hashed and stored.
-    pub data: Box<RawValue>,
+    pub data: EventData,
     /// SHA-256 over the canonical form ([`super::chain`]); checked at every read.
     pub content_hash: [u8; 32],
 }

@@ -62,8 +62,8 @@ pub use checkpoint::{
 };
 pub use error::{AppendError, EngineError, ExportError, OpenError, ReadError, VerifyError};
 pub use event::{
-    Actor, Append, Appended, COMMIT_BYTES_MAX, COMMIT_EVENTS_MAX, EVENT_DATA_BYTES_MAX, Head,
-    NewEvent, READ_EVENTS_MAX, Recorded,
+    Actor, Append, Appended, COMMIT_BYTES_MAX, COMMIT_EVENTS_MAX, EVENT_DATA_BYTES_MAX, EventData,
+    Head, NewEvent, READ_EVENTS_MAX, Recorded,
 };
 pub use export::{Audience, Export};
 pub use export_check::{ExportReport, check_export};

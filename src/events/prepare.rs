@@ -5,12 +5,11 @@
 use std::sync::Arc;
 
 use foldhash::HashSet;
-use serde_json::value::RawValue;
 use ulid::Ulid;
 
 use super::error::AppendError;
 use super::event::{
-    Actor, Append, COMMIT_BYTES_MAX, COMMIT_EVENTS_MAX, EVENT_DATA_BYTES_MAX, Recorded,
+    Actor, Append, COMMIT_BYTES_MAX, COMMIT_EVENTS_MAX, EVENT_DATA_BYTES_MAX, EventData, Recorded,
     kind_is_valid,
 };
 use super::stream::{Expected, StreamId};
@@ -34,7 +33,7 @@ pub struct PreparedEvent {
     pub id: Ulid,
     pub stream: StreamId,
     pub kind: String,
-    pub data: Box<RawValue>,
+    pub data: EventData,
 }
 
 impl Prepared {
@@ -79,7 +78,7 @@ pub fn prepare(append: Append) -> Result<Prepared, AppendError> {
         if !alone && !ids.insert(event.id) {
             return Err(AppendError::DuplicateEvent { id: event.id });
         }
-        let data = serde_json::value::to_raw_value(&event.data)
+        let data = EventData::of(&event.data)
             .map_err(|_| invalid("an event's data can't be written as JSON"))?;
         if data.get().len() > EVENT_DATA_BYTES_MAX {
             return Err(too_large(

@@ -14,7 +14,6 @@ use std::path::{Path, PathBuf};
 use std::sync::Arc;
 
 use serde_json::Value;
-use serde_json::value::RawValue;
 use time::OffsetDateTime;
 use ulid::Ulid;
 
@@ -23,6 +22,7 @@ use super::{id, org};
 use crate::actors::entity::Failure;
 use crate::actors::history::Past;
 use crate::actors::project::ProjectCommand;
+use crate::events::EventData;
 use crate::events::chain;
 use crate::events::families::{
     DecodeError, EgressDecided, EgressEvent, Family, IdempotencyEvent, IdempotencyRecorded,
@@ -282,7 +282,7 @@ fn recorded(line: &Value) -> Recorded {
         command: parsed(&line["command"]),
         correlation: optional(&line["correlation"]),
         causation: optional(&line["causation"]),
-        data: RawValue::from_string(text(&line["data"]).to_owned()).expect("JSON"),
+        data: EventData::stored(text(&line["data"])),
         content_hash: hash.try_into().expect("32 bytes"),
     }
 }
@@ -409,7 +409,7 @@ fn unknown_events_are_counted_by_read_models() {
             let unknown = Recorded {
                 stream: StreamId::of("project", "00000000-0000-7000-8000-000000000001"),
                 kind: kind.to_owned(),
-                data: RawValue::from_string(data.to_owned()).expect("JSON"),
+                data: EventData::stored(data),
                 ..event.clone()
             };
             past.take(&unknown);

@@ -19,6 +19,7 @@ use ulid::Ulid;
 
 use super::aggregate::{Aggregate, NameChange};
 use super::secrets::{SecretCommand, SetSecret};
+use crate::events::EventData;
 use crate::events::Sealed;
 use crate::events::families::{Family, SecretSet};
 use crate::ids::OrgId;
@@ -93,7 +94,7 @@ fn scene<A: Aggregate>(title: &str, given: &[A::Event], when: A::Command) -> Str
             for event in &decision.events {
                 let data = event.data().expect("event data");
                 // What is written is read back as the same event.
-                let raw = serde_json::value::to_raw_value(&data).expect("JSON");
+                let raw = EventData::of(&data).expect("JSON");
                 let read = A::Event::decode(event.kind(), &raw).expect("decodes");
                 assert_eq!(read.data().expect("event data"), data);
                 writeln!(text, "{} {data}", event.kind()).expect("written");

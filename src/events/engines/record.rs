@@ -9,13 +9,12 @@ use std::sync::Arc;
 
 use serde::{Deserialize, Serialize};
 use serde_bytes::ByteArray;
-use serde_json::value::RawValue;
 use ulid::Ulid;
 
 use super::Commit;
 use crate::events::chain;
 use crate::events::error::EngineError;
-use crate::events::event::{Actor, Recorded, from_unix_ms};
+use crate::events::event::{Actor, EventData, Recorded, from_unix_ms};
 use crate::events::stream::StreamId;
 use crate::ids::{KeyId, OrgId};
 
@@ -145,8 +144,7 @@ fn commit(first_position: u64, record: Record<'_>) -> Result<Commit, EngineError
             command: ulid(record.command),
             correlation: record.correlation.map(ulid),
             causation: record.causation.map(ulid),
-            data: RawValue::from_string(event.data.to_owned())
-                .map_err(|_| damaged(position, "its data is not JSON"))?,
+            data: EventData::stored(event.data),
             content_hash: event.content_hash.into_array(),
         };
         if chain::content_hash(&recorded) != recorded.content_hash {

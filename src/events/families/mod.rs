@@ -7,8 +7,6 @@
 //! `fixtures/events/` has a recorded log of every version; `src/actors/tests/fixtures.rs` reads
 //! them all with the program of today, and says when a new one has to be recorded.
 
-use serde_json::value::RawValue;
-
 mod egress;
 mod idempotency;
 mod name;
@@ -32,6 +30,8 @@ pub use sandbox::{
 pub use secrets::{SecretDeleted, SecretSet};
 pub use store::{StoreCreated, StoreDeleted, StoreEvent, StoreUpdated};
 pub use upcast::{Upcast, decode_old};
+
+use super::event::EventData;
 
 /// The present kinds of every family.
 pub const KINDS: &[&[&str]] = &[
@@ -71,7 +71,7 @@ pub trait Family: Sized + Clone + Send + Sync + 'static {
     /// The stored data.
     fn data(&self) -> Result<serde_json::Value, serde_json::Error>;
     /// Reads a stored event back.
-    fn decode(kind: &str, data: &RawValue) -> Result<Self, DecodeError>;
+    fn decode(kind: &str, data: &EventData) -> Result<Self, DecodeError>;
 }
 
 /// Declares a family: `Enum { Variant(Payload) = "kind.v2", … }`, and behind it, when there are
@@ -100,7 +100,7 @@ macro_rules! family {
             }
             fn decode(
                 kind: &str,
-                data: &serde_json::value::RawValue,
+                data: &$crate::events::EventData,
             ) -> Result<Self, $crate::events::families::DecodeError> {
                 use $crate::events::families::{DecodeError, decode_old};
                 match kind {

@@ -4,8 +4,8 @@
 //! (`x.v1` → `x.v2` → `x.v3`) that end at a kind the family has now. They run at every read, on a
 //! copy: what is stored stays as it was written, byte for byte, and so do its hashes.
 
+use crate::events::event::EventData;
 use serde_json::Value;
-use serde_json::value::{RawValue, to_raw_value};
 
 use super::{DecodeError, Family};
 
@@ -22,7 +22,7 @@ pub struct Upcast {
 }
 
 /// Reads an event whose kind the family no longer writes.
-pub fn decode_old<F: Family>(kind: &str, data: &RawValue) -> Result<F, DecodeError> {
+pub fn decode_old<F: Family>(kind: &str, data: &EventData) -> Result<F, DecodeError> {
     let step_from = |kind: &str| F::UPCASTS.iter().find(|step| step.from == kind);
     let unfit = |source| DecodeError::Data {
         kind: kind.to_owned(),
@@ -43,7 +43,7 @@ pub fn decode_old<F: Family>(kind: &str, data: &RawValue) -> Result<F, DecodeErr
     if !F::KINDS.contains(&step.to) {
         return Err(DecodeError::UnknownKind(kind.to_owned()));
     }
-    let data = to_raw_value(&value).map_err(unfit)?;
+    let data = EventData::of(&value).map_err(unfit)?;
     F::decode(step.to, &data).map_err(|error| match error {
         DecodeError::Data { source, .. } => unfit(source),
         unknown => unknown,
@@ -93,7 +93,7 @@ mod tests {
     }
 
     fn decode(kind: &str, data: &str) -> Result<Size, String> {
-        let data = RawValue::from_string(data.to_owned()).expect("JSON");
+        let data = EventData::stored(data);
         let ThingEvent::Sized(sized) =
             ThingEvent::decode(kind, &data).map_err(|error| error.to_string())?;
         Ok(sized)

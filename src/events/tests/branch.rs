@@ -8,6 +8,7 @@ use time::OffsetDateTime;
 use ulid::Ulid;
 
 use super::support::{command, event, fill, note, open, stream};
+use crate::events::EventData;
 use crate::events::Head;
 use crate::events::engines::sqlite::Sqlite;
 use crate::events::engines::{Commit, Engine};
@@ -276,7 +277,7 @@ fn forge(
         command: Ulid::generate(),
         correlation: None,
         causation: None,
-        data: serde_json::value::to_raw_value(data).expect("JSON"),
+        data: EventData::of(data).expect("JSON"),
         content_hash: [0; 32],
     };
     forged.content_hash = chain::content_hash(&forged);

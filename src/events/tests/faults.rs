@@ -13,8 +13,8 @@ use rustix::mount::{MountFlags, mount, mount_bind, mount_remount};
 use tempfile::TempDir;
 
 use super::support::{
-    SMALL, assert_index_agrees, command, copy, event, everything, fill, note, open, open_small,
-    refusal, start_small, stream, try_open, try_open_small, with_mounts, witnessed,
+    SMALL, assert_index_agrees, command, copy, event, everything, fill, indexed, note, open,
+    open_small, refusal, start_small, stream, try_open, try_open_small, with_mounts, witnessed,
 };
 use crate::events::engines::memory::Memory;
 use crate::events::{AppendError, EventLog};
@@ -158,6 +158,7 @@ async fn no_flipped_bit_in_any_file_changes_history() {
     let original = history(&log).await;
     let cut = tempfile::tempdir().expect("a folder");
     witnessed(&log).await;
+    indexed(closed.path()).await;
     copy(closed.path(), cut.path());
     log.close().await;
     let dir = tempfile::tempdir().expect("a folder");

@@ -83,6 +83,18 @@ pub async fn witnessed(log: &EventLog) {
     }
 }
 
+/// Waits until the index has put something into its database: an orderly end seals it then.
+pub async fn indexed(dir: &Path) {
+    let stored = || {
+        let db = rusqlite::Connection::open(dir.join("index.db")).ok()?;
+        let any = "SELECT EXISTS (SELECT 1 FROM runs)";
+        db.query_row(any, [], |row| row.get::<_, bool>(0)).ok()
+    };
+    while !dir.join("index.db").exists() || stored() != Some(true) {
+        tokio::time::sleep(Duration::from_millis(1)).await;
+    }
+}
+
 /// The folder's files as a power cut would leave them, with the log still open.
 pub fn copy(from: &Path, to: &Path) {
     for file in ["log.db", "log.db-wal", "head.witness"] {

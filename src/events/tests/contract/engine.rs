@@ -6,13 +6,12 @@ use std::sync::atomic::{AtomicBool, Ordering};
 
 use rand::rngs::StdRng;
 use rand::{Rng, SeedableRng};
-use serde_json::value::RawValue;
 use ulid::Ulid;
 
 use super::Subject;
 use crate::events::chain::{chain_hash, content_hash};
 use crate::events::engines::{Commit, Engine, READ_BYTES_MAX, Reader};
-use crate::events::event::from_unix_ms;
+use crate::events::event::{EventData, from_unix_ms};
 use crate::events::tests::support::stream;
 use crate::events::{
     Actor, COMMIT_BYTES_MAX, COMMIT_EVENTS_MAX, EVENT_DATA_BYTES_MAX, EngineError, Head, Recorded,
@@ -71,7 +70,7 @@ impl Maker {
                 command,
                 correlation,
                 causation,
-                data: RawValue::from_string(text + end).expect("JSON"),
+                data: EventData::stored(&(text + end)),
                 content_hash: [0; 32],
             };
             event.content_hash = content_hash(&event);
