@@ -299,3 +299,6 @@ where
         self.inner.size_hint()
     }
 }
+
+#[cfg(test)]
+mod tests;

@@ -27,6 +27,11 @@ pub(super) fn swap(message: &[u8], leaf: &Leaf) -> Result<Option<Vec<u8>>, Strea
     walk.swap(message, 0)
 }
 
+/// Whether `bytes` read as a message to the last.
+pub(super) fn reads(bytes: &[u8]) -> bool {
+    Fields::of(bytes).all(|field| field.is_some())
+}
+
 struct Walk<'a> {
     leaf: &'a Leaf,
     left: usize,
@@ -41,7 +46,7 @@ impl Walk<'_> {
 
     /// Swaps in `bytes`, in which there is something to swap.
     fn swap(&mut self, bytes: &[u8], depth: usize) -> Result<Option<Vec<u8>>, StreamError> {
-        if depth < DEPTH_MAX && Fields::of(bytes).all(|field| field.is_some()) {
+        if depth < DEPTH_MAX && reads(bytes) {
             let mut out = Vec::new();
             let (mut copied, mut inside) = (0, false);
             for field in Fields::of(bytes).flatten().flatten() {
