@@ -176,7 +176,10 @@ impl Multipart {
             None if bytes == b"-" => return 0,
             // Another boundary that begins like ours, or text.
             None => None,
-            Some(end) => bytes.get(..end).filter(|line| blank(line)).map(<[u8]>::len),
+            Some(end) => bytes
+                .get(..end)
+                .filter(|line| blank(line) && line.len() <= LINE_BYTES_MAX + 1)
+                .map(<[u8]>::len),
         };
         let Some(end) = end else {
             self.begin_text(self.place, false);
@@ -188,7 +191,8 @@ impl Multipart {
     }
 
     fn head(&mut self, bytes: &[u8], out: &mut Vec<u8>) -> Result<usize, StreamError> {
-        let Some(end) = head_end(bytes) else {
+        let end = head_end(bytes).filter(|end| *end <= HEAD_BYTES_MAX);
+        let Some(end) = end else {
             if bytes.len() > HEAD_BYTES_MAX {
                 self.plain = true;
                 self.begin_text(Some(Place::Raw), true);

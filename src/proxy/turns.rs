@@ -16,10 +16,9 @@
 
 use std::collections::VecDeque;
 use std::future::Future;
-use std::pin::Pin;
 use std::sync::atomic::{AtomicU8, AtomicU64, AtomicUsize, Ordering};
-use std::sync::{Arc, Mutex, MutexGuard, OnceLock, PoisonError};
-use std::task::{Context, Poll, Waker};
+use std::sync::{Arc, Condvar, Mutex, MutexGuard, Once, OnceLock, PoisonError};
+use std::task::{Context, Poll, Wake, Waker};
 use std::time::{Duration, Instant};
 
 /// Work on one body before it takes turns: small bodies never do.
@@ -39,6 +38,9 @@ struct Turns {
     free: AtomicUsize,
     waiting: AtomicUsize,
     line: Mutex<Line>,
+    /// Told when somebody begins to wait.
+    contended: Condvar,
+    watch: Once,
 }
 
 #[derive(Default)]
@@ -72,7 +74,9 @@ struct Ticket {
 
 const AWAY: u8 = 0;
 const QUEUED: u8 = 1;
+/// A turn is there, but its runtime is to look for bytes that arrived before it begins.
 const GIVEN: u8 = 2;
+const READY: u8 = 3;
 
 /// One sandbox's share of the processors and of the memory for bodies.
 #[derive(Clone)]
@@ -83,7 +87,8 @@ impl Share {
     pub fn new() -> Self {
         static TURNS: OnceLock<Arc<Turns>> = OnceLock::new();
         let turns = TURNS.get_or_init(|| {
-            Turns::new(std::thread::available_parallelism().map_or(1, usize::from))
+            let processors = std::thread::available_parallelism();
+            Turns::new(processors.map_or(1, usize::from))
         });
         Self::of(turns)
     }
@@ -162,6 +167,8 @@ impl Turns {
             free: AtomicUsize::new(count),
             waiting: AtomicUsize::new(0),
             line: Mutex::default(),
+            contended: Condvar::new(),
+            watch: Once::new(),
         })
     }
 
@@ -202,8 +209,28 @@ impl Turns {
             used.fetch_add(nanos(TURN_TIME_MAX), Ordering::Relaxed);
             ticket.state.store(GIVEN, Ordering::SeqCst);
             line.given.push((ticket.clone(), Instant::now()));
-            ticket.wake();
+            after_io(ticket);
         }
+    }
+
+    /// Takes turns back that lie unused, for as long as the process lives. A thread, since bodies
+    /// of several runtimes wait here, each of which may end.
+    fn watch(self: &Arc<Self>) {
+        self.watch.call_once(|| {
+            let turns = self.clone();
+            let watch = move || {
+                loop {
+                    let idle = |_: &mut Line| turns.waiting.load(Ordering::SeqCst) == 0;
+                    drop(turns.contended.wait_while(turns.line(), idle));
+                    std::thread::sleep(UNUSED_MAX);
+                    turns.reclaim(Instant::now());
+                }
+            };
+            let thread = std::thread::Builder::new().name("turns".to_owned());
+            if let Err(error) = thread.spawn(watch) {
+                tracing::error!(%error, "no thread to take back unused turns");
+            }
+        });
     }
 
     fn queue(&self, ticket: &Arc<Ticket>) {
@@ -212,6 +239,8 @@ impl Turns {
         ticket.state.store(QUEUED, Ordering::SeqCst);
         line.push(ticket.clone());
         self.hand_out(&mut line);
+        drop(line);
+        self.contended.notify_one();
     }
 
     /// Begins a turn that was given.
@@ -227,7 +256,7 @@ impl Turns {
                 self.waiting.fetch_sub(1, Ordering::SeqCst);
                 line.remove(ticket);
             }
-            GIVEN => {
+            GIVEN | READY => {
                 line.begin(ticket);
                 ticket.owner.correct(Duration::ZERO);
                 self.free.fetch_add(1, Ordering::SeqCst);
@@ -344,13 +373,6 @@ impl Owner {
 }
 
 impl Ticket {
-    fn wake(&self) {
-        let waker = self.waker.lock().unwrap_or_else(PoisonError::into_inner);
-        if let Some(waker) = &*waker {
-            after_io(waker);
-        }
-    }
-
     fn wait(&self, cx: &Context<'_>) {
         let mut waker = self.waker.lock().unwrap_or_else(PoisonError::into_inner);
         match &mut *waker {
@@ -360,11 +382,25 @@ impl Ticket {
     }
 }
 
-/// Wakes a task once its runtime has looked for bytes that arrived: a runtime with turn after turn
-/// to run would else look for them only now and then.
-fn after_io(waker: &Waker) {
+impl Wake for Ticket {
+    fn wake(self: Arc<Self>) {
+        let state = &self.state;
+        // Unless it was taken back meanwhile.
+        let _ = state.compare_exchange(GIVEN, READY, Ordering::SeqCst, Ordering::SeqCst);
+        let waker = self.waker.lock().unwrap_or_else(PoisonError::into_inner);
+        if let Some(waker) = &*waker {
+            waker.wake_by_ref();
+        }
+    }
+}
+
+/// Lets a turn begin once the runtime of this thread has run what is ready and looked for bytes
+/// that arrived: with turn after turn to run it would else look for them only now and then, and
+/// bodies woken by their own bytes would take one turn after the other meanwhile.
+fn after_io(ticket: Arc<Ticket>) {
+    let waker = Waker::from(ticket);
     let yielding = std::pin::pin!(tokio::task::yield_now());
-    let _ = yielding.poll(&mut Context::from_waker(waker));
+    let _ = yielding.poll(&mut Context::from_waker(&waker));
 }
 
 fn nanos(time: Duration) -> u64 {
@@ -381,7 +417,6 @@ pub(crate) struct Turn {
     begun: Option<Begun>,
     ticket: Option<Arc<Ticket>>,
     queued: bool,
-    patience: Option<Pin<Box<tokio::time::Sleep>>>,
 }
 
 #[derive(Clone, Copy)]
@@ -406,7 +441,6 @@ impl Turn {
             begun: None,
             ticket: None,
             queued: false,
-            patience: None,
         }
     }
 
@@ -434,7 +468,7 @@ impl Turn {
             ticket.wait(cx);
             turns.queue(ticket);
             self.queued = true;
-            self.arm(cx);
+            turns.watch();
             // Even where a turn was given at once: other tasks of this thread come first.
             return Poll::Pending;
         };
@@ -446,48 +480,24 @@ impl Turn {
     }
 
     /// Whether the turn that was queued for is there.
-    fn poll_given(&mut self, cx: &mut Context<'_>) -> bool {
+    fn poll_given(&mut self, cx: &Context<'_>) -> bool {
         let Some(ticket) = self.ticket.clone() else {
             self.queued = false;
             return false;
         };
-        let turns = self.share.0.turns.clone();
+        let turns = &self.share.0.turns;
         ticket.wait(cx);
         loop {
             match ticket.state.load(Ordering::SeqCst) {
-                GIVEN if turns.begin(&ticket) => {
+                // Taken back because nobody came for it.
+                AWAY => turns.queue(&ticket),
+                READY if turns.begin(&ticket) => {
                     self.queued = false;
-                    self.patience = None;
                     return true;
                 }
-                // Given to another meanwhile.
-                AWAY => turns.queue(&ticket),
-                GIVEN => {}
-                _ if self.is_patient(cx) => return false,
-                _ => {
-                    turns.reclaim(Instant::now());
-                    self.arm(cx);
-                    if ticket.state.load(Ordering::SeqCst) == QUEUED {
-                        return false;
-                    }
-                }
+                READY => {}
+                _ => return false,
             }
-        }
-    }
-
-    fn arm(&mut self, cx: &mut Context<'_>) {
-        if tokio::runtime::Handle::try_current().is_ok() {
-            let mut patience = Box::pin(tokio::time::sleep(UNUSED_MAX));
-            // Asked once, so that it wakes; it can't be over yet.
-            let _ = patience.as_mut().poll(cx);
-            self.patience = Some(patience);
-        }
-    }
-
-    fn is_patient(&mut self, cx: &mut Context<'_>) -> bool {
-        match &mut self.patience {
-            Some(patience) => patience.as_mut().poll(cx).is_pending(),
-            None => true,
         }
     }
 

@@ -134,7 +134,6 @@ fn a_turn_that_lies_unused_is_given_to_another() {
     turns.reclaim(Instant::now() + UNUSED_MAX);
     assert!(next.poll_begin(cx).is_ready());
     next.end();
-    assert!(idle.poll_begin(cx).is_pending());
     assert!(idle.poll_begin(cx).is_ready());
     idle.end();
     drop((first, idle, next));
@@ -215,9 +214,12 @@ async fn a_task_with_little_work_is_not_lost_among_heavy_bodies() {
         tokio::task::yield_now().await;
     }
     let before = steps.load(Ordering::Relaxed);
+    let mut each = Vec::new();
     for _ in 0..WAKES {
         tokio::task::yield_now().await;
+        each.push(steps.load(Ordering::Relaxed) - before);
     }
+    println!("{each:?}");
     let small = body(&other, Box::new(Upper)).collect().await.unwrap();
     assert_eq!(small.to_bytes(), "X");
     let meanwhile = steps.load(Ordering::Relaxed) - before;
