@@ -20,6 +20,8 @@ use super::name::Host;
 use super::policy::Policy;
 use super::refusal::Refusal;
 use super::settings::EgressSettings;
+use super::tally::Tally;
+use super::turns::Share;
 
 /// Connections of one sandbox at once.
 const CONNECTIONS_MAX: usize = 256;
@@ -47,6 +49,7 @@ pub struct SandboxProxy {
     decisions: Sender<Decision>,
     slots: Arc<Semaphore>,
     gathering: Arc<Semaphore>,
+    share: Share,
 }
 
 impl SandboxProxy {
@@ -66,6 +69,7 @@ impl SandboxProxy {
             decisions,
             slots: Arc::new(Semaphore::new(CONNECTIONS_MAX)),
             gathering: Arc::new(Semaphore::new(GATHERED_BODIES_MAX)),
+            share: Share::new(),
         })
     }
 
@@ -158,7 +162,9 @@ impl SandboxProxy {
     }
 
     pub(crate) fn record(&self, host: &Host, port: u16, protocol: Protocol) -> Record {
-        Record::new(self.decisions.clone(), host, port, protocol)
+        let mut record = Record::new(self.decisions.clone(), host, port, protocol);
+        record.tally = Arc::new(Tally::of(self.share.clone()));
+        record
     }
 
     /// Records a refusal nobody can be told of.

@@ -16,11 +16,12 @@
 //!
 //! Pure rooms first (`name`, `token`, `escape`, `substitute`, `reseal`, `address`), then the
 //! ones with I/O (`dial`, `opening`, `gate`, `connection`, `explicit`, `exchange`). Another HTTP version
-//! becomes a sibling of `exchange`; another content coding a variant of `body::Coding`.
+//! becomes a sibling of `exchange`; another content coding a variant of `coding::Coding`.
 
 mod address;
 mod body;
 mod ca;
+mod coding;
 mod connection;
 mod content;
 mod decision;
@@ -30,9 +31,10 @@ mod exchange;
 mod explicit;
 mod forms;
 mod gate;
-mod gzip;
+mod grpc;
 mod head;
 mod io;
+mod multipart;
 mod name;
 mod opening;
 mod policy;
@@ -43,6 +45,7 @@ mod substitute;
 mod tally;
 mod token;
 mod tunnel;
+mod turns;
 
 pub use ca::{CaError, SandboxCa};
 pub use decision::{Decision, Outcome, Protocol};

@@ -5,7 +5,10 @@
 
 mod bodies;
 mod clients;
+mod codings;
+mod grpc;
 mod hosts;
+mod multipart;
 mod refusals;
 mod seal;
 mod wire;
