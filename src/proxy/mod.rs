@@ -40,6 +40,7 @@ mod opening;
 mod policy;
 mod refusal;
 mod reseal;
+mod scout;
 mod settings;
 mod substitute;
 mod tally;

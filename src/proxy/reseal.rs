@@ -15,19 +15,25 @@ use aho_corasick::automaton::{Automaton, StateID};
 use aho_corasick::nfa::contiguous::NFA;
 use zeroize::Zeroizing;
 
-use super::body::{StreamError, Transform};
+use super::body::{STEP_BYTES_MAX, StreamError, Transform};
 use super::forms::{Forms, Spelling, forms, reseal_possible};
 use super::policy::Binding;
+use super::scout::{PREFIX_BYTES, Scout};
 use super::tally::Tally;
+
+/// Bytes read at a time while some are held back.
+const SETTLING_BYTES: usize = 128;
 
 /// One automaton over every spelling of every value a host may receive.
 pub(crate) struct Patterns {
+    scout: Scout,
     nfa: NFA,
     start: StateID,
     /// At most how many of the bytes read so far may still become a spelling; absent means none.
     /// Sorted by state: there are as many states as bytes in all spellings, so size matters.
     depth: Vec<(StateID, u32)>,
     finds: Vec<Find>,
+    #[cfg(test)]
     longest: usize,
     /// The values as they look in the name of a field, which has no upper case.
     names: Vec<Zeroizing<Vec<u8>>>,
@@ -52,6 +58,7 @@ impl Patterns {
                 all.entry(pattern).or_insert((replacement, &binding.name));
             }
         }
+        let scout = Scout::new(all.keys().map(Spelling::bytes))?;
         let nfa = NFA::new(all.keys().map(Spelling::bytes)).ok()?;
         let start = nfa.start_state(Anchored::No).ok()?;
         let mut depth: HashMap<StateID, usize> = HashMap::new();
@@ -75,6 +82,7 @@ impl Patterns {
             .map(|(state, read)| (state, read as u32))
             .collect();
         depth.sort_unstable_by_key(|(state, _)| *state);
+        #[cfg(test)]
         let longest = all.keys().map(|pattern| pattern.bytes().len()).max()?;
         // The automaton numbers patterns in the order it was given them, which for an unchanged
         // map is the order of this second walk.
@@ -87,10 +95,12 @@ impl Patterns {
             })
             .collect();
         Some(Arc::new(Self {
+            scout,
             nfa,
             start,
             depth,
             finds,
+            #[cfg(test)]
             longest,
             names,
         }))
@@ -122,19 +132,22 @@ impl Patterns {
 
     /// Where in `bytes`, from `at` on, something may begin that needs reading.
     fn skip(&self, bytes: &[u8], at: usize) -> usize {
-        let Some(prefilter) = self.nfa.prefilter() else {
-            return at;
-        };
-        // The filter sees whole spellings only; one may begin in the tail and end in what is
-        // still to come.
-        let tail = bytes.len().saturating_sub(self.longest - 1).max(at);
-        match prefilter
-            .find_in(bytes, (at..bytes.len()).into())
-            .into_option()
-        {
-            Some(candidate) => candidate.min(tail).max(at),
+        // A spelling may begin in the tail and go on in what is still to come.
+        let tail = bytes.len().saturating_sub(PREFIX_BYTES - 1).max(at);
+        match self.scout.next(bytes, at) {
+            Some(candidate) => candidate,
             None => tail,
         }
+    }
+
+    /// How many of the last bytes of `bytes`, in which no spelling begins before the last few, may
+    /// be the beginning of one.
+    fn pending(&self, bytes: &[u8]) -> usize {
+        let tail = bytes.len().saturating_sub(PREFIX_BYTES - 1);
+        let state = bytes[tail..].iter().fold(self.start, |state, &byte| {
+            self.nfa.next_state(Anchored::No, state, byte)
+        });
+        self.depth(state)
     }
 }
 
@@ -252,6 +265,25 @@ impl Transform for Resealer {
     fn finish(&mut self, out: &mut Vec<u8>) -> Result<(), StreamError> {
         self.run(self.held.len(), true, out);
         Ok(())
+    }
+
+    fn passes(&mut self, input: &[u8]) -> usize {
+        if !self.held.is_empty() {
+            return 0;
+        }
+        match self.patterns.scout.next(input, 0) {
+            Some(candidate) => candidate,
+            None => input.len() - self.patterns.pending(input),
+        }
+    }
+
+    fn step_bytes_max(&self) -> usize {
+        // Bytes are held back: a few more settle them, and what follows can pass uncopied.
+        if self.held.is_empty() {
+            STEP_BYTES_MAX
+        } else {
+            SETTLING_BYTES
+        }
     }
 }
 
