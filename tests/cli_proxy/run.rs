@@ -302,7 +302,7 @@ fn mistakes_end_the_start() {
     };
     let error = run(POLICY);
     assert!(
-        error.contains("policy.toml:10: egress.extra_roots[0]: "),
+        error.contains("policy.toml:9: egress.extra_roots[0]: "),
         "{error}"
     );
     let error = run(&POLICY.replace("extra_roots = [\"root.pem\"]\n", ""));

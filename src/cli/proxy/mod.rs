@@ -7,6 +7,7 @@
 
 mod audit;
 mod authority;
+mod check;
 mod load;
 mod policy_error;
 mod policy_file;
@@ -44,12 +45,23 @@ pub struct ProxyArgs {
 }
 
 #[derive(Subcommand)]
-enum What {}
+enum What {
+    /// Attack a proxy, this one or another, and print what it withstood
+    ///
+    /// `--prepare DIR` writes a kit: a policy, secrets and certificates that the proxy under test
+    /// is told. Exit code 1 when an attack worked, 2 when the attacks could not be carried out.
+    Check(Box<check::CheckArgs>),
+}
 
-/// Runs the proxy until SIGTERM or Ctrl-C.
+/// Runs the proxy until SIGTERM or Ctrl-C, or the attacks on one.
 pub fn proxy(global: &Global, args: ProxyArgs) -> ExitCode {
     let output = Output { json: global.json };
     let done = match args {
+        ProxyArgs {
+            what: Some(What::Check(args)),
+            policy: None,
+            ..
+        } => Ok(check::check(*args, output)),
         ProxyArgs {
             policy: Some(policy),
             what: None,
@@ -62,9 +74,12 @@ pub fn proxy(global: &Global, args: ProxyArgs) -> ExitCode {
                 audit,
             },
             output,
-        ),
-        // The parser asks for the one or the other.
-        _ => Err(CliError::Usage("name a policy with --policy".to_owned())),
+        )
+        .map(|()| 0),
+        // One or the other: a policy would have no effect on the attacks.
+        _ => Err(CliError::Usage(
+            "give --policy FILE, or `check` alone".to_owned(),
+        )),
     };
-    finish(done.map(|()| 0), output)
+    finish(done, output)
 }
