@@ -318,3 +318,23 @@ fn mistakes_end_the_start() {
     let done = oc().arg("proxy").output().unwrap();
     assert_eq!(done.status.code(), Some(1));
 }
+
+/// Goal: nothing goes on unrecorded. Method: the trail is a device that is always full.
+#[test]
+fn a_trail_that_can_not_be_written_ends_the_proxy() {
+    let folder = tempfile::tempdir().unwrap();
+    let folder = folder.path();
+    let host = host(folder);
+    write_policy(folder, POLICY);
+    std::os::unix::fs::symlink("/dev/full", folder.join("audit.jsonl")).unwrap();
+    let proxy = Proxy::start(folder);
+    let token = proxy.ready["secrets"][0]["token"]
+        .as_str()
+        .unwrap()
+        .to_owned();
+    ask(&proxy, &host, &folder.join("ca.pem"), &token);
+    assert_eq!(proxy.end().code(), Some(1));
+    let log = fs::read_to_string(folder.join("stderr")).unwrap();
+    assert!(log.contains("decisions can't be written"), "{log}");
+    assert!(!log.contains("CANARY"));
+}

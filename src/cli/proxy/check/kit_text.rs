@@ -28,7 +28,7 @@ pub fn policy(secrets: &[(&str, &str, &str)]) -> String {
     let pins = pins.join(", ");
     text += &format!(
         "\n[egress]\nallow = [\"*.oc-check.localhost\"]\nallow_private = [\"127.0.0.1/32\"]\n\
-         extra_roots = [\"upstream-ca.pem\"]\nresolve = {{ {pins} }}\n\
+         extra_roots = [\"upstream-ca.pem\"]\ninspect_all = true\nresolve = {{ {pins} }}\n\
          \n[ca]\ncert = \"proxy-ca.pem\"\nkey = \"proxy-ca.key\"\n"
     );
     text
@@ -54,7 +54,8 @@ pub fn readme(secrets: &[(&str, &str, &str)]) -> String {
          2. A client that sends a token has it replaced by the value, towards the token's host only \
          (values are in files, byte for byte, without a line end):\n\n\
          | secret | host | token | value |\n|---|---|---|---|\n{rows}\n\
-         3. Hosts it may speak to: `*.oc-check.localhost`, on every port, and nothing else.\n\
+         3. Hosts it may speak to: `*.oc-check.localhost`, on every port, and nothing else. TLS to all \
+         of them is decrypted: what is inside a tunnel nobody can judge.\n\
          4. Addresses it may reach: 127.0.0.1, and no other that is not public. `{INSIDE}` leads to \
          {INSIDE_ADDRESS}, which is to be refused.\n\
          5. Hosts prove themselves by certificates of `upstream-ca.pem`: trust it for hosts. (Its key \

@@ -209,7 +209,32 @@ impl Reader {
     }
 }
 
-/// Whether `bytes` contain `needle`.
+/// Whether `bytes` contain `needle`, as it is or percent-encoded (as it is in a request's target).
 pub fn has(bytes: &[u8], needle: &[u8]) -> bool {
-    !needle.is_empty() && memchr::memmem::find(bytes, needle).is_some()
+    let find = |text: &[u8]| memchr::memmem::find(text, needle).is_some();
+    !needle.is_empty() && (find(bytes) || bytes.contains(&b'%') && find(&unescaped(bytes)))
+}
+
+/// The text with percent-encoding taken back, where there is any.
+fn unescaped(text: &[u8]) -> Vec<u8> {
+    let mut out = Vec::with_capacity(text.len());
+    let mut rest = text;
+    while let [first, after @ ..] = rest {
+        let digits = after.get(..2).filter(|_| *first == b'%');
+        let byte = digits.and_then(|digits| hex::decode(digits).ok()?.first().copied());
+        out.push(byte.unwrap_or(*first));
+        rest = if byte.is_some() { &after[2..] } else { after };
+    }
+    out
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_value_is_found_in_a_target_too() {
+        assert!(has(b"GET /?k=a%2Fb%2b%zz", b"a/b+"));
+        assert!(has(b"a%2F", b"a%2F") && !has(b"a%2", b"a/") && !has(b"a", b""));
+    }
 }

@@ -69,9 +69,9 @@ pub struct CheckArgs {
     /// Certificate of the proxy's authority (default: proxy-ca.pem of the kit)
     #[arg(long, value_name = "FILE")]
     ca: Option<PathBuf>,
-    /// Only attacks of this row, or with this word in their name
-    #[arg(long, value_name = "WORD")]
-    only: Option<String>,
+    /// Only attacks of this row, or with this text in their name (may be given again)
+    #[arg(long, value_name = "ROW")]
+    only: Vec<String>,
 }
 
 /// Runs the suite; the exit code.
@@ -106,9 +106,8 @@ async fn attack(args: &CheckArgs, output: Output) -> Result<u8, CliError> {
     baseline(&world).await.map_err(CliError::Usage)?;
     let mut lines = Vec::new();
     for check in attacks::all() {
-        let wanted =
-            |word: &str| check.row.split(' ').any(|row| row == word) || check.name.contains(word);
-        if args.only.as_deref().is_some_and(|word| !wanted(word)) {
+        let wanted = |word: &String| check.row == word || check.name.contains(word.as_str());
+        if !args.only.is_empty() && !args.only.iter().any(wanted) {
             continue;
         }
         let started = Instant::now();

@@ -60,29 +60,42 @@ pub fn percent(value: &[u8]) -> Vec<Spelling> {
     ]
 }
 
-/// JSON: as common encoders write it, and with `\u` for every mark.
+/// JSON as common encoders write it: the shortest way, with escaped slashes, and with `\u` for the
+/// marks that are unsafe in HTML.
 pub fn json(value: &[u8]) -> Vec<Spelling> {
     let text = String::from_utf8_lossy(value);
-    let mut marks = String::new();
     let mut slashes = String::new();
+    let mut html = String::new();
     for character in text.chars() {
-        let code = u32::from(character);
-        match character {
-            'a'..='z' | 'A'..='Z' | '0'..='9' => marks.push(character),
-            _ => marks += &format!("\\u{code:04x}"),
-        }
         match character {
             '/' => slashes += "\\/",
             '"' | '\\' => slashes.extend(['\\', character]),
             _ => slashes.push(character),
+        }
+        match character {
+            '"' | '\'' | '<' | '>' | '&' | '+' | '`' => {
+                html += &format!("\\u{:04X}", u32::from(character));
+            }
+            '\\' => html += "\\\\",
+            _ => html.push(character),
         }
     }
     let quoted = serde_json::to_string(&text).unwrap_or_default();
     vec![
         whole("JSON", quoted.trim_matches('"').to_owned().into_bytes()),
         whole("JSON, escaped slashes", slashes.into_bytes()),
-        whole("JSON, \\u for marks", marks.into_bytes()),
+        whole("JSON, safe in HTML", html.into_bytes()),
     ]
+}
+
+/// JSON with `\u` for everything but letters and digits.
+pub fn json_marks(value: &[u8]) -> Vec<Spelling> {
+    let escape = |character: char| match character {
+        'a'..='z' | 'A'..='Z' | '0'..='9' => character.to_string(),
+        _ => format!("\\u{:04x}", u32::from(character)),
+    };
+    let text: String = String::from_utf8_lossy(value).chars().map(escape).collect();
+    vec![whole("JSON, \\u for marks", text.into_bytes())]
 }
 
 /// JSON with `\u` for every character.

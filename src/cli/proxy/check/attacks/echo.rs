@@ -36,6 +36,10 @@ pub fn attacks() -> Vec<Check> {
             spellings::percent
         )),
         attack!("2", "echo in JSON", |w| family(w, spellings::json)),
+        attack!("2", "echo in JSON, every mark as \\u", |w| family(
+            w,
+            spellings::json_marks
+        )),
         attack!("2", "echo in JSON, every character as \\u", |w| family(
             w,
             spellings::json_every

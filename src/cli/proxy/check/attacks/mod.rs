@@ -7,6 +7,7 @@ mod h2;
 mod identity;
 mod injection;
 mod limits;
+mod names;
 mod smuggling;
 mod tokens;
 mod upgrade;
@@ -32,6 +33,7 @@ pub fn all() -> Vec<Check> {
     all.extend(echo::attacks());
     all.extend(answers::attacks());
     all.extend(identity::attacks());
+    all.extend(names::attacks());
     all.extend(addresses::attacks());
     all.extend(smuggling::attacks());
     all.extend(h2::attacks());

@@ -1,11 +1,18 @@
 //! Row 11: requests with two readings.
 
+use std::time::Duration;
+
+use tokio::time::timeout;
+
 use super::attack;
 use crate::cli::proxy::check::client::{Trouble, send};
-use crate::cli::proxy::check::message::Reader;
+use crate::cli::proxy::check::message::{Reader, has};
 use crate::cli::proxy::check::outcome::{Check, Outcome, fail, pass};
 use crate::cli::proxy::check::upstream::Reply;
 use crate::cli::proxy::check::world::World;
+
+/// Time for an answer nobody should get.
+const SECOND: Duration = Duration::from_millis(500);
 
 type Found = Result<Outcome, Trouble>;
 
@@ -79,6 +86,7 @@ async fn corpus(world: &World) -> Found {
     let token = &world.kit.primary.token;
     let hidden = format!("GET /smuggled HTTP/1.1\r\nhost: {api}\r\nx-key: {token}\r\n\r\n");
     let framings = framings(&hidden);
+    let mut worked = Vec::new();
     for framing in &framings {
         let host = world
             .host(|message| Reply::ok("", message.target().as_bytes()))
@@ -97,9 +105,11 @@ async fn corpus(world: &World) -> Found {
         // What is a second request to the proxy shows as a second answer.
         let second = match closes {
             true => None,
-            false => reader.message(&mut stream).await,
+            false => timeout(SECOND, reader.message(&mut stream))
+                .await
+                .ok()
+                .flatten(),
         };
-        let shown = || framing.lines().take(2).collect::<Vec<_>>().join(" | ");
         let hidden_reached = host.look(|tap| {
             let second = tap
                 .requests
@@ -107,24 +117,18 @@ async fn corpus(world: &World) -> Found {
                 .any(|one| !one.head.starts_with("POST /front "));
             second || tap.requests.len() > 1
         });
-        if hidden_reached || second.is_some_and(|one| one.text().contains("smuggled")) {
-            return fail(format!("a hidden request went out: {:?}", shown()));
-        }
         let injected = host.look(|tap| {
-            let value = String::from_utf8_lossy(world.kit.primary.real()).into_owned();
-            let line = format!("x-key: {value}");
-            tap.requests
-                .iter()
-                .any(|one| String::from_utf8_lossy(&one.raw).contains(&line))
+            let line = [b"\nx-key: ", world.kit.primary.real()].concat();
+            tap.requests.iter().any(|one| has(&one.raw, &line))
         });
-        if injected {
-            return fail(format!(
-                "the token of a hidden request was replaced: {:?}",
-                shown()
-            ));
+        if hidden_reached || injected || second.is_some_and(|one| one.text().contains("smuggled")) {
+            worked.push(framing.lines().take(2).collect::<Vec<_>>().join(" | "));
         }
     }
-    pass(format!("{} framings, no hidden request", framings.len()))
+    match worked.is_empty() {
+        true => pass(format!("{} framings, no hidden request", framings.len())),
+        false => fail(format!("a hidden request went out by {worked:?}")),
+    }
 }
 
 /// A host that splits its answers: the second part must not be the next answer.
