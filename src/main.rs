@@ -30,6 +30,8 @@ enum Command {
     Demo(cli::DemoArgs),
     /// Say what this machine can do for sandboxes, and what is missing
     Doctor,
+    /// Run the sealing proxy on its own, outside any sandbox
+    Proxy(cli::ProxyArgs),
     /// Measure this machine
     Bench(cli::BenchArgs),
     #[command(flatten)]
@@ -52,6 +54,7 @@ fn main() -> ExitCode {
         Command::Serve(args) => serve(args),
         Command::Demo(args) => cli::demo(&oc.global, args),
         Command::Doctor => cli::doctor(&oc.global),
+        Command::Proxy(args) => cli::proxy(&oc.global, args),
         Command::Bench(args) => cli::bench(&oc.global, args),
         Command::Client(command) => cli::run(oc.global, command, Oc::command()),
     }

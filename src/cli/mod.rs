@@ -20,6 +20,7 @@ mod log;
 mod output;
 mod private_server;
 mod project;
+mod proxy;
 mod sandbox;
 mod secret;
 mod secret_store;
@@ -36,6 +37,7 @@ use clap::{Args, Parser, Subcommand};
 pub use bench::{BenchArgs, bench};
 pub use demo::{DemoArgs, demo};
 pub use doctor::doctor;
+pub use proxy::{ProxyArgs, proxy};
 pub use settings::{SettingsError, write_local};
 
 use client::Api;

@@ -9,13 +9,14 @@ use std::time::Duration;
 
 use tokio::net::TcpStream;
 use tokio::sync::mpsc::Sender;
-use tokio::sync::{Semaphore, watch};
+use tokio::sync::{OwnedSemaphorePermit, Semaphore, watch};
 
 use super::ca::SandboxCa;
 use super::connection::route;
 use super::decision::{Decision, Protocol, Record};
 use super::dial::Dialer;
-use super::io::{Meter, Metered, Stream};
+use super::explicit;
+use super::io::{Meter, Metered, Rewind, Stream};
 use super::name::Host;
 use super::policy::Policy;
 use super::refusal::Refusal;
@@ -94,19 +95,12 @@ impl SandboxProxy {
     /// Carries one accepted connection of the sandbox until it ends. Errors end the connection
     /// and are recorded; connections beyond the sandbox's share are dropped.
     pub async fn serve(self: Arc<Self>, stream: TcpStream, target: Target) {
-        let mut closings = self.closings.subscribe();
         let host = match &target.name {
             Some(name) => name.parse().map_err(|_| Refusal::HostName),
             None => Ok(Host::Address(target.ip)),
         };
-        let Ok(_slot) = self.slots.clone().try_acquire_owned() else {
-            // A flood must not queue up for the trail: beyond its room it is only logged.
-            tracing::warn!("connection limit of a sandbox reached");
-            if self.decisions.capacity() > 0 {
-                let host = host.unwrap_or(Host::Address(target.ip));
-                let mut record = self.record(&host, target.port, Protocol::Tunnel);
-                record.refused(&Refusal::ConnectionLimit);
-            }
+        let seen = host.clone().unwrap_or(Host::Address(target.ip));
+        let Some(_slot) = self.slot(&seen, target.port) else {
             return;
         };
         let host = match host {
@@ -118,15 +112,51 @@ impl SandboxProxy {
                     .await;
             }
         };
-        let _ = stream.set_nodelay(true);
-        let meter = Meter::new();
-        let io: Stream = Box::new(Metered::new(stream, meter.clone()));
+        let (io, meter) = metered(stream);
         let work = route(self.clone(), io, meter.clone(), host, target.port);
+        self.carry(work, &meter).await;
+    }
+
+    /// Carries one accepted connection of a program that speaks to this proxy as its HTTP proxy:
+    /// CONNECT, and absolute requests for `http://`, which carry no secret. Limits, records and
+    /// rules are those of [`serve`](Self::serve).
+    pub async fn serve_explicit(self: Arc<Self>, stream: TcpStream) {
+        // A connection that is gone already has no address.
+        let Ok(own) = stream.local_addr() else {
+            return;
+        };
+        let host = Host::Address(own.ip());
+        let Some(_slot) = self.slot(&host, own.port()) else {
+            return;
+        };
+        let (io, meter) = metered(stream);
+        let work = explicit::serve(self.clone(), Rewind::new(io), meter.clone(), host);
+        self.carry(work, &meter).await;
+    }
+
+    /// Does `work` until it ends, the proxy closes, or nothing moves any more.
+    async fn carry(&self, work: impl Future<Output = ()>, meter: &Meter) {
+        let mut closings = self.closings.subscribe();
         tokio::select! {
             () = work => {}
             _ = closings.changed() => {}
             () = meter.idle_for(IDLE_TIMEOUT) => {}
         }
+    }
+
+    /// A connection's share of the sandbox; `None`, and recorded if there is room, when it has
+    /// used it up.
+    fn slot(&self, host: &Host, port: u16) -> Option<OwnedSemaphorePermit> {
+        let slot = self.slots.clone().try_acquire_owned();
+        if slot.is_err() {
+            // A flood must not queue up for the trail: beyond its room it is only logged.
+            tracing::warn!("connection limit of a sandbox reached");
+            if self.decisions.capacity() > 0 {
+                let mut record = self.record(host, port, Protocol::Tunnel);
+                record.refused(&Refusal::ConnectionLimit);
+            }
+        }
+        slot.ok()
     }
 
     pub(crate) fn settings(&self) -> &EgressSettings {
@@ -173,4 +203,12 @@ impl SandboxProxy {
         let _ = record.room().await;
         record.refused(refusal);
     }
+}
+
+/// The connection with a meter on it.
+fn metered(stream: TcpStream) -> (Stream, Arc<Meter>) {
+    // Without it small answers wait for acknowledgements; a socket that can't still works.
+    let _ = stream.set_nodelay(true);
+    let meter = Meter::new();
+    (Box::new(Metered::new(stream, meter.clone())), meter)
 }

@@ -1,0 +1,6 @@
+//! `oc proxy` as a process: policy file, signals, audit lines, and its attack suite.
+
+mod check;
+mod naive;
+mod program;
+mod run;
