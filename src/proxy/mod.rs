@@ -29,6 +29,9 @@ mod escape;
 mod exchange;
 mod explicit;
 mod forms;
+#[cfg(fuzzing)]
+#[path = "../../fuzz/src/properties.rs"]
+pub mod fuzzing;
 mod gate;
 mod gzip;
 mod head;
