@@ -8,5 +8,6 @@ mod clients;
 mod hosts;
 mod refusals;
 mod seal;
+mod websocket;
 mod wire;
 mod world;
