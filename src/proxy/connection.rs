@@ -308,10 +308,12 @@ async fn serve_requests(proxy: Arc<SandboxProxy>, io: impl Duplex + 'static, ori
     let service = service_fn(move |request: Request<Incoming>| async move {
         Ok::<_, Infallible>(exchange.answer(request, origin).await)
     });
-    if let Err(error) = http_server()
+    let served = http_server()
         .serve_connection(TokioIo::new(io), service)
-        .await
-    {
+        .with_upgrades()
+        .await;
+    exchange.relay().await;
+    if let Err(error) = served {
         tracing::debug!(host = %origin.host, %error, "connection with the sandbox ended");
         if error.is_parse() {
             proxy

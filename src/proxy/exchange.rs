@@ -12,6 +12,7 @@ use http_body::Body;
 use http_body_util::{BodyExt, Limited};
 use hyper::body::Incoming;
 use hyper::client::conn::http1::{self, SendRequest};
+use hyper::upgrade::OnUpgrade;
 use hyper_util::rt::TokioIo;
 use tokio::sync::{Mutex, OwnedSemaphorePermit, Semaphore};
 use tokio::time::timeout;
@@ -26,8 +27,9 @@ use super::head::{
     Origin, check_request, check_response_framing, rewrite_request, rewrite_response,
 };
 use super::name::Host;
-use super::policy::HostRules;
+use super::policy::{HostRules, Policy};
 use super::refusal::{Refusal, full};
+use super::websocket::{ANSWER_FIELDS, Handshake, Relay, Terms};
 
 /// Bodies up to this length are gathered, so that the host sees a repaired `Content-Length`;
 /// longer ones stream and turn to chunked, since the length is known only at their end.
@@ -42,6 +44,17 @@ const REUSE_TIMEOUT: Duration = Duration::from_millis(200);
 pub(crate) struct Exchange {
     proxy: Arc<SandboxProxy>,
     upstream: Mutex<Option<Upstream>>,
+    opened: Mutex<Option<Opened>>,
+}
+
+/// A WebSocket that both sides agreed to, before its first frame.
+struct Opened {
+    relay: Relay,
+    near: OnUpgrade,
+    far: OnUpgrade,
+    upstream: Upstream,
+    /// Absent until the answer is on its way.
+    record: Option<Record>,
 }
 
 struct Upstream {
@@ -55,6 +68,7 @@ impl Exchange {
         Self {
             proxy,
             upstream: Mutex::new(None),
+            opened: Mutex::new(None),
         }
     }
 
@@ -70,6 +84,12 @@ impl Exchange {
         match self.forward(request, origin, &mut record).await {
             Ok(response) => {
                 record.status(response.status());
+                if response.status() == StatusCode::SWITCHING_PROTOCOLS {
+                    if let Some(opened) = &mut *self.opened.lock().await {
+                        opened.record = Some(record);
+                    }
+                    return response;
+                }
                 let bytes = record.down.clone();
                 response.map(|body| CountedBody::new(body, bytes, record).boxed_unsync())
             }
@@ -83,17 +103,24 @@ impl Exchange {
 
     async fn forward(
         &self,
-        request: Request<Incoming>,
+        mut request: Request<Incoming>,
         origin: &Origin,
         record: &mut Record,
     ) -> Result<Response<OutBody>, Refusal> {
         record.room().await?;
         let (policy, rule) = self.proxy.judge(&origin.host)?;
+        let near = hyper::upgrade::on(&mut request);
         let (mut parts, body) = request.into_parts();
         check_request(&parts, origin)?;
+        let handshake = Handshake::of(&parts)?;
         let strict = self.proxy.settings().strict_tokens;
         let rules = policy.rules_for(&origin.host, origin.tls, strict);
         rules.prepare().await;
+        if let Some(handshake) = handshake {
+            record.passed(Outcome::Allowed, rule);
+            let asked = (handshake, parts, near);
+            return self.open_websocket(asked, origin, &rules, record).await;
+        }
 
         let mut slot = self.upstream.lock().await;
         let upstream = match slot.take() {
@@ -113,6 +140,74 @@ impl Exchange {
         let response = incoming(response, &method, &rules, record)?;
         *slot = Some(upstream);
         Ok(response)
+    }
+
+    /// Shakes hands with the host over a connection of its own.
+    async fn open_websocket(
+        &self,
+        (mut handshake, mut parts, near): (Handshake, request::Parts, OnUpgrade),
+        origin: &Origin,
+        rules: &Arc<HostRules>,
+        record: &Record,
+    ) -> Result<Response<OutBody>, Refusal> {
+        let mut upstream = self.connect(origin).await?;
+        rewrite_request(&mut parts, origin, rules, &record.tally)?;
+        handshake.write_request(&mut parts.headers);
+        let method = parts.method.clone();
+        let request = Request::from_parts(parts, full(Bytes::new()));
+        let sent = upstream.sender.send_request(request).await;
+        let mut response = sent.map_err(|_| Refusal::Upstream)?;
+        if response.status() != StatusCode::SWITCHING_PROTOCOLS {
+            let response = incoming(response, &method, rules, record)?;
+            *self.upstream.lock().await = Some(upstream);
+            return Ok(response);
+        }
+        let far = hyper::upgrade::on(&mut response);
+        let (answer, _) = response.into_parts();
+        let (fields, relay) = handshake.accept(&answer)?;
+        let mut headers = answer.headers;
+        headers.remove(header::CONTENT_LENGTH);
+        for name in ANSWER_FIELDS {
+            headers.remove(name);
+        }
+        rewrite_response(&mut headers, rules.patterns(), &record.tally)?;
+        headers.extend(fields);
+        *self.opened.lock().await = Some(Opened {
+            relay,
+            near,
+            far,
+            upstream,
+            record: None,
+        });
+        let mut response = Response::new(full(Bytes::new()));
+        *response.status_mut() = StatusCode::SWITCHING_PROTOCOLS;
+        *response.headers_mut() = headers;
+        Ok(response)
+    }
+
+    /// Carries the WebSocket that the connection's last request opened, if it did, to its end.
+    pub async fn relay(&self) {
+        let Some(opened) = self.opened.lock().await.take() else {
+            return;
+        };
+        let Some(record) = &opened.record else { return };
+        let (near, far) = match tokio::try_join!(opened.near, opened.far) {
+            Ok((near, far)) => (TokioIo::new(near), TokioIo::new(far)),
+            Err(error) => return tracing::debug!(%error, "no WebSocket after its handshake"),
+        };
+        let Origin { host, tls, .. } = &opened.upstream.origin;
+        let strict = self.proxy.settings().strict_tokens;
+        let terms = Terms {
+            policy: self.proxy.watch_policy(),
+            rules: |policy: &Policy| {
+                policy.judge(host)?;
+                Ok(policy.rules_for(host, *tls, strict))
+            },
+            tally: record.tally.clone(),
+            up: record.up.clone(),
+            down: record.down.clone(),
+        };
+        opened.relay.run(near, far, terms).await;
     }
 
     async fn connect(&self, origin: &Origin) -> Result<Upstream, Refusal> {
@@ -175,7 +270,7 @@ async fn client(
         .await
         .map_err(|_| Refusal::Upstream)?;
     let driver = tokio::spawn(async move {
-        if let Err(error) = connection.await {
+        if let Err(error) = connection.with_upgrades().await {
             tracing::debug!(%error, "connection to the host ended");
         }
     });

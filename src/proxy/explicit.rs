@@ -43,7 +43,7 @@ pub(crate) async fn serve(proxy: Arc<SandboxProxy>, io: Rewind, meter: Arc<Meter
     }
     let tunnel = opened.lock().unwrap_or_else(PoisonError::into_inner).take();
     let Some((host, port, upgrade)) = tunnel else {
-        return;
+        return exchange.relay().await;
     };
     match upgrade.await {
         Ok(inside) => transparent(proxy, Box::new(TokioIo::new(inside)), meter, host, port).await,

@@ -72,7 +72,7 @@ impl Origin {
     }
 }
 
-/// Refuses what names another host, is framed oddly or wants to leave HTTP.
+/// Refuses what names another host or is framed oddly.
 pub(crate) fn check_request(parts: &request::Parts, origin: &Origin) -> Result<(), Refusal> {
     if !matches!(parts.version, Version::HTTP_10 | Version::HTTP_11) {
         return Err(Refusal::Framing("HTTP/1.0 or HTTP/1.1 is needed"));
@@ -97,11 +97,7 @@ pub(crate) fn check_request(parts: &request::Parts, origin: &Origin) -> Result<(
             return Err(Refusal::HostMismatch);
         }
     }
-    check_framing(&parts.headers)?;
-    if parts.headers.contains_key(header::UPGRADE) || names_upgrade(&parts.headers) {
-        return Err(Refusal::Upgrade);
-    }
-    Ok(())
+    check_framing(&parts.headers)
 }
 
 fn check_framing(headers: &HeaderMap) -> Result<(), Refusal> {
@@ -128,10 +124,6 @@ pub(crate) fn check_response_framing(headers: &HeaderMap) -> Result<(), Refusal>
         (Some(one), None) if one.as_bytes().eq_ignore_ascii_case(b"chunked") => Ok(()),
         _ => Err(Refusal::ResponseCoding),
     }
-}
-
-fn names_upgrade(headers: &HeaderMap) -> bool {
-    connection_options(headers).any(|option| option.eq_ignore_ascii_case(b"upgrade"))
 }
 
 fn connection_options(headers: &HeaderMap) -> impl Iterator<Item = &[u8]> {
@@ -350,7 +342,7 @@ mod tests {
     }
 
     #[test]
-    fn odd_framing_and_upgrades_are_refused() {
+    fn odd_framing_is_refused() {
         let host = ("host", "api.example");
         for value in [
             "gzip, chunked",
@@ -371,14 +363,6 @@ mod tests {
         assert_eq!(
             check("/", &[host, chunked, ("content-length", "3")]),
             Err("framing")
-        );
-        assert_eq!(
-            check("/", &[host, ("upgrade", "websocket")]),
-            Err("upgrade_unsupported")
-        );
-        assert_eq!(
-            check("/", &[host, ("connection", "x, Upgrade")]),
-            Err("upgrade_unsupported")
         );
     }
 

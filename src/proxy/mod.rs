@@ -30,6 +30,9 @@ mod escape;
 mod exchange;
 mod explicit;
 mod forms;
+#[cfg(fuzzing)]
+#[path = "../../fuzz/src/properties.rs"]
+pub mod fuzzing;
 mod gate;
 mod grpc;
 mod head;
@@ -47,6 +50,7 @@ mod tally;
 mod token;
 mod tunnel;
 mod turns;
+mod websocket;
 
 pub use ca::{CaError, SandboxCa};
 pub use decision::{Decision, Outcome, Protocol};

@@ -11,5 +11,6 @@ mod hosts;
 mod multipart;
 mod refusals;
 mod seal;
+mod websocket;
 mod wire;
 mod world;
