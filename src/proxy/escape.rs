@@ -112,6 +112,8 @@ pub(crate) struct Json {
     pub slash: bool,
     /// `<`, `>`, `&` as `\u003c` … (Go).
     pub html: bool,
+    /// Further characters as `\uXXXX`, the double quote too if it is one of them.
+    pub also: &'static [char],
     /// Everything outside ASCII as `\uXXXX` (Python).
     pub ascii: bool,
     /// Every character as `\uXXXX`.
@@ -128,6 +130,7 @@ pub(crate) fn json(text: &str, style: Json) -> Zeroizing<Vec<u8>> {
     let mut out = Zeroizing::new(Vec::with_capacity(text.len() * 6));
     for c in text.chars() {
         let short = match c {
+            _ if style.also.contains(&c) => None,
             '"' => Some(b'"'),
             '\\' => Some(b'\\'),
             '\n' => Some(b'n'),
@@ -141,7 +144,8 @@ pub(crate) fn json(text: &str, style: Json) -> Zeroizing<Vec<u8>> {
         let unicode = style.all
             || (c < ' ')
             || (style.html && matches!(c, '<' | '>' | '&' | '\u{2028}' | '\u{2029}'))
-            || (style.ascii && !c.is_ascii());
+            || (style.ascii && !c.is_ascii())
+            || style.also.contains(&c);
         match short {
             Some(letter) if !style.all => out.extend([b'\\', letter]),
             _ if unicode => {

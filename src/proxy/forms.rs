@@ -134,6 +134,7 @@ fn json_forms(text: &str, thorough: bool, add: &mut impl FnMut(Zeroizing<Vec<u8>
                     Json {
                         slash,
                         html,
+                        also: &[],
                         ascii,
                         all,
                         upper,
@@ -141,6 +142,20 @@ fn json_forms(text: &str, thorough: bool, add: &mut impl FnMut(Zeroizing<Vec<u8>
                 ));
             }
         }
+    }
+    // The default encoders of .NET (System.Text.Json) and of Gson go further.
+    for (also, ascii, upper) in [
+        (&['"', '\'', '+', '`'][..], true, true),
+        (&['\'', '='], false, false),
+    ] {
+        let style = Json {
+            html: true,
+            also,
+            ascii,
+            upper,
+            ..Json::default()
+        };
+        add(json(text, style));
     }
 }
 

@@ -347,6 +347,9 @@ mod tests {
             json.trim_matches('"').replace('/', "\\/"),
             "s3cr/et+\\\"\\u003cv\\u003e\\u0026é'\\\\ ~x".to_owned(),
             "s3cr/et+\\\"<v>&\\u00e9'\\\\ ~x".to_owned(),
+            // .NET and Gson.
+            "s3cr/et\\u002B\\u0022\\u003Cv\\u003E\\u0026\\u00E9\\u0027\\\\ ~x".to_owned(),
+            "s3cr/et+\\\"\\u003cv\\u003e\\u0026é\\u0027\\\\ ~x".to_owned(),
             full,
             form.clone(),
             form.to_lowercase(),
