@@ -14,12 +14,16 @@
 //!   that stops reading can't keep it.
 //! - Without contention a step of work costs three atomic operations and no lock.
 
+mod held;
+
 use std::collections::VecDeque;
 use std::future::Future;
 use std::sync::atomic::{AtomicU8, AtomicU64, AtomicUsize, Ordering};
 use std::sync::{Arc, Condvar, Mutex, MutexGuard, Once, OnceLock, PoisonError};
 use std::task::{Context, Poll, Wake, Waker};
 use std::time::{Duration, Instant};
+
+pub(crate) use self::held::Held;
 
 /// Work on one body before it takes turns: small bodies never do.
 const FREE_WORK: Duration = Duration::from_micros(50);
@@ -29,10 +33,6 @@ pub(crate) const TURN_TIME_MAX: Duration = Duration::from_millis(1);
 const AHEAD_MAX: Duration = Duration::from_millis(50);
 /// How long a turn may lie unused before another gets it.
 const UNUSED_MAX: Duration = Duration::from_millis(20);
-/// Bytes that the bodies of one sandbox may hold at once beyond their buffers: windows of
-/// decoders, messages being gathered.
-const HELD_BYTES_MAX: usize = 512 * 1024 * 1024;
-
 /// All turns there are and who waits for them.
 struct Turns {
     free: AtomicUsize,
@@ -106,58 +106,11 @@ impl Share {
         static SHARE: OnceLock<Share> = OnceLock::new();
         SHARE.get_or_init(Self::new).clone()
     }
-
-    /// Sets `bytes` of memory aside until the answer is dropped; `None` when the sandbox holds too
-    /// much already.
-    pub fn hold(&self, bytes: usize) -> Option<Held> {
-        let room = |held: usize| Some(held + bytes).filter(|&held| held <= HELD_BYTES_MAX);
-        let held = &self.0.held_bytes;
-        held.fetch_update(Ordering::Relaxed, Ordering::Relaxed, room)
-            .ok()?;
-        Some(Held {
-            share: self.clone(),
-            bytes,
-        })
-    }
-
-    /// Whether a quarter of the memory is taken: time to ask for less.
-    pub fn is_short_of_memory(&self) -> bool {
-        self.0.held_bytes.load(Ordering::Relaxed) > HELD_BYTES_MAX / 4
-    }
 }
 
 impl Default for Share {
     fn default() -> Self {
         Self::new()
-    }
-}
-
-/// Memory set aside.
-pub(crate) struct Held {
-    share: Share,
-    bytes: usize,
-}
-
-impl Held {
-    pub fn bytes(&self) -> usize {
-        self.bytes
-    }
-
-    /// Sets more aside; `false` when there is none.
-    pub fn grow(&mut self, bytes: usize) -> bool {
-        let more = self.share.hold(bytes);
-        if let Some(mut more) = more {
-            self.bytes += std::mem::take(&mut more.bytes);
-            return true;
-        }
-        false
-    }
-}
-
-impl Drop for Held {
-    fn drop(&mut self) {
-        let held = &self.share.0.held_bytes;
-        held.fetch_sub(self.bytes, Ordering::Relaxed);
     }
 }
 
