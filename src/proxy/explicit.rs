@@ -7,7 +7,7 @@ use std::convert::Infallible;
 use std::sync::{Arc, Mutex, PoisonError};
 
 use http::uri::Scheme;
-use http::{Method, Request, Response, StatusCode, Uri, header};
+use http::{Method, Request, Response, StatusCode, Uri, Version, header};
 use http_body_util::Empty;
 use hyper::body::Incoming;
 use hyper::service::service_fn;
@@ -15,22 +15,22 @@ use hyper::upgrade::OnUpgrade;
 use hyper_util::rt::TokioIo;
 
 use super::body::OutBody;
-use super::connection::{http_server, transparent};
+use super::connection::transparent;
 use super::decision::Protocol;
 use super::exchange::Exchange;
 use super::gate::SandboxProxy;
-use super::head::Origin;
 use super::io::{Meter, Rewind};
 use super::name::Host;
+use super::origin::Origin;
 use super::refusal::Refusal;
+use super::serve::http_server;
 
 /// Serves one connection to the explicit proxy.
 pub(crate) async fn serve(proxy: Arc<SandboxProxy>, io: Rewind, meter: Arc<Meter>, own: Host) {
-    let exchange = Exchange::new(proxy.clone());
     let opened: Mutex<Option<(Host, u16, OnUpgrade)>> = Mutex::new(None);
-    let (opened_ref, exchange_ref, proxy_ref, own_ref) = (&opened, &exchange, &proxy, &own);
+    let (opened_ref, proxy_ref, own_ref) = (&opened, &proxy, &own);
     let service = service_fn(move |request: Request<Incoming>| async move {
-        let answer = answer(request, proxy_ref, exchange_ref, own_ref, opened_ref).await;
+        let answer = answer(request, proxy_ref, own_ref, opened_ref).await;
         Ok::<_, Infallible>(answer)
     });
     let served = http_server()
@@ -53,14 +53,13 @@ pub(crate) async fn serve(proxy: Arc<SandboxProxy>, io: Rewind, meter: Arc<Meter
 
 async fn answer(
     mut request: Request<Incoming>,
-    proxy: &SandboxProxy,
-    exchange: &Exchange,
+    proxy: &Arc<SandboxProxy>,
     own: &Host,
     opened: &Mutex<Option<(Host, u16, OnUpgrade)>>,
 ) -> Response<OutBody> {
     if request.method() != Method::CONNECT {
         return match plain_origin(request.uri()) {
-            Ok(Some(origin)) => exchange.answer(request, &origin).await,
+            Ok(Some(origin)) => Exchange::new(proxy.clone(), origin).answer(request).await,
             Ok(None) => refuse(proxy, &Refusal::ProxyMethod, own, 0, request.method()).await,
             Err(refusal) => refuse(proxy, &refusal, own, 0, request.method()).await,
         };
@@ -87,11 +86,8 @@ fn plain_origin(uri: &Uri) -> Result<Option<Origin>, Refusal> {
         return Ok(None);
     }
     let host = authority.host().parse().map_err(|_| Refusal::HostName)?;
-    Ok(Some(Origin {
-        host,
-        port: authority.port_u16().unwrap_or(80),
-        tls: false,
-    }))
+    let port = authority.port_u16().unwrap_or(80);
+    Origin::new(host, port, false).map(Some)
 }
 
 fn connect_target(uri: &Uri) -> Result<(Host, u16), Refusal> {
@@ -118,7 +114,7 @@ async fn refuse(
     // A refusal sends nothing, so a full trail only delays it.
     let _ = record.room().await;
     record.refused(refusal);
-    let mut response = refusal.response(host);
+    let mut response = refusal.response(host, Version::HTTP_11);
     if response.status() == StatusCode::METHOD_NOT_ALLOWED {
         let allow = http::HeaderValue::from_static("CONNECT");
         response.headers_mut().insert(header::ALLOW, allow);

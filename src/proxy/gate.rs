@@ -20,6 +20,7 @@ use super::name::Host;
 use super::policy::Policy;
 use super::refusal::Refusal;
 use super::settings::EgressSettings;
+use super::upstream::{IDLE_TIMEOUT as IDLE_CONNECTION_TIMEOUT, Upstreams};
 
 /// Connections of one sandbox at once.
 const CONNECTIONS_MAX: usize = 256;
@@ -47,6 +48,7 @@ pub struct SandboxProxy {
     decisions: Sender<Decision>,
     slots: Arc<Semaphore>,
     gathering: Arc<Semaphore>,
+    upstreams: Arc<Upstreams>,
 }
 
 impl SandboxProxy {
@@ -66,18 +68,22 @@ impl SandboxProxy {
             decisions,
             slots: Arc::new(Semaphore::new(CONNECTIONS_MAX)),
             gathering: Arc::new(Semaphore::new(GATHERED_BODIES_MAX)),
+            upstreams: Upstreams::new(IDLE_CONNECTION_TIMEOUT),
         })
     }
 
     /// Swaps the policy; the next request is judged by it, and tunnels it no longer permits end.
     pub fn set_policy(&self, policy: Policy) {
-        self.policy.send_replace(Some(Arc::new(policy)));
+        let policy = Arc::new(policy);
+        self.policy.send_replace(Some(policy.clone()));
+        self.upstreams.keep(|host| policy.judge(host).is_ok());
     }
 
     /// Drops the policy and cuts open connections; a later [`set_policy`](Self::set_policy)
     /// opens the proxy again.
     pub fn close(&self) {
         self.policy.send_replace(None);
+        self.upstreams.clear();
         self.closings
             .send_modify(|count| *count = count.wrapping_add(1));
     }
@@ -135,6 +141,10 @@ impl SandboxProxy {
 
     pub(crate) fn dialer(&self) -> &Dialer {
         &self.dialer
+    }
+
+    pub(crate) fn upstreams(&self) -> &Arc<Upstreams> {
+        &self.upstreams
     }
 
     pub(crate) fn gathering(&self) -> &Arc<Semaphore> {

@@ -19,6 +19,7 @@
 //! becomes a sibling of `exchange`; another content coding a variant of `body::Coding`.
 
 mod address;
+mod answer;
 mod body;
 mod ca;
 mod connection;
@@ -35,14 +36,20 @@ mod head;
 mod io;
 mod name;
 mod opening;
+mod origin;
 mod policy;
 mod refusal;
 mod reseal;
+mod serve;
 mod settings;
+mod streams;
 mod substitute;
 mod tally;
 mod token;
+mod trailers;
 mod tunnel;
+mod upload;
+mod upstream;
 
 pub use ca::{CaError, SandboxCa};
 pub use decision::{Decision, Outcome, Protocol};
@@ -51,5 +58,5 @@ pub use gate::{SandboxProxy, Target};
 pub use name::{BadName, BadPattern, CanonicalName, Host, HostPattern};
 pub use policy::{Binding, Policy};
 pub use refusal::Refusal;
-pub use settings::{EgressSettings, UpstreamTls};
+pub use settings::{BadIdentity, ClientIdentity, EgressSettings, HostTls, UpstreamTls};
 pub use token::{BadToken, SealedToken};
