@@ -50,6 +50,7 @@ pub(crate) fn http_server() -> http1::Builder {
         .timer(TokioTimer::new())
         .header_read_timeout(HEAD_TIMEOUT)
         .max_buf_size(HEAD_BYTES_MAX)
+        .max_header_size(HEAD_BYTES_MAX)
         .max_headers(HEAD_FIELDS_MAX);
     server
 }
