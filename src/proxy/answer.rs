@@ -80,11 +80,8 @@ pub(crate) fn incoming(
         match change {
             Some(change) => {
                 drop_digests(&mut headers);
-                Content::Changed(TransformedBody::new(
-                    body,
-                    change.transform,
-                    change.keeps_length,
-                ))
+                let body = TransformedBody::new(body, change.transform, change.keeps_length);
+                Content::Changed(body.with_trailers(trailers))
             }
             None => Content::Passed(Trailing::new(body, trailers)),
         }

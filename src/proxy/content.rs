@@ -6,10 +6,14 @@
 
 use std::sync::Arc;
 
-use http::HeaderMap;
+use http::header::{ACCEPT_ENCODING, CONTENT_TYPE};
+use http::{HeaderMap, HeaderValue};
 
-use super::body::{Coding, Transform};
-use super::head::place_of_body;
+use super::body::{Transform, Work};
+use super::coding::{Coding, Series, offered};
+use super::escape::Place;
+use super::grpc;
+use super::multipart::Multipart;
 use super::policy::HostRules;
 use super::refusal::Refusal;
 use super::reseal::{Patterns, Resealer};
@@ -18,7 +22,7 @@ use super::tally::Tally;
 
 /// A body's transform and what it promises.
 pub(crate) struct ContentChange {
-    pub transform: Box<dyn Transform>,
+    pub transform: Work,
     /// The output is as long as the input, since the content is only looked at.
     pub keeps_length: bool,
 }
@@ -33,13 +37,25 @@ pub(crate) fn of_request(
         return Ok(None);
     }
     let changes = rules.substitutes() || rules.strict();
-    let coding = match Coding::of(headers) {
-        Some(Coding::Gzip) | None if !changes => return Ok(None),
-        coding => coding.ok_or(Refusal::RequestCoding)?,
+    let codings = match Series::of(headers) {
+        Some(codings) if changes || codings.is_identity() => codings,
+        None if changes => return Err(Refusal::RequestCoding),
+        _ => return Ok(None),
     };
-    let substituter = Substituter::new(rules.clone(), place_of_body(headers), tally.clone());
+    let substituter = |place| Substituter::new(rules.clone(), place, tally.clone());
+    let essence = essence(headers);
+    let plain: Box<dyn Transform> = if !changes {
+        Box::new(substituter(Place::Raw))
+    } else if grpc::is_grpc(&essence) {
+        let coding = grpc::coding(headers).ok_or(Refusal::RequestCoding)?;
+        Box::new(grpc::request(&essence, coding, rules, tally))
+    } else if let Some(multipart) = Multipart::of(headers, rules, tally) {
+        Box::new(multipart)
+    } else {
+        Box::new(substituter(place_of(&essence)))
+    };
     Ok(Some(ContentChange {
-        transform: coding.within(substituter),
+        transform: work(codings, plain, tally)?,
         keeps_length: !changes,
     }))
 }
@@ -50,10 +66,59 @@ pub(crate) fn of_response(
     patterns: &Arc<Patterns>,
     tally: &Arc<Tally>,
 ) -> Result<ContentChange, Refusal> {
-    let coding = Coding::of(headers).ok_or(Refusal::ResponseCoding)?;
-    let resealer = Resealer::new(patterns.clone(), tally.clone());
+    let codings = Series::of(headers).ok_or(Refusal::ResponseCoding)?;
+    let essence = essence(headers);
+    let plain: Box<dyn Transform> = if grpc::is_grpc(&essence) {
+        let coding = grpc::coding(headers).ok_or(Refusal::ResponseCoding)?;
+        Box::new(grpc::response(&essence, coding, patterns, tally))
+    } else {
+        Box::new(Resealer::new(patterns.clone(), tally.clone()))
+    };
     Ok(ContentChange {
-        transform: coding.within(resealer),
+        transform: work(codings, plain, tally)?,
         keeps_length: false,
     })
+}
+
+fn work(codings: Series, plain: Box<dyn Transform>, tally: &Arc<Tally>) -> Result<Work, Refusal> {
+    Ok(Work {
+        transform: codings.within(plain, tally)?,
+        tally: tally.clone(),
+    })
+}
+
+/// Lets only codings come back that this proxy can open and the client asked for; only the ones
+/// that need little memory while there is little.
+pub(crate) fn limit_codings(headers: &mut HeaderMap, tally: &Tally) {
+    let short = tally.share().is_short_of_memory();
+    let small = |coding| matches!(coding, Coding::Gzip | Coding::Deflate);
+    let only = offered(headers, &ACCEPT_ENCODING).limited_to(|coding| !short || small(coding));
+    // Names and digits of our own; if that should ever fail, nothing is asked for.
+    let only = HeaderValue::try_from(only).unwrap_or(HeaderValue::from_static("identity"));
+    headers.insert(ACCEPT_ENCODING, only);
+    grpc::limit_codings(headers);
+}
+
+/// The content type without its parameters, in lower case.
+fn essence(headers: &HeaderMap) -> Vec<u8> {
+    let value = headers.get(CONTENT_TYPE).map(HeaderValue::as_bytes);
+    essence_of(value.unwrap_or_default())
+}
+
+pub(crate) fn essence_of(content_type: &[u8]) -> Vec<u8> {
+    let essence = content_type.split(|&b| b == b';').next();
+    essence
+        .unwrap_or_default()
+        .trim_ascii()
+        .to_ascii_lowercase()
+}
+
+/// How a value is written in text of this type.
+pub(crate) fn place_of(essence: &[u8]) -> Place {
+    match essence {
+        b"application/x-www-form-urlencoded" => Place::Url,
+        b"application/json" | b"text/json" | b"application/x-ndjson" => Place::Json,
+        other if other.ends_with(b"+json") => Place::Json,
+        _ => Place::Raw,
+    }
 }

@@ -21,6 +21,8 @@ use super::policy::Policy;
 use super::refusal::Refusal;
 use super::settings::EgressSettings;
 use super::upstream::{IDLE_TIMEOUT as IDLE_CONNECTION_TIMEOUT, Upstreams};
+use super::tally::Tally;
+use super::turns::Share;
 
 /// Connections of one sandbox at once.
 const CONNECTIONS_MAX: usize = 256;
@@ -49,6 +51,7 @@ pub struct SandboxProxy {
     slots: Arc<Semaphore>,
     gathering: Arc<Semaphore>,
     upstreams: Arc<Upstreams>,
+    share: Share,
 }
 
 impl SandboxProxy {
@@ -69,6 +72,7 @@ impl SandboxProxy {
             slots: Arc::new(Semaphore::new(CONNECTIONS_MAX)),
             gathering: Arc::new(Semaphore::new(GATHERED_BODIES_MAX)),
             upstreams: Upstreams::new(IDLE_CONNECTION_TIMEOUT),
+            share: Share::new(),
         })
     }
 
@@ -168,7 +172,9 @@ impl SandboxProxy {
     }
 
     pub(crate) fn record(&self, host: &Host, port: u16, protocol: Protocol) -> Record {
-        Record::new(self.decisions.clone(), host, port, protocol)
+        let mut record = Record::new(self.decisions.clone(), host, port, protocol);
+        record.tally = Arc::new(Tally::of(self.share.clone()));
+        record
     }
 
     /// Records a refusal nobody can be told of.

@@ -14,6 +14,7 @@ use http::{Method, Uri, Version, request};
 use zeroize::Zeroizing;
 
 use super::connection::HEAD_FIELDS_MAX;
+use super::content::limit_codings;
 use super::escape::Place;
 use super::origin::Origin;
 use super::policy::HostRules;
@@ -166,7 +167,7 @@ pub(crate) fn rewrite_request(
         // Pieces of an echo would each look harmless.
         headers.remove(header::RANGE);
         headers.remove(header::IF_RANGE);
-        limit_codings(headers);
+        limit_codings(headers, tally);
     }
     substitute_fields(headers, rules, tally)
 }
@@ -218,25 +219,6 @@ fn rewrite_target(uri: &Uri, rules: &Arc<HostRules>, tally: &Arc<Tally>) -> Resu
     let bytes = if slash { &[b"/", bytes].concat() } else { bytes };
     let too_long = |_| Refusal::Framing("the request target is too long");
     Ok(PathAndQuery::try_from(bytes).map_err(too_long)?.into())
-}
-
-/// Only codings this proxy can open may come back.
-fn limit_codings(headers: &mut HeaderMap) {
-    let gzip = headers
-        .get_all(header::ACCEPT_ENCODING)
-        .iter()
-        .any(|value| {
-            value.as_bytes().split(|&b| b == b',').any(|coding| {
-                let mut words = coding.split(|&b| b == b';').map(<[u8]>::trim_ascii);
-                let named = words
-                    .next()
-                    .is_some_and(|name| name.eq_ignore_ascii_case(b"gzip"));
-                named
-                    && !words.any(|word| matches!(word, b"q=0" | b"q=0.0" | b"q=0.00" | b"q=0.000"))
-            })
-        });
-    let only = HeaderValue::from_static(if gzip { "gzip" } else { "identity" });
-    headers.insert(header::ACCEPT_ENCODING, only);
 }
 
 fn rewrite_value(
@@ -314,25 +296,6 @@ pub(crate) fn reseal_fields(
     Ok(())
 }
 
-/// How a value is written in a body of this type.
-pub(crate) fn place_of_body(headers: &HeaderMap) -> Place {
-    let Some(value) = headers.get(header::CONTENT_TYPE) else {
-        return Place::Raw;
-    };
-    let essence = value
-        .as_bytes()
-        .split(|&b| b == b';')
-        .next()
-        .unwrap_or_default();
-    let essence = essence.trim_ascii().to_ascii_lowercase();
-    match essence.as_slice() {
-        b"application/x-www-form-urlencoded" => Place::Url,
-        b"application/json" | b"text/json" | b"application/x-ndjson" => Place::Json,
-        other if other.ends_with(b"+json") => Place::Json,
-        _ => Place::Raw,
-    }
-}
-
 #[cfg(test)]
 mod tests {
     use super::*;
@@ -408,7 +371,7 @@ mod tests {
         origin().address(&mut parts.uri, &mut parts.headers, Version::HTTP_11);
         assert_eq!(parts.uri, "/a/p%3Aw%20d%261234?q=p%3Aw%20d%261234&x=1");
         let expected = [
-            ("accept-encoding", "gzip".to_owned()),
+            ("accept-encoding", "br, gzip;q=0.5".to_owned()),
             (
                 "authorization",
                 format!("Basic {}", STANDARD.encode("user:p:w d&1234")),

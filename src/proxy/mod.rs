@@ -16,12 +16,13 @@
 //!
 //! Pure rooms first (`name`, `token`, `escape`, `substitute`, `reseal`, `address`), then the
 //! ones with I/O (`dial`, `opening`, `gate`, `connection`, `explicit`, `exchange`). Another HTTP version
-//! becomes a sibling of `exchange`; another content coding a variant of `body::Coding`.
+//! becomes a sibling of `exchange`; another content coding a variant of `coding::Coding`.
 
 mod address;
 mod answer;
 mod body;
 mod ca;
+mod coding;
 mod connection;
 mod content;
 mod decision;
@@ -31,9 +32,10 @@ mod exchange;
 mod explicit;
 mod forms;
 mod gate;
-mod gzip;
+mod grpc;
 mod head;
 mod io;
+mod multipart;
 mod name;
 mod opening;
 mod origin;
@@ -50,6 +52,7 @@ mod trailers;
 mod tunnel;
 mod upload;
 mod upstream;
+mod turns;
 
 pub use ca::{CaError, SandboxCa};
 pub use decision::{Decision, Outcome, Protocol};

@@ -102,7 +102,7 @@ pub enum Refusal {
         place: &'static str,
     },
     /// A compressed request body we can't look into.
-    #[error("request bodies to a host with secrets must be uncompressed or gzip")]
+    #[error("request bodies to a host with secrets must be plain, gzip, deflate, br or zstd")]
     RequestCoding,
     /// A compressed response body we can't look into.
     #[error("the host answered with a content encoding that can't be inspected")]
@@ -111,6 +111,18 @@ pub enum Refusal {
     /// cut in two by them could not be recognised.
     #[error("the host answered with a part of the content that was not asked for")]
     ResponsePart,
+    /// A compressed body that holds more than a thousand times its length.
+    #[error("the compressed body grows more than a thousandfold")]
+    Expansion,
+    /// The bodies of the sandbox need more memory at once than there is for them.
+    #[error("too many bodies of this sandbox are being opened at once")]
+    BodyMemory,
+    /// A token or value inside a gRPC message that is too long to repair the lengths in it.
+    #[error("secrets can't be swapped in gRPC messages of more than 4 MiB")]
+    MessageLength,
+    /// A value that would change the structure of the multipart body it is put into.
+    #[error("the value of a secret can't be written in this place of a multipart body")]
+    MultipartValue,
     /// The request body broke off or is damaged.
     #[error("the request body could not be read")]
     RequestBody,
@@ -185,6 +197,10 @@ impl Refusal {
             Self::RequestCoding => ("request_encoding", S::UNSUPPORTED_MEDIA_TYPE),
             Self::ResponseCoding => ("response_encoding", S::BAD_GATEWAY),
             Self::ResponsePart => ("response_part", S::BAD_GATEWAY),
+            Self::Expansion => ("compression_ratio", S::PAYLOAD_TOO_LARGE),
+            Self::BodyMemory => ("body_memory", S::TOO_MANY_REQUESTS),
+            Self::MessageLength => ("grpc_message_length", S::PAYLOAD_TOO_LARGE),
+            Self::MultipartValue => ("multipart_value", S::FORBIDDEN),
             Self::RequestBody => ("request_body", S::BAD_REQUEST),
             Self::Upstream => ("upstream_failed", S::BAD_GATEWAY),
             Self::UpstreamSwitched => ("upstream_switched", S::BAD_GATEWAY),

@@ -125,6 +125,19 @@ impl Transform for Substituter {
         Ok(())
     }
 
+    fn passes(&mut self, input: &[u8]) -> usize {
+        if !self.held.is_empty() {
+            return 0;
+        }
+        if let Some(at) = memmem::find(input, PREFIX) {
+            return at;
+        }
+        let earliest = input.len().saturating_sub(PREFIX.len() - 1);
+        (earliest..input.len())
+            .find(|&start| SealedToken::may_begin_with(&input[start..]))
+            .unwrap_or(input.len())
+    }
+
     fn step_bytes_max(&self) -> usize {
         self.step_bytes_max
     }
@@ -176,7 +189,7 @@ mod tests {
         let tokens = fixture.token.to_string().repeat(20_000);
         let new = |place| Substituter::new(fixture.rules.clone(), place, Arc::default());
         let plain: Box<dyn Transform> = Box::new(new(Place::Raw));
-        let packed = super::super::body::Coding::Gzip.within(new(Place::Raw));
+        let packed = super::super::coding::Coding::Gzip.within(new(Place::Raw));
         let mut encoder = flate2::write::GzEncoder::new(Vec::new(), flate2::Compression::best());
         std::io::Write::write_all(&mut encoder, tokens.as_bytes()).unwrap();
         let gzip = encoder.finish().unwrap();

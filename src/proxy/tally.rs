@@ -4,6 +4,7 @@ use std::collections::BTreeSet;
 use std::sync::{Mutex, MutexGuard, OnceLock, PoisonError};
 
 use super::refusal::Refusal;
+use super::turns::Share;
 
 /// Name recorded for a well-formed token this sandbox does not hold (another sandbox's, or one
 /// from before a fork). Not a possible secret name.
@@ -14,6 +15,7 @@ pub(crate) const UNKNOWN_TOKEN: &str = "(unknown)";
 pub(crate) struct Tally {
     names: Mutex<Names>,
     refusal: OnceLock<Refusal>,
+    share: Option<Share>,
 }
 
 /// Names of secrets; bounded by the number of bindings of a policy.
@@ -28,6 +30,19 @@ pub(crate) struct Names {
 }
 
 impl Tally {
+    /// A tally of a request of the sandbox whose share this is.
+    pub fn of(share: Share) -> Self {
+        Self {
+            share: Some(share),
+            ..Self::default()
+        }
+    }
+
+    /// Where the processor time and memory for the bodies come from.
+    pub fn share(&self) -> Share {
+        self.share.clone().unwrap_or_else(Share::nobodys)
+    }
+
     /// The names, to add to or to read.
     pub fn names(&self) -> MutexGuard<'_, Names> {
         // A set of names can't be left half-written by a panic.

@@ -11,14 +11,11 @@ use bytes::Bytes;
 use http::header::{self, HeaderMap, HeaderName};
 use http_body::{Body, Frame, SizeHint};
 
-use super::body::StreamError;
+use super::body::{StreamError, TrailerChange};
 use super::head::{drop_hop_by_hop, reseal_fields, substitute_fields};
 use super::policy::HostRules;
 use super::reseal::Patterns;
 use super::tally::Tally;
-
-/// What happens to the trailers of a body.
-pub(crate) type TrailerChange = Box<dyn FnMut(&mut HeaderMap) -> Result<(), StreamError> + Send>;
 
 /// Fields that mean nothing, or harm, behind a body.
 const FORBIDDEN: [HeaderName; 11] = [

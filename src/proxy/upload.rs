@@ -140,7 +140,8 @@ pub(crate) async fn outgoing(
         return Ok(Trailing::new(upload, trailers).boxed_unsync());
     };
     let changes = !change.keeps_length;
-    let body = TransformedBody::new(upload, change.transform, change.keeps_length);
+    let body = TransformedBody::new(upload, change.transform, change.keeps_length)
+        .with_trailers(trailers);
     match length {
         Some(length) if changes && length <= GATHERED_BODY_BYTES_MAX => {
             match gathering.clone().try_acquire_owned() {
