@@ -43,6 +43,7 @@ mod substitute;
 mod tally;
 mod token;
 mod tunnel;
+mod websocket;
 
 pub use ca::{CaError, SandboxCa};
 pub use decision::{Decision, Outcome, Protocol};
