@@ -5,10 +5,10 @@
 
 use std::pin::pin;
 use std::sync::atomic::{AtomicU64, Ordering};
-use std::sync::{Arc, Mutex, PoisonError};
+use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::time::Duration;
 
-use http::{Request, Response, Version};
+use http::{Request, Response, StatusCode, Version};
 use http_body_util::BodyExt;
 use hyper::body::Incoming;
 use tokio::time::timeout;
@@ -21,8 +21,10 @@ use super::head::{check_request, rewrite_request};
 use super::origin::Origin;
 use super::policy::{HostRules, Policy};
 use super::refusal::Refusal;
+use super::upgrade::Opened;
 use super::upload::{self, Upload};
 use super::upstream::Lease;
+use super::websocket::Handshake;
 
 /// How long a host may take for the head of its answer while nothing of the request moves either.
 /// Models think for minutes.
@@ -36,6 +38,8 @@ pub(crate) struct Exchange {
     origin: Arc<Origin>,
     /// The rules of the policy they were made from.
     rules: Mutex<Option<(Arc<Policy>, Arc<HostRules>)>>,
+    /// What the connection turns into after the request that asked for it.
+    opened: Mutex<Option<Opened>>,
 }
 
 impl Exchange {
@@ -44,6 +48,7 @@ impl Exchange {
             proxy,
             origin: Arc::new(origin),
             rules: Mutex::new(None),
+            opened: Mutex::new(None),
         }
     }
 
@@ -61,6 +66,12 @@ impl Exchange {
         match self.forward(request, &mut record).await {
             Ok(response) => {
                 record.status(response.status());
+                if response.status() == StatusCode::SWITCHING_PROTOCOLS {
+                    if let Some(opened) = &mut *self.opened() {
+                        opened.record = Some(record);
+                    }
+                    return response.map(BodyExt::boxed_unsync);
+                }
                 let bytes = record.down.clone();
                 response.map(|body| CountedBody::new(body, bytes, record).boxed_unsync())
             }
@@ -74,16 +85,22 @@ impl Exchange {
 
     async fn forward(
         &self,
-        request: Request<Incoming>,
+        mut request: Request<Incoming>,
         record: &mut Record,
     ) -> Result<Response<Content>, Refusal> {
+        let near = hyper::upgrade::on(&mut request);
         let (mut parts, body) = request.into_parts();
         let upload = Upload::new(body, &parts, record.up.clone());
         record.room().await?;
         let (policy, rule) = self.proxy.judge(&self.origin.host)?;
         check_request(&parts, &self.origin)?;
+        let handshake = Handshake::of(&parts)?;
         let rules = self.rules(&policy);
         rules.prepare().await;
+        if let Some(handshake) = handshake {
+            record.passed(Outcome::Allowed, rule);
+            return self.upgrade((handshake, parts, near), &rules, record).await;
+        }
 
         let (asked, version) = (Asked::of(&parts), parts.version);
         let lease = self.lease(version).await?;
@@ -96,7 +113,19 @@ impl Exchange {
         incoming(response, &asked, &rules, lease, record)
     }
 
-    fn rules(&self, policy: &Arc<Policy>) -> Arc<HostRules> {
+    pub(super) fn proxy(&self) -> &Arc<SandboxProxy> {
+        &self.proxy
+    }
+
+    pub(super) fn origin(&self) -> &Arc<Origin> {
+        &self.origin
+    }
+
+    pub(super) fn opened(&self) -> MutexGuard<'_, Option<Opened>> {
+        self.opened.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+
+    pub(super) fn rules(&self, policy: &Arc<Policy>) -> Arc<HostRules> {
         let mut kept = self.rules.lock().unwrap_or_else(PoisonError::into_inner);
         match &*kept {
             Some((of, rules)) if Arc::ptr_eq(of, policy) => rules.clone(),
@@ -130,8 +159,8 @@ impl Exchange {
             parts.version = lease.version();
             self.origin
                 .address(&mut parts.uri, &mut parts.headers, parts.version);
-            let exchange = lease.send(Request::from_parts(parts, body));
-            match patiently(exchange, &record.up, ANSWER_TIMEOUT).await? {
+            let addressed = Request::from_parts(parts, body);
+            match self.sent(addressed, &mut lease, record).await? {
                 Ok(response) => return Ok((response, lease)),
                 Err(None) => break,
                 Err(Some(unsent)) => request = unsent,
@@ -140,6 +169,16 @@ impl Exchange {
             lease = self.lease(version).await?;
         }
         Err(record.tally.refusal().cloned().unwrap_or(Refusal::Upstream))
+    }
+
+    /// Sends a request and waits, within bounds, for the head of its answer.
+    pub(super) async fn sent(
+        &self,
+        request: Request<OutBody>,
+        lease: &mut Lease,
+        record: &Record,
+    ) -> Result<Result<Response<Incoming>, Option<Request<OutBody>>>, Refusal> {
+        patiently(lease.send(request), &record.up, ANSWER_TIMEOUT).await
     }
 }
 

@@ -28,9 +28,11 @@ use super::serve::http_server;
 /// Serves one connection to the explicit proxy.
 pub(crate) async fn serve(proxy: Arc<SandboxProxy>, io: Rewind, meter: Arc<Meter>, own: Host) {
     let opened: Mutex<Option<(Host, u16, OnUpgrade)>> = Mutex::new(None);
-    let (opened_ref, proxy_ref, own_ref) = (&opened, &proxy, &own);
+    // Of the last absolute request: the next one is often to the same host.
+    let exchange: Mutex<Option<Arc<Exchange>>> = Mutex::new(None);
+    let (opened_ref, exchange_ref, proxy_ref, own_ref) = (&opened, &exchange, &proxy, &own);
     let service = service_fn(move |request: Request<Incoming>| async move {
-        let answer = answer(request, proxy_ref, own_ref, opened_ref).await;
+        let answer = answer(request, proxy_ref, exchange_ref, own_ref, opened_ref).await;
         Ok::<_, Infallible>(answer)
     });
     let served = http_server()
@@ -43,6 +45,10 @@ pub(crate) async fn serve(proxy: Arc<SandboxProxy>, io: Rewind, meter: Arc<Meter
     }
     let tunnel = opened.lock().unwrap_or_else(PoisonError::into_inner).take();
     let Some((host, port, upgrade)) = tunnel else {
+        let last = exchange.lock().unwrap_or_else(PoisonError::into_inner).take();
+        if let Some(exchange) = last {
+            exchange.relay().await;
+        }
         return;
     };
     match upgrade.await {
@@ -54,12 +60,16 @@ pub(crate) async fn serve(proxy: Arc<SandboxProxy>, io: Rewind, meter: Arc<Meter
 async fn answer(
     mut request: Request<Incoming>,
     proxy: &Arc<SandboxProxy>,
+    last: &Mutex<Option<Arc<Exchange>>>,
     own: &Host,
     opened: &Mutex<Option<(Host, u16, OnUpgrade)>>,
 ) -> Response<OutBody> {
     if request.method() != Method::CONNECT {
         return match plain_origin(request.uri()) {
-            Ok(Some(origin)) => Exchange::new(proxy.clone(), origin).answer(request).await,
+            Ok(Some(origin)) => {
+                let exchange = exchange_with(origin, proxy, last);
+                exchange.answer(request).await
+            }
             Ok(None) => refuse(proxy, &Refusal::ProxyMethod, own, 0, request.method()).await,
             Err(refusal) => refuse(proxy, &refusal, own, 0, request.method()).await,
         };
@@ -75,6 +85,21 @@ async fn answer(
     *opened.lock().unwrap_or_else(PoisonError::into_inner) = Some((host, port, upgrade));
     use http_body_util::BodyExt;
     Response::new(Empty::new().map_err(|never| match never {}).boxed_unsync())
+}
+
+fn exchange_with(
+    origin: Origin,
+    proxy: &Arc<SandboxProxy>,
+    last: &Mutex<Option<Arc<Exchange>>>,
+) -> Arc<Exchange> {
+    let mut last = last.lock().unwrap_or_else(PoisonError::into_inner);
+    match &*last {
+        Some(exchange) if **exchange.origin() == origin => exchange.clone(),
+        _ => {
+            let exchange = Arc::new(Exchange::new(proxy.clone(), origin));
+            last.insert(exchange).clone()
+        }
+    }
 }
 
 /// Where an absolute request goes; `None` when it is not one for `http://`.

@@ -26,7 +26,8 @@ use super::tally::Tally;
 /// Most bytes of all fields of a head that hold a value.
 const SUBSTITUTED_BYTES_MAX: usize = 256 * 1024;
 
-/// Refuses what names another host, is framed oddly or wants to leave HTTP.
+/// Refuses what names another host or is framed oddly. Who wants to leave HTTP is told apart by
+/// `websocket::Handshake`, which refuses every other way to.
 pub(crate) fn check_request(parts: &request::Parts, origin: &Origin) -> Result<(), Refusal> {
     if parts.method == Method::CONNECT {
         // Extended CONNECT (RFC 8441) too.
@@ -38,11 +39,7 @@ pub(crate) fn check_request(parts: &request::Parts, origin: &Origin) -> Result<(
         Version::HTTP_2 => check_two(&parts.headers)?,
         _ => return Err(Refusal::Framing("HTTP/1.0, HTTP/1.1 or HTTP/2 is needed")),
     }
-    check_framing(&parts.headers)?;
-    if wants_upgrade(&parts.headers) {
-        return Err(Refusal::Upgrade);
-    }
-    Ok(())
+    check_framing(&parts.headers)
 }
 
 /// Refuses in HTTP/2 what is framing in HTTP/1.1 (RFC 9113, section 8.2.2) and could be taken for
@@ -70,11 +67,6 @@ fn check_two(headers: &HeaderMap) -> Result<(), Refusal> {
     Ok(())
 }
 
-/// Whether a request asks to leave HTTP on this connection.
-pub(crate) fn wants_upgrade(headers: &HeaderMap) -> bool {
-    headers.contains_key(header::UPGRADE) || names_upgrade(headers)
-}
-
 fn check_framing(headers: &HeaderMap) -> Result<(), Refusal> {
     let mut codings = headers.get_all(header::TRANSFER_ENCODING).iter();
     match (codings.next(), codings.next()) {
@@ -99,10 +91,6 @@ pub(crate) fn check_response_framing(headers: &HeaderMap) -> Result<(), Refusal>
         (Some(one), None) if one.as_bytes().eq_ignore_ascii_case(b"chunked") => Ok(()),
         _ => Err(Refusal::ResponseCoding),
     }
-}
-
-fn names_upgrade(headers: &HeaderMap) -> bool {
-    connection_options(headers).any(|option| option.eq_ignore_ascii_case(b"upgrade"))
 }
 
 fn connection_options(headers: &HeaderMap) -> impl Iterator<Item = &[u8]> {
@@ -315,7 +303,7 @@ mod tests {
     }
 
     #[test]
-    fn odd_framing_and_upgrades_are_refused() {
+    fn odd_framing_is_refused() {
         let host = ("host", "api.example");
         for value in [
             "gzip, chunked",
@@ -336,14 +324,6 @@ mod tests {
         assert_eq!(
             check("/", &[host, chunked, ("content-length", "3")]),
             Err("framing")
-        );
-        assert_eq!(
-            check("/", &[host, ("upgrade", "websocket")]),
-            Err("upgrade_unsupported")
-        );
-        assert_eq!(
-            check("/", &[host, ("connection", "x, Upgrade")]),
-            Err("upgrade_unsupported")
         );
     }
 

@@ -14,9 +14,10 @@
 //!   a path or a query.
 //! - Memory per connection is constant, whatever the size of a body.
 //!
-//! Pure rooms first (`name`, `token`, `escape`, `substitute`, `reseal`, `address`), then the
-//! ones with I/O (`dial`, `opening`, `gate`, `connection`, `explicit`, `exchange`). Another HTTP version
-//! becomes a sibling of `exchange`; another content coding a variant of `coding::Coding`.
+//! Pure rooms first (`name`, `token`, `escape`, `substitute`, `reseal`, `address`, `origin`), then
+//! the ones with I/O: a connection comes in through `gate`, `connection` and `serve`, a request
+//! goes through `exchange`, `upload` and `answer`, and out through `upstream` and `dial`.
+//! Another content coding becomes a variant of `coding::Coding`.
 
 mod address;
 mod answer;
@@ -50,9 +51,11 @@ mod tally;
 mod token;
 mod trailers;
 mod tunnel;
+mod turns;
+mod upgrade;
 mod upload;
 mod upstream;
-mod turns;
+mod websocket;
 
 pub use ca::{CaError, SandboxCa};
 pub use decision::{Decision, Outcome, Protocol};

@@ -81,9 +81,15 @@ pub enum Refusal {
     /// CONNECT where there is no proxy.
     #[error("CONNECT is not allowed here")]
     ConnectInside,
-    /// An upgrade to a protocol this proxy does not inspect yet.
-    #[error("protocol upgrades (WebSocket, h2c) are not supported yet")]
+    /// An upgrade to a protocol this proxy can't look into, or not a proper one.
+    #[error("only upgrades from HTTP/1.1 to WebSocket (version 13) are allowed")]
     Upgrade,
+    /// The host took up an upgrade in a way it may not.
+    #[error("the host's answer to the WebSocket handshake is not acceptable")]
+    UpgradeAnswer,
+    /// WebSocket frames that are not to be passed on.
+    #[error("the WebSocket was closed: {0}")]
+    Frames(&'static str),
     /// Bytes that are neither TLS nor HTTP to a host that may not get them.
     #[error("only TLS and HTTP are allowed to this host")]
     Opaque,
@@ -191,6 +197,8 @@ impl Refusal {
             Self::Framing(_) => ("framing", S::BAD_REQUEST),
             Self::ConnectInside => ("connect_inside", S::METHOD_NOT_ALLOWED),
             Self::Upgrade => ("upgrade_unsupported", S::FORBIDDEN),
+            Self::UpgradeAnswer => ("upgrade_answer", S::BAD_GATEWAY),
+            Self::Frames(_) => ("websocket_frames", S::BAD_GATEWAY),
             Self::Opaque => ("opaque_protocol", S::FORBIDDEN),
             Self::TokenUnbound { .. } => ("secret_not_bound_to_host", S::FORBIDDEN),
             Self::Inexpressible { .. } => ("secret_inexpressible", S::FORBIDDEN),

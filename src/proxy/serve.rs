@@ -98,9 +98,12 @@ async fn serve_one(exchange: &Exchange, io: impl Duplex + 'static) -> hyper::Res
     let service = service_fn(move |request: Request<Incoming>| async move {
         Ok::<_, Infallible>(exchange.answer(request).await)
     });
-    http_server()
+    let served = http_server()
         .serve_connection(TokioIo::new(io), service)
-        .await
+        .with_upgrades()
+        .await;
+    exchange.relay().await;
+    served
 }
 
 async fn serve_two(exchange: Exchange, io: impl Duplex + 'static) -> hyper::Result<()> {

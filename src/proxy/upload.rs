@@ -9,10 +9,11 @@
 //! Invariant: nothing is read from the program before a connection to the host stands, so that a
 //! refusal is told before a `100 Continue` asks for the body.
 
+use std::future::ready;
 use std::pin::Pin;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicU64, Ordering};
-use std::task::{Context, Poll, ready};
+use std::task::{self, Context, Poll};
 use std::time::Duration;
 
 use bytes::Bytes;
@@ -71,7 +72,7 @@ impl Body for Upload {
         let Some(body) = &mut self.inner else {
             return Poll::Ready(None);
         };
-        match ready!(Pin::new(body).poll_frame(cx)) {
+        match task::ready!(Pin::new(body).poll_frame(cx)) {
             Some(Ok(frame)) => {
                 if let Some(data) = frame.data_ref() {
                     self.bytes.fetch_add(data.len() as u64, Ordering::Relaxed);
@@ -164,8 +165,13 @@ async fn gather(
     let limit = GATHERED_BODY_BYTES_MAX as usize * GATHERED_GROWTH_FACTOR_MAX;
     match Limited::new(body, limit).collect().await {
         Ok(whole) => {
+            let trailers = whole.trailers().cloned();
             let body = full(whole.to_bytes());
-            Ok(CountedBody::new(body, Arc::default(), place).boxed_unsync())
+            let body = CountedBody::new(body, Arc::default(), place);
+            Ok(match trailers {
+                Some(fields) => body.with_trailers(ready(Some(Ok(fields)))).boxed_unsync(),
+                None => body.boxed_unsync(),
+            })
         }
         Err(error) => match error.downcast::<StreamError>() {
             Ok(reason) => match *reason {

@@ -6,7 +6,11 @@
 mod bodies;
 mod clients;
 mod hosts;
+mod http2;
 mod refusals;
 mod seal;
+mod two;
+mod upstreams;
+mod websocket;
 mod wire;
 mod world;

@@ -84,8 +84,8 @@ impl Link {
 }
 
 impl One {
-    /// Speaks HTTP/1.1 on `stream`.
-    pub async fn open(stream: impl Duplex + 'static) -> Result<Self, Refusal> {
+    /// Speaks HTTP/1.1 on `stream`; with `upgrades`, it may turn into another protocol.
+    pub async fn open(stream: impl Duplex + 'static, upgrades: bool) -> Result<Self, Refusal> {
         let (sender, connection) = http1::Builder::new()
             .max_buf_size(HEAD_BYTES_MAX)
             .max_header_size(HEAD_BYTES_MAX)
@@ -94,7 +94,11 @@ impl One {
             .await
             .map_err(|_| Refusal::Upstream)?;
         let driver = tokio::spawn(async move {
-            if let Err(error) = connection.await {
+            let ended = match upgrades {
+                true => connection.with_upgrades().await,
+                false => connection.await,
+            };
+            if let Err(error) = ended {
                 tracing::debug!(%error, "connection to the host ended");
             }
         });

@@ -70,8 +70,8 @@ pub(crate) struct Lease {
     upstreams: Arc<Upstreams>,
     origin: Arc<Origin>,
     link: Option<Link>,
-    /// Of the time it was made: [`Upstreams::clear`] begins another.
-    generation: u64,
+    /// Of the time it was made: [`Upstreams::clear`] begins another. `None` when it is not kept.
+    generation: Option<u64>,
     places: (OwnedSemaphorePermit, Option<OwnedSemaphorePermit>),
 }
 
@@ -95,16 +95,6 @@ impl Upstreams {
         self.lock().keep(|origin| permitted(&origin.host));
     }
 
-    /// Whether this host wants to know the length of a body before it comes (it answered 411).
-    pub fn wants_length(&self, origin: &Origin) -> bool {
-        self.lock().wants_length(origin)
-    }
-
-    /// Remembers that this host wants to know the length of a body before it comes.
-    pub fn learn_wants_length(&self, origin: &Arc<Origin>) {
-        self.lock().of(origin).wants_length = true;
-    }
-
     /// A connection for a request that came in `version`: a kept one or a new one.
     pub async fn lease(
         self: &Arc<Self>,
@@ -119,8 +109,25 @@ impl Upstreams {
             upstreams: self.clone(),
             origin: origin.clone(),
             link: Some(link),
-            generation,
+            generation: Some(generation),
             places: (place, exchange),
+        })
+    }
+
+    /// A connection that may turn into another protocol: HTTP/1.1, new, and never shared.
+    pub async fn lease_apart(
+        self: &Arc<Self>,
+        dialer: &Dialer,
+        origin: &Arc<Origin>,
+    ) -> Result<Lease, Refusal> {
+        let place = place(&self.places).await?;
+        let (stream, _) = dialer.open(origin, Alpn::One).await?;
+        Ok(Lease {
+            upstreams: self.clone(),
+            origin: origin.clone(),
+            link: Some(Link::One(One::open(stream, true).await?)),
+            generation: None,
+            places: (place, None),
         })
     }
 
@@ -151,7 +158,7 @@ impl Upstreams {
                 }
             }
             match dialer.open(origin, Alpn::One).await {
-                Ok((stream, _)) => return Ok((Link::One(One::open(stream).await?), Some(place))),
+                Ok((stream, _)) => return Ok((Link::One(One::open(stream, false).await?), Some(place))),
                 Err(Refusal::NoCommonProtocol) if speaks == Speaks::Unknown => {
                     self.lock().of(origin).speaks = Speaks::OnlyTwo;
                 }
@@ -201,9 +208,12 @@ impl Upstreams {
                 self.sweep_later(&mut shelves);
             }
         } else {
-            let one = One::open(stream).await?;
+            let mut one = One::open(stream, false).await?;
             self.lock().of(origin).speaks = Speaks::OnlyOne;
-            self.put(origin, one, generation);
+            // Its task has to begin first.
+            if one.becomes_ready(UPLOAD_GRACE).await {
+                self.put(origin, one, generation);
+            }
         }
         Ok(())
     }
@@ -280,11 +290,12 @@ impl Lease {
     /// Gives the connection back after a complete answer, so that the next request may use it.
     /// Dropped instead, a lease cuts what is still under way.
     pub fn give_back(mut self) {
-        let Some(Link::One(mut one)) = self.link.take() else {
+        let (Some(Link::One(mut one)), Some(generation)) = (self.link.take(), self.generation)
+        else {
             return;
         };
         if one.is_ready() {
-            return self.upstreams.put(&self.origin, one, self.generation);
+            return self.upstreams.put(&self.origin, one, generation);
         }
         if one.is_closed() {
             return;
@@ -293,9 +304,44 @@ impl Lease {
         // task has not yet seen that the answer is over.
         tokio::spawn(async move {
             if one.becomes_ready(UPLOAD_GRACE).await {
-                self.upstreams.put(&self.origin, one, self.generation);
+                self.upstreams.put(&self.origin, one, generation);
             }
             drop(self.places);
         });
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::proxy::settings::EgressSettings;
+    use tokio::io::AsyncReadExt;
+
+    /// Goal: a kept connection is used again, and closed when it is not used for its time.
+    #[tokio::test]
+    async fn unused_connections_are_closed() {
+        let listener = tokio::net::TcpListener::bind("127.0.0.1:0").await.unwrap();
+        let port = listener.local_addr().unwrap().port();
+        let dialer = Dialer::new(Arc::new(EgressSettings {
+            allow_private: vec!["127.0.0.0/8".parse().unwrap()],
+            ..EgressSettings::default()
+        }));
+        let origin = Arc::new(Origin::new("127.0.0.1".parse().unwrap(), port, false).unwrap());
+        let upstreams = Upstreams::new(Duration::from_millis(200));
+        let lease = || upstreams.lease(&dialer, &origin, Version::HTTP_11);
+        let mut first = lease().await.unwrap();
+        if let Some(Link::One(one)) = &mut first.link {
+            assert!(one.becomes_ready(Duration::from_secs(5)).await);
+        }
+        first.give_back();
+        lease().await.unwrap().give_back();
+        let (mut far, _) = listener.accept().await.unwrap();
+        let begun = Instant::now();
+        let end = timeout(Duration::from_secs(5), far.read(&mut [0; 9])).await;
+        assert_eq!(end.unwrap().unwrap(), 0);
+        assert!(begun.elapsed() > Duration::from_millis(100));
+        let second = timeout(Duration::from_millis(50), listener.accept()).await;
+        assert!(second.is_err(), "one connection was enough");
+        assert!(!upstreams.lock().swept, "nothing is kept and something runs");
     }
 }

@@ -28,7 +28,6 @@ pub(super) enum Speaks {
 /// One host's.
 pub(super) struct Shelf {
     pub speaks: Speaks,
-    pub wants_length: bool,
     /// Places for HTTP/1.1 exchanges.
     pub exchanges: Arc<Semaphore>,
     idle: Vec<(One, Instant)>,
@@ -41,7 +40,6 @@ impl Shelf {
     fn new() -> Self {
         Self {
             speaks: Speaks::Unknown,
-            wants_length: false,
             exchanges: Arc::new(Semaphore::new(EXCHANGES_MAX)),
             idle: Vec::new(),
             shared: Vec::new(),
@@ -113,11 +111,6 @@ impl Shelves {
         {
             self.idle -= shelf.idle.len();
         }
-    }
-
-    pub fn wants_length(&self, origin: &Origin) -> bool {
-        let shelf = self.by_origin.get(origin);
-        shelf.is_some_and(|shelf| shelf.wants_length)
     }
 
     pub fn clear(&mut self) {
