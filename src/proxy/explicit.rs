@@ -45,7 +45,10 @@ pub(crate) async fn serve(proxy: Arc<SandboxProxy>, io: Rewind, meter: Arc<Meter
     }
     let tunnel = opened.lock().unwrap_or_else(PoisonError::into_inner).take();
     let Some((host, port, upgrade)) = tunnel else {
-        let last = exchange.lock().unwrap_or_else(PoisonError::into_inner).take();
+        let last = exchange
+            .lock()
+            .unwrap_or_else(PoisonError::into_inner)
+            .take();
         if let Some(exchange) = last {
             exchange.relay().await;
         }

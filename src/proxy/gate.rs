@@ -20,9 +20,9 @@ use super::name::Host;
 use super::policy::Policy;
 use super::refusal::Refusal;
 use super::settings::EgressSettings;
-use super::upstream::{IDLE_TIMEOUT as IDLE_CONNECTION_TIMEOUT, Upstreams};
 use super::tally::Tally;
 use super::turns::Share;
+use super::upstream::{IDLE_TIMEOUT as IDLE_CONNECTION_TIMEOUT, Upstreams};
 
 /// Connections of one sandbox at once.
 const CONNECTIONS_MAX: usize = 256;

@@ -203,8 +203,14 @@ fn rewrite_target(uri: &Uri, rules: &Arc<HostRules>, tally: &Arc<Tally>) -> Resu
     if changed.is_none() && !slash {
         return Ok(Uri::from(target.clone()));
     }
-    let bytes = changed.as_deref().map_or(target.as_str().as_bytes(), Vec::as_slice);
-    let bytes = if slash { &[b"/", bytes].concat() } else { bytes };
+    let bytes = changed
+        .as_deref()
+        .map_or(target.as_str().as_bytes(), Vec::as_slice);
+    let bytes = if slash {
+        &[b"/", bytes].concat()
+    } else {
+        bytes
+    };
     let too_long = |_| Refusal::Framing("the request target is too long");
     Ok(PathAndQuery::try_from(bytes).map_err(too_long)?.into())
 }

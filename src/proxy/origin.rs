@@ -254,7 +254,10 @@ mod tests {
         headers.insert("host", HeaderValue::from_static("API.example:443"));
         for _ in 0..2 {
             origin().address(&mut uri, &mut headers, Version::HTTP_11);
-            assert_eq!((uri.to_string().as_str(), &headers["host"]), ("/x?y", &HeaderValue::from_static("api.example")));
+            assert_eq!(
+                (uri.to_string().as_str(), &headers["host"]),
+                ("/x?y", &HeaderValue::from_static("api.example"))
+            );
             origin().address(&mut uri, &mut headers, Version::HTTP_2);
             assert_eq!(uri, "https://api.example/x?y");
             assert!(headers.is_empty());

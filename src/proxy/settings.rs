@@ -93,7 +93,10 @@ impl EgressSettings {
 
     /// Which TLS settings are for `name`: 0 the usual, else one more than the entry's place.
     pub(crate) fn tls_rule(&self, name: &CanonicalName) -> usize {
-        let found = self.host_tls.iter().position(|rule| rule.pattern.matches(name));
+        let found = self
+            .host_tls
+            .iter()
+            .position(|rule| rule.pattern.matches(name));
         found.map_or(0, |place| place + 1)
     }
 
@@ -109,7 +112,11 @@ impl EgressSettings {
             });
             std::iter::once(usual).chain(special).collect()
         });
-        configs.get(rule).cloned().flatten().ok_or(Refusal::Internal)
+        configs
+            .get(rule)
+            .cloned()
+            .flatten()
+            .ok_or(Refusal::Internal)
     }
 }
 

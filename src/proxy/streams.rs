@@ -24,7 +24,10 @@ impl<F: Future<Output = ()> + Send + 'static> Executor<F> for Streams {
     fn execute(&self, stream: F) {
         let stream: Stream = Box::pin(stream);
         // A list can't be left half-written by a panic.
-        self.0.lock().unwrap_or_else(PoisonError::into_inner).push(stream);
+        self.0
+            .lock()
+            .unwrap_or_else(PoisonError::into_inner)
+            .push(stream);
     }
 }
 

@@ -115,9 +115,9 @@ mod tests {
     use crate::proxy::policy::testing::fixture;
 
     fn fields(pairs: &[(&'static str, &str)]) -> HeaderMap {
-        let pairs = pairs.iter().map(|(name, value)| {
-            (HeaderName::from_static(name), value.parse().unwrap())
-        });
+        let pairs = pairs
+            .iter()
+            .map(|(name, value)| (HeaderName::from_static(name), value.parse().unwrap()));
         pairs.collect()
     }
 
@@ -128,7 +128,11 @@ mod tests {
         let fixture = fixture("api.example", "real-value-0001");
         let tally = Arc::<Tally>::default();
         let token = fixture.token.to_string();
-        let mut up = fields(&[("x-sum", &token), ("content-length", "9"), ("host", "x.example")]);
+        let mut up = fields(&[
+            ("x-sum", &token),
+            ("content-length", "9"),
+            ("host", "x.example"),
+        ]);
         of_request(&fixture.rules, &tally)(&mut up).unwrap();
         assert_eq!(up, fields(&[("x-sum", "real-value-0001")]));
         let mut down = fields(&[

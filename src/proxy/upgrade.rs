@@ -44,7 +44,8 @@ impl Exchange {
         let asked = Asked::of(&parts);
         rewrite_request(&mut parts, rules, &record.tally)?;
         let version = lease.version();
-        self.origin().address(&mut parts.uri, &mut parts.headers, version);
+        self.origin()
+            .address(&mut parts.uri, &mut parts.headers, version);
         handshake.write_request(&mut parts.headers);
         let request = Request::from_parts(parts, full(Bytes::new()));
         let sent = self.sent(request, &mut lease, record).await?;

@@ -104,7 +104,9 @@ impl Body for Upload {
 
 impl Drop for Upload {
     fn drop(&mut self) {
-        let unwanted = self.inner.take_if(|body| self.drains && !body.is_end_stream());
+        let unwanted = self
+            .inner
+            .take_if(|body| self.drains && !body.is_end_stream());
         if let Some(body) = unwanted
             && let Ok(runtime) = tokio::runtime::Handle::try_current()
         {
@@ -141,8 +143,8 @@ pub(crate) async fn outgoing(
         return Ok(Trailing::new(upload, trailers).boxed_unsync());
     };
     let changes = !change.keeps_length;
-    let body = TransformedBody::new(upload, change.transform, change.keeps_length)
-        .with_trailers(trailers);
+    let body =
+        TransformedBody::new(upload, change.transform, change.keeps_length).with_trailers(trailers);
     match length {
         Some(length) if changes && length <= GATHERED_BODY_BYTES_MAX => {
             match gathering.clone().try_acquire_owned() {

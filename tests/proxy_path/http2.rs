@@ -54,10 +54,16 @@ async fn every_pair_of_versions_works() {
         let reply = ask2(&mut client, request).await.unwrap();
         assert_eq!(reply.status, 200, "{offered:?}: {}", reply.text());
         let echoed = format!("{:?}{}", reply.headers, reply.text());
-        assert!(echoed.contains(&token) && !echoed.contains("CANARY"), "{echoed}");
+        assert!(
+            echoed.contains(&token) && !echoed.contains("CANARY"),
+            "{echoed}"
+        );
         if let Some(host) = two_host {
             let seen = host.last();
-            assert_eq!(seen.uri.to_string(), format!("https://api.test:{port}/p?k=CANARY-v4lue%2Fwith%2Bodd%3Dchars%260001"));
+            assert_eq!(
+                seen.uri.to_string(),
+                format!("https://api.test:{port}/p?k=CANARY-v4lue%2Fwith%2Bodd%3Dchars%260001")
+            );
             assert_eq!(seen.headers["x-key"], VALUE);
             assert_eq!(seen.headers["cookie"], format!("a=1; b={VALUE}"));
             assert_eq!(seen.headers.get("host"), None);
@@ -69,7 +75,10 @@ async fn every_pair_of_versions_works() {
             assert_eq!(seen.field("host"), Some(&*format!("api.test:{port}")));
             assert_eq!(seen.field("x-key"), Some(VALUE));
             assert_eq!(seen.field("cookie"), Some(&*format!("a=1; b={VALUE}")));
-            assert_eq!(seen.field("content-length"), Some(&*format!("{}", VALUE.len() + 2)));
+            assert_eq!(
+                seen.field("content-length"),
+                Some(&*format!("{}", VALUE.len() + 2))
+            );
             assert_eq!(seen.text(), format!("<{VALUE}>"));
         }
     }
@@ -83,7 +92,10 @@ async fn trailers_pass_both_ways_under_the_seal() {
     let token = world.token.to_string();
     let tls = world.authority.acceptor_offering(&["api.test"], &["h2"]);
     let host = host2(tls, |_| {
-        let fields = [("grpc-status", "0".to_owned()), ("grpc-message", VALUE.to_owned())];
+        let fields = [
+            ("grpc-status", "0".to_owned()),
+            ("grpc-message", VALUE.to_owned()),
+        ];
         let fields = [&fields[..], &[(VALUE_NAME, "1".to_owned())]].concat();
         Response::builder()
             .header("trailer", "grpc-status, grpc-message")
@@ -101,7 +113,10 @@ async fn trailers_pass_both_ways_under_the_seal() {
     assert_eq!(seen.headers["te"], "trailers");
     assert_eq!(seen.trailers.unwrap()["x-sum"], VALUE);
     let trailers = reply.trailers.unwrap();
-    assert_eq!((reply.body.as_ref(), &trailers["grpc-status"]), (&b"done"[..], &"0".parse().unwrap()));
+    assert_eq!(
+        (reply.body.as_ref(), &trailers["grpc-status"]),
+        (&b"done"[..], &"0".parse().unwrap())
+    );
     assert_eq!(trailers["grpc-message"], token);
     // To a program with HTTP/1.1 that says it takes them.
     let mut stream = world.secure("api.test", host.port).await;
@@ -126,7 +141,9 @@ const VALUE_NAME: &str = "x-other";
 #[tokio::test]
 async fn a_stream_must_name_the_host_connected_to() {
     let mut world = World::new(&Setup::default());
-    let tls = world.authority.acceptor_offering(&["api.test", "other.test"], &["h2"]);
+    let tls = world
+        .authority
+        .acceptor_offering(&["api.test", "other.test"], &["h2"]);
     let host = host2(tls, echo2).await;
     let mut io = raw2(&world, host.port).await;
     let token = world.token.to_string();
@@ -135,19 +152,33 @@ async fn a_stream_must_name_the_host_connected_to() {
         ("host_mismatch", &[(":authority", b"other.test"), key]),
         ("host_mismatch", &[(":authority", b"evil.example"), key]),
         ("host_mismatch", &[("host", b"other.test"), key]),
-        ("host_mismatch", &[(":authority", b"other.test"), ("host", b"api.test")]),
+        (
+            "host_mismatch",
+            &[(":authority", b"other.test"), ("host", b"api.test")],
+        ),
         ("host_mismatch", &[(":authority", b"u@api.test"), key]),
         ("host_mismatch", &[(":authority", b"api.test:1"), key]),
         ("host_mismatch", &[(":scheme", b"http"), key]),
-        ("host_mismatch", &[(":authority", b""), ("host", b"other.test")]),
+        (
+            "host_mismatch",
+            &[(":authority", b""), ("host", b"other.test")],
+        ),
         ("host_count", &[(":authority", b""), key]),
-        ("host_count", &[("host", b"api.test"), ("host", b"api.test")]),
+        (
+            "host_count",
+            &[("host", b"api.test"), ("host", b"api.test")],
+        ),
         ("framing", &[(":path", b"*"), key]),
-        ("connect_inside", &[(":method", b"CONNECT"), (":scheme", b""), (":path", b"")]),
+        (
+            "connect_inside",
+            &[(":method", b"CONNECT"), (":scheme", b""), (":path", b"")],
+        ),
     ];
     for (index, (rule, fields)) in corpus.iter().enumerate() {
         let stream = u32::try_from(index).unwrap() * 2 + 1;
-        io.write_all(&request_frame(stream, true, fields)).await.unwrap();
+        io.write_all(&request_frame(stream, true, fields))
+            .await
+            .unwrap();
         io.flush().await.unwrap();
         let fate = fate(&mut io, stream).await;
         assert!(fate.is_refused_by(rule), "{rule} {fields:?}: {fate:?}");
@@ -164,7 +195,9 @@ async fn a_stream_must_name_the_host_connected_to() {
     .enumerate()
     {
         let stream = u32::try_from(index).unwrap() * 2 + 101;
-        io.write_all(&request_frame(stream, true, fields)).await.unwrap();
+        io.write_all(&request_frame(stream, true, fields))
+            .await
+            .unwrap();
         io.flush().await.unwrap();
         let fate = fate(&mut io, stream).await;
         let refused = fate.is_refused_by("framing") || fate.is_refused_by("connect_inside");
@@ -172,7 +205,9 @@ async fn a_stream_must_name_the_host_connected_to() {
     }
     assert_eq!(host.connections(), 0);
     // The same connection still serves what is in order.
-    io.write_all(&request_frame(201, true, &[("host", b"api.test"), key])).await.unwrap();
+    io.write_all(&request_frame(201, true, &[("host", b"api.test"), key]))
+        .await
+        .unwrap();
     io.flush().await.unwrap();
     assert!(matches!(fate(&mut io, 201).await, Fate::Answered(_)));
     assert_eq!(host.last().headers["x-key"], VALUE);
@@ -205,8 +240,12 @@ async fn nothing_is_smuggled_by_a_downgrade() {
     for fields in heads {
         let host = world.host(echo()).await;
         let mut io = raw2(&world, host.port).await;
-        io.write_all(&request_frame(1, false, fields)).await.unwrap();
-        io.write_all(&frame(crate::two::DATA, 1, 1, chunked.as_bytes())).await.unwrap();
+        io.write_all(&request_frame(1, false, fields))
+            .await
+            .unwrap();
+        io.write_all(&frame(crate::two::DATA, 1, 1, chunked.as_bytes()))
+            .await
+            .unwrap();
         io.flush().await.unwrap();
         let fate = fate(&mut io, 1).await;
         let refused = matches!(fate, Fate::Reset | Fate::Ended) || fate.is_refused_by("framing");
@@ -217,18 +256,25 @@ async fn nothing_is_smuggled_by_a_downgrade() {
     for length in [&b"3"[..], b"99999"] {
         let host = world.host(echo()).await;
         let mut io = raw2(&world, host.port).await;
-        io.write_all(&request_frame(1, false, &[("content-length", length)])).await.unwrap();
-        io.write_all(&frame(crate::two::DATA, 1, 1, chunked.as_bytes())).await.unwrap();
+        io.write_all(&request_frame(1, false, &[("content-length", length)]))
+            .await
+            .unwrap();
+        io.write_all(&frame(crate::two::DATA, 1, 1, chunked.as_bytes()))
+            .await
+            .unwrap();
         io.flush().await.unwrap();
         let fate = fate(&mut io, 1).await;
-        let refused = matches!(fate, Fate::Reset | Fate::Ended) || fate.is_refused_by("request_body");
+        let refused =
+            matches!(fate, Fate::Reset | Fate::Ended) || fate.is_refused_by("request_body");
         assert!(refused, "{length:?}: {fate:?}");
         assert_eq!(host.count(), 0);
     }
     // A body that looks like a request is a body.
     let host = world.host(echo()).await;
     let mut client = client2(&world, "api.test", host.port).await;
-    let request = Request::post("https://api.test/front").body(whole(hidden)).unwrap();
+    let request = Request::post("https://api.test/front")
+        .body(whole(hidden))
+        .unwrap();
     ask2(&mut client, request).await.unwrap();
     assert_eq!(host.heads().len(), 1);
     assert!(host.last().text().starts_with("GET /smuggled"));
@@ -292,8 +338,18 @@ async fn rapid_reset_ends_the_connection() {
         }
     };
     soon(ended).await;
-    assert!(host.count() < 200, "{} requests reached the host", host.count());
-    assert_eq!(world.ask("api.test", host.port, get("api.test", "/", "")).await.status(), 200);
+    assert!(
+        host.count() < 200,
+        "{} requests reached the host",
+        host.count()
+    );
+    assert_eq!(
+        world
+            .ask("api.test", host.port, get("api.test", "/", ""))
+            .await
+            .status(),
+        200
+    );
     world.finish();
 }
 
@@ -303,7 +359,10 @@ async fn heads_over_http2_are_bounded() {
     let world = World::new(&Setup::default());
     let host = world.host(echo()).await;
     let many: Vec<(String, Vec<u8>)> = (0..200).map(|i| (format!("x-{i}"), vec![b'1'])).collect();
-    let many: Vec<(&str, &[u8])> = many.iter().map(|(n, v)| (n.as_str(), v.as_slice())).collect();
+    let many: Vec<(&str, &[u8])> = many
+        .iter()
+        .map(|(n, v)| (n.as_str(), v.as_slice()))
+        .collect();
     let mut io = raw2(&world, host.port).await;
     io.write_all(&request_frame(1, true, &many)).await.unwrap();
     io.flush().await.unwrap();
@@ -312,7 +371,9 @@ async fn heads_over_http2_are_bounded() {
     let mut io = raw2(&world, host.port).await;
     let piece = crate::two::block(&[("x-long", &[b'a'; 8000])]);
     let opening = crate::two::block(&[(":method", b"GET")]);
-    let _ = io.write_all(&frame(crate::two::HEADERS, 0, 1, &opening)).await;
+    let _ = io
+        .write_all(&frame(crate::two::HEADERS, 0, 1, &opening))
+        .await;
     for _ in 0..2000 {
         if io.write_all(&frame(9, 0, 1, &piece)).await.is_err() || io.flush().await.is_err() {
             break;
@@ -333,7 +394,8 @@ async fn http2_in_clear_is_refused() {
     let mut rest = Vec::new();
     let _ = soon(tokio::io::AsyncReadExt::read_to_end(&mut io, &mut rest)).await;
     assert!(!rest.starts_with(b"HTTP/1.1 2"));
-    let fields = "connection: upgrade, http2-settings\r\nupgrade: h2c\r\nhttp2-settings: AAMAAABk\r\n";
+    let fields =
+        "connection: upgrade, http2-settings\r\nupgrade: h2c\r\nhttp2-settings: AAMAAABk\r\n";
     let mut io: Io = Box::new(world.connect("plain.test", host.port).await);
     let reply = ask(&mut io, get("plain.test", "/", fields)).await;
     assert_eq!(reply.rule(), "upgrade_unsupported");
@@ -363,7 +425,8 @@ async fn an_early_answer_reaches_the_program() {
             if head.is_empty() {
                 continue;
             }
-            let answer = "HTTP/1.1 413 Too Large\r\nconnection: close\r\ncontent-length: 5\r\n\r\nlarge";
+            let answer =
+                "HTTP/1.1 413 Too Large\r\nconnection: close\r\ncontent-length: 5\r\n\r\nlarge";
             crate::wire::send(&mut stream, answer).await;
             // The rest of the upload is not read.
             tokio::time::sleep(Duration::from_millis(300)).await;
@@ -386,13 +449,17 @@ async fn an_early_answer_reaches_the_program() {
         let mut seen = Vec::new();
         let wanted = format!("HTTP/1.1 {status} ");
         while !seen.starts_with(wanted.as_bytes()) || !seen.windows(2).any(|w| w == b"\r\n") {
-            let size = soon(tokio::io::AsyncReadExt::read_buf(&mut read, &mut seen)).await.unwrap();
+            let size = soon(tokio::io::AsyncReadExt::read_buf(&mut read, &mut seen))
+                .await
+                .unwrap();
             assert!(size > 0, "{}", String::from_utf8_lossy(&seen));
         }
         upload.abort();
     }
     let mut client = client2(&world, "api.test", port).await;
-    let request = Request::put("https://api.test/").body(whole(vec![b'x'; LENGTH])).unwrap();
+    let request = Request::put("https://api.test/")
+        .body(whole(vec![b'x'; LENGTH]))
+        .unwrap();
     let reply = ask2(&mut client, request).await.unwrap();
     assert_eq!((reply.status, reply.text().as_str()), (413, "large"));
     world.finish();
@@ -406,7 +473,11 @@ async fn answers_without_body_are_the_same_in_http2() {
         .host(Arc::new(|message| match message.head.split(' ').next() {
             Some("HEAD") => b"HTTP/1.1 200 OK\r\ncontent-length: 99\r\n\r\n".to_vec(),
             Some("DELETE") => b"HTTP/1.1 204 No Content\r\n\r\n".to_vec(),
-            _ => [b"HTTP/1.1 103 Early Hints\r\nlink: </x>\r\n\r\n", &ok(b"last")[..]].concat(),
+            _ => [
+                b"HTTP/1.1 103 Early Hints\r\nlink: </x>\r\n\r\n",
+                &ok(b"last")[..],
+            ]
+            .concat(),
         }))
         .await;
     let mut client = client2(&world, "api.test", host.port).await;
@@ -416,7 +487,9 @@ async fn answers_without_body_are_the_same_in_http2() {
         (Method::GET, 200, None),
     ] {
         let request = Request::builder().method(&method).uri("https://api.test/");
-        let reply = ask2(&mut client, request.body(whole("")).unwrap()).await.unwrap();
+        let reply = ask2(&mut client, request.body(whole("")).unwrap())
+            .await
+            .unwrap();
         assert_eq!(reply.status, status, "{method}");
         assert_eq!(reply.body.is_empty(), method != Method::GET, "{method}");
         if let Some(length) = length {
@@ -437,8 +510,16 @@ async fn failures_of_a_host_are_told_in_words() {
     drop(gone);
     let mut client = client2(&world, "api.test", port).await;
     let reply = ask2(&mut client, get2("https://api.test/")).await.unwrap();
-    assert_eq!((reply.status, reply.rule().as_str()), (502, "host_unreachable"));
-    for bytes in [&b""[..], b"HTTP/1.1 abc\r\n\r\n", b"garbage\r\n\r\n", b"HTTP/1.1 200 OK\r\nx y\r\n"] {
+    assert_eq!(
+        (reply.status, reply.rule().as_str()),
+        (502, "host_unreachable")
+    );
+    for bytes in [
+        &b""[..],
+        b"HTTP/1.1 abc\r\n\r\n",
+        b"garbage\r\n\r\n",
+        b"HTTP/1.1 200 OK\r\nx y\r\n",
+    ] {
         let host = world.host(Arc::new(move |_| bytes.to_vec())).await;
         let mut stream = world.secure("api.test", host.port).await;
         if bytes.is_empty() {
@@ -459,14 +540,23 @@ async fn failures_of_a_host_are_told_in_words() {
             false => post("api.test", "text/plain", "x"),
         };
         let reply = ask(&mut stream, request).await;
-        assert_eq!((reply.status(), reply.rule().as_str()), (502, "upstream_failed"), "{bytes:?}");
+        assert_eq!(
+            (reply.status(), reply.rule().as_str()),
+            (502, "upstream_failed"),
+            "{bytes:?}"
+        );
     }
     world.finish();
 }
 
 async fn raw2(world: &World, port: u16) -> Io {
     let stream = world.connect("api.test", port).await;
-    let mut io: Io = Box::new(world.tls_offering(stream, "api.test", &["h2"]).await.unwrap());
+    let mut io: Io = Box::new(
+        world
+            .tls_offering(stream, "api.test", &["h2"])
+            .await
+            .unwrap(),
+    );
     crate::wire::send(&mut io, preface()).await;
     io
 }

@@ -251,7 +251,10 @@ pub fn request_frame(stream: u32, end: bool, more: &[(&str, &[u8])]) -> Vec<u8> 
         (":authority", b"api.test"),
     ];
     for (name, value) in more {
-        match fields.iter_mut().find(|(known, _)| known == name && known.starts_with(':')) {
+        match fields
+            .iter_mut()
+            .find(|(known, _)| known == name && known.starts_with(':'))
+        {
             Some(field) => field.1 = value,
             None => fields.push((name, value)),
         }

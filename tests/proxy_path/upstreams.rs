@@ -8,9 +8,9 @@ use std::time::Duration;
 use opencomputer::proxy::{
     ClientIdentity, EgressSettings, HostTls, Policy, SandboxCa, SandboxProxy, Target,
 };
+use rustls::HandshakeKind;
 use rustls::pki_types::pem::PemObject;
 use rustls::pki_types::{CertificateDer, ServerName};
-use rustls::HandshakeKind;
 use tokio::io::AsyncReadExt;
 use tokio::net::{TcpListener, TcpStream};
 use tokio_rustls::{TlsAcceptor, TlsConnector};
@@ -69,25 +69,35 @@ async fn connections_are_shared_within_a_sandbox_only() {
     let two = World::new(&Setup::default());
     let host = counted(one.authority.acceptor(&["api.test"])).await;
     for _ in 0..5 {
-        let reply = one.ask("api.test", host.port, get("api.test", "/", "")).await;
+        let reply = one
+            .ask("api.test", host.port, get("api.test", "/", ""))
+            .await;
         assert_eq!(reply.text(), "done");
     }
     assert_eq!(host.made.load(Ordering::SeqCst), 1);
     let foreign = counted(two.authority.acceptor(&["api.test"])).await;
     for _ in 0..2 {
-        two.ask("api.test", foreign.port, get("api.test", "/", "")).await;
+        two.ask("api.test", foreign.port, get("api.test", "/", ""))
+            .await;
     }
     assert_eq!(foreign.made.load(Ordering::SeqCst), 1);
     assert_eq!(host.made.load(Ordering::SeqCst), 1);
 
-    let shared = host2(one.authority.acceptor_offering(&["api.test"], &["h2"]), echo2).await;
+    let shared = host2(
+        one.authority.acceptor_offering(&["api.test"], &["h2"]),
+        echo2,
+    )
+    .await;
     let mut asks = Vec::new();
     for connection in 0..3 {
         let client = client2(&one, "api.test", shared.port).await;
         for request in 0..10 {
             let mut client = client.clone();
             asks.push(tokio::spawn(async move {
-                let reply = ask2(&mut client, get2(&format!("https://api.test/{connection}/{request}")));
+                let reply = ask2(
+                    &mut client,
+                    get2(&format!("https://api.test/{connection}/{request}")),
+                );
                 assert_eq!(reply.await.unwrap().status, 200);
             }));
         }
@@ -106,21 +116,29 @@ async fn kept_connections_end_with_the_policy() {
     let world = World::new(&Setup::default());
     let host = counted(world.authority.acceptor(&["api.test"])).await;
     let open = || host.open.load(Ordering::SeqCst);
-    world.ask("api.test", host.port, get("api.test", "/", "")).await;
+    world
+        .ask("api.test", host.port, get("api.test", "/", ""))
+        .await;
     assert_eq!(open(), 1);
     // Another policy that permits it still: the connection stays.
     world.set_policy(&Setup::default());
-    world.ask("api.test", host.port, get("api.test", "/", "")).await;
+    world
+        .ask("api.test", host.port, get("api.test", "/", ""))
+        .await;
     assert_eq!((open(), host.made.load(Ordering::SeqCst)), (1, 1));
     world.set_policy(&Setup {
         allowlist: vec!["other.test"],
         ..Setup::default()
     });
     until(|| open() == 0).await;
-    let reply = world.ask("api.test", host.port, get("api.test", "/", "")).await;
+    let reply = world
+        .ask("api.test", host.port, get("api.test", "/", ""))
+        .await;
     assert_eq!(reply.rule(), "egress_allowlist");
     world.set_policy(&Setup::default());
-    world.ask("api.test", host.port, get("api.test", "/", "")).await;
+    world
+        .ask("api.test", host.port, get("api.test", "/", ""))
+        .await;
     assert_eq!(open(), 1);
     world.proxy.close();
     until(|| open() == 0).await;
@@ -159,7 +177,9 @@ async fn certificates_are_set_by_host() {
     for (name, status) in [("api.test", 200), ("other.test", 502)] {
         let stream = connection(&proxy, name, host.port).await;
         let root = CertificateDer::from_pem_slice(proxy.ca_certificate_pem().as_bytes()).unwrap();
-        let stream = crate::world::tls_trusting(&[root], stream, name).await.unwrap();
+        let stream = crate::world::tls_trusting(&[root], stream, name)
+            .await
+            .unwrap();
         let mut stream: Io = Box::new(stream);
         let reply = ask(&mut stream, get(name, "/", "")).await;
         assert_eq!(reply.status(), status, "{name}: {}", reply.text());
@@ -200,7 +220,9 @@ async fn sessions_are_resumed_in_their_own_sandbox_only() {
         kinds.push(stream.get_ref().1.handshake_kind().unwrap());
         // The ticket comes with the first bytes.
         let request = get("api.test", "/", "connection: close\r\n");
-        tokio::io::AsyncWriteExt::write_all(&mut stream, request.as_bytes()).await.unwrap();
+        tokio::io::AsyncWriteExt::write_all(&mut stream, request.as_bytes())
+            .await
+            .unwrap();
         let _ = soon(stream.read_to_end(&mut Vec::new())).await;
     }
     assert_eq!(kinds[..2], [HandshakeKind::Full, HandshakeKind::Resumed]);

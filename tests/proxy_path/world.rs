@@ -117,23 +117,34 @@ impl Authority {
 
     /// TLS for a host with these names that agrees to these protocols.
     pub fn acceptor_offering(&self, names: &[&str], protocols: &[&str]) -> TlsAcceptor {
-        let mut config = self.server_config(names, ServerConfig::builder_with_provider(crypto())
-            .with_safe_default_protocol_versions()
-            .unwrap()
-            .with_no_client_auth());
+        let mut config = self.server_config(
+            names,
+            ServerConfig::builder_with_provider(crypto())
+                .with_safe_default_protocol_versions()
+                .unwrap()
+                .with_no_client_auth(),
+        );
         config.alpn_protocols = alpn(protocols);
         TlsAcceptor::from(Arc::new(config))
     }
 
     /// TLS for a host with these names that asks for a certificate signed by `clients`.
-    pub fn acceptor_asking(&self, names: &[&str], clients: &CertificateDer<'static>) -> TlsAcceptor {
+    pub fn acceptor_asking(
+        &self,
+        names: &[&str],
+        clients: &CertificateDer<'static>,
+    ) -> TlsAcceptor {
         let mut roots = RootCertStore::empty();
         roots.add(clients.clone()).unwrap();
-        let verifier = rustls::server::WebPkiClientVerifier::builder_with_provider(roots.into(), crypto());
-        let config = self.server_config(names, ServerConfig::builder_with_provider(crypto())
-            .with_safe_default_protocol_versions()
-            .unwrap()
-            .with_client_cert_verifier(verifier.build().unwrap()));
+        let verifier =
+            rustls::server::WebPkiClientVerifier::builder_with_provider(roots.into(), crypto());
+        let config = self.server_config(
+            names,
+            ServerConfig::builder_with_provider(crypto())
+                .with_safe_default_protocol_versions()
+                .unwrap()
+                .with_client_cert_verifier(verifier.build().unwrap()),
+        );
         TlsAcceptor::from(Arc::new(config))
     }
 
@@ -161,7 +172,10 @@ impl Authority {
 }
 
 fn alpn(protocols: &[&str]) -> Vec<Vec<u8>> {
-    protocols.iter().map(|name| name.as_bytes().to_vec()).collect()
+    protocols
+        .iter()
+        .map(|name| name.as_bytes().to_vec())
+        .collect()
 }
 
 fn crypto() -> Arc<rustls::crypto::CryptoProvider> {

@@ -89,7 +89,7 @@ impl One {
         let (sender, connection) = http1::Builder::new()
             .max_buf_size(HEAD_BYTES_MAX)
             .max_header_size(HEAD_BYTES_MAX)
-        .max_headers(HEAD_FIELDS_MAX)
+            .max_headers(HEAD_FIELDS_MAX)
             .handshake(TokioIo::new(stream))
             .await
             .map_err(|_| Refusal::Upstream)?;

@@ -158,7 +158,9 @@ impl Upstreams {
                 }
             }
             match dialer.open(origin, Alpn::One).await {
-                Ok((stream, _)) => return Ok((Link::One(One::open(stream, false).await?), Some(place))),
+                Ok((stream, _)) => {
+                    return Ok((Link::One(One::open(stream, false).await?), Some(place)));
+                }
                 Err(Refusal::NoCommonProtocol) if speaks == Speaks::Unknown => {
                     self.lock().of(origin).speaks = Speaks::OnlyTwo;
                 }
@@ -342,6 +344,9 @@ mod tests {
         assert!(begun.elapsed() > Duration::from_millis(100));
         let second = timeout(Duration::from_millis(50), listener.accept()).await;
         assert!(second.is_err(), "one connection was enough");
-        assert!(!upstreams.lock().swept, "nothing is kept and something runs");
+        assert!(
+            !upstreams.lock().swept,
+            "nothing is kept and something runs"
+        );
     }
 }
