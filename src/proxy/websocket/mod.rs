@@ -20,9 +20,6 @@
 mod deflate;
 mod extension;
 mod frame;
-#[cfg(fuzzing)]
-#[path = "../../../fuzz/src/frames.rs"]
-pub(crate) mod fuzzing;
 mod handshake;
 mod pump;
 mod relay;
