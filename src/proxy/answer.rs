@@ -148,6 +148,10 @@ impl Body for Arrival {
 }
 
 /// What an answer brings.
+#[expect(
+    clippy::large_enum_variant,
+    reason = "it is boxed as a whole; a box inside would be one more allocation for each answer"
+)]
 pub(crate) enum Content {
     None,
     Passed(Trailing<Arrival>),
