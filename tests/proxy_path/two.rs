@@ -25,7 +25,6 @@ pub type TestBody = BoxBody<Bytes, Infallible>;
 /// A request as an HTTP/2 host saw it.
 #[derive(Clone, Debug)]
 pub struct Seen {
-    pub method: http::Method,
     pub uri: Uri,
     pub headers: HeaderMap,
     pub body: Bytes,
@@ -98,7 +97,6 @@ pub async fn host2(
                         };
                         let trailers = body.trailers().cloned();
                         let one = Seen {
-                            method: parts.method,
                             uri: parts.uri,
                             headers: parts.headers,
                             body: body.to_bytes(),

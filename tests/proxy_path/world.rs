@@ -492,7 +492,6 @@ pub async fn either(tls: TlsAcceptor) -> u16 {
                     |request: http::Request<hyper::body::Incoming>| async move {
                         let (parts, body) = request.into_parts();
                         let seen = Seen {
-                            method: parts.method,
                             uri: parts.uri,
                             headers: parts.headers,
                             body: body.collect().await.unwrap().to_bytes(),
