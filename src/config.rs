@@ -109,6 +109,22 @@ struct EgressFile {
     extra_roots: Vec<PathBuf>,
     inspect_all: bool,
     strict_tokens: bool,
+    tls: Vec<EgressTls>,
+}
+
+/// TLS with some hosts; the first entry whose pattern matches a host counts.
+#[derive(Debug, Clone, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct EgressTls {
+    /// Pattern of the hosts: a name, `*.` and a name, or `*`.
+    pub hosts: String,
+    /// Files with root certificates trusted for these hosts, PEM.
+    #[serde(default)]
+    pub extra_roots: Vec<PathBuf>,
+    /// File with the client certificate shown to these hosts and its chain, PEM.
+    pub client_certificate: Option<PathBuf>,
+    /// File with its private key, PEM.
+    pub client_key: Option<PathBuf>,
 }
 
 #[derive(Debug, Deserialize)]
@@ -164,6 +180,8 @@ pub struct Egress {
     pub inspect_all: bool,
     /// Refuse a token sent to a host its secret isn't bound to, instead of passing it inert.
     pub strict_tokens: bool,
+    /// What is different about TLS with some hosts.
+    pub tls: Vec<EgressTls>,
 }
 
 /// The server's configuration.
@@ -261,6 +279,7 @@ impl Config {
             extra_roots: file.egress.extra_roots,
             inspect_all: file.egress.inspect_all,
             strict_tokens: file.egress.strict_tokens,
+            tls: file.egress.tls,
         };
         egress.allow_private.extend(args.egress_allow_private);
         egress.hosts.extend(args.egress_host);

@@ -25,12 +25,12 @@ use super::request_id::{REQUEST_ID, with_request_id};
 use super::stop::{serve_until, told_to_stop};
 use super::{Api, routes};
 use crate::actors::{Failure, Parts, Platform, Reconciler};
-use crate::config::{Config, Egress};
+use crate::config::{Config, Egress, EgressTls};
 use crate::events::{
     CheckpointError, CheckpointKey, CheckpointOptions, EngineError, EventLog, Keeper, KeyError,
     LogOptions, OpenError, Snapshots, StreamId, VerifyError,
 };
-use crate::proxy::EgressSettings;
+use crate::proxy::{ClientIdentity, EgressSettings, HostTls};
 use crate::sandbox::{DriverError, NamespaceDriver, doctor};
 
 /// Name of the organization made on first start.
@@ -86,6 +86,14 @@ pub enum ServeError {
         detail: String,
         /// The way out.
         fix: String,
+    },
+    /// An entry of `[[egress.tls]]` is of no use.
+    #[error("[[egress.tls]] for `{hosts}`: {message}")]
+    HostTls {
+        /// Its pattern.
+        hosts: String,
+        /// What is wrong.
+        message: String,
     },
     /// A file with extra root certificates is of no use.
     #[error("extra root certificates {path}: {message}")]
@@ -326,29 +334,65 @@ fn make_private_dir(path: &Path) -> Result<(), ServeError> {
 }
 
 fn egress_settings(egress: &Egress, own: SocketAddr) -> Result<EgressSettings, ServeError> {
-    let mut extra_roots = Vec::new();
-    for path in &egress.extra_roots {
+    let host_tls: Result<Vec<_>, _> = egress.tls.iter().map(host_tls).collect();
+    Ok(EgressSettings {
+        allow_private: egress.allow_private.clone(),
+        pinned: egress.hosts.clone().into_iter().collect(),
+        extra_roots: roots(&egress.extra_roots)?,
+        host_tls: host_tls?,
+        own: vec![own],
+        inspect_all: egress.inspect_all,
+        strict_tokens: egress.strict_tokens,
+        ..EgressSettings::default()
+    })
+}
+
+fn roots(paths: &[PathBuf]) -> Result<Vec<CertificateDer<'static>>, ServeError> {
+    let mut roots = Vec::new();
+    for path in paths {
         let error = |message: String| ServeError::Roots {
             path: path.clone(),
             message,
         };
         let certificates = CertificateDer::pem_file_iter(path).map_err(|e| error(e.to_string()))?;
-        let before = extra_roots.len();
+        let before = roots.len();
         for certificate in certificates {
-            extra_roots.push(certificate.map_err(|e| error(e.to_string()))?);
+            roots.push(certificate.map_err(|e| error(e.to_string()))?);
         }
-        if extra_roots.len() == before {
+        if roots.len() == before {
             return Err(error("no certificate in the file".to_owned()));
         }
     }
-    Ok(EgressSettings {
-        allow_private: egress.allow_private.clone(),
-        pinned: egress.hosts.clone().into_iter().collect(),
-        extra_roots,
-        own: vec![own],
-        inspect_all: egress.inspect_all,
-        strict_tokens: egress.strict_tokens,
-        ..EgressSettings::default()
+    Ok(roots)
+}
+
+fn host_tls(entry: &EgressTls) -> Result<HostTls, ServeError> {
+    let error = |message: String| ServeError::HostTls {
+        hosts: entry.hosts.clone(),
+        message,
+    };
+    let read = |path: &PathBuf| {
+        let bytes = std::fs::read(path).map(zeroize::Zeroizing::new);
+        bytes.map_err(|e| error(format!("can't read {}: {e}", path.display())))
+    };
+    let identity = match (&entry.client_certificate, &entry.client_key) {
+        (Some(chain), Some(key)) => {
+            let identity = ClientIdentity::from_pem(&read(chain)?, &read(key)?);
+            Some(identity.map_err(|e| error(e.to_string()))?)
+        }
+        (None, None) => None,
+        _ => {
+            let message = "`client_certificate` and `client_key` belong together";
+            return Err(error(message.to_owned()));
+        }
+    };
+    Ok(HostTls {
+        pattern: entry
+            .hosts
+            .parse()
+            .map_err(|e: crate::proxy::BadPattern| error(e.to_string()))?,
+        extra_roots: roots(&entry.extra_roots)?,
+        identity,
     })
 }
 

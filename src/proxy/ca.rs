@@ -6,14 +6,18 @@
 
 use std::collections::{HashMap, VecDeque};
 use std::net::IpAddr;
-use std::sync::{Arc, Mutex, PoisonError};
+use std::sync::{Arc, Mutex, OnceLock, PoisonError};
+use std::time::Instant;
 
 use rcgen::{
     BasicConstraints, CertificateParams, DnType, ExtendedKeyUsagePurpose, IsCa, Issuer, KeyPair,
     KeyUsagePurpose, PKCS_ECDSA_P256_SHA256, SanType, SerialNumber,
 };
 use rustls::ServerConfig;
+use rustls::crypto::aws_lc_rs::Ticketer;
 use rustls::pki_types::{PrivateKeyDer, PrivatePkcs8KeyDer};
+use rustls::server::ResolvesServerCertUsingSni;
+use rustls::sign::{CertifiedKey, SigningKey, SingleCertAndKey};
 use time::{Duration, OffsetDateTime};
 
 use super::name::Host;
@@ -30,6 +34,13 @@ const LEAF_RENEWAL: Duration = Duration::days(1);
 const BACKDATING: Duration = Duration::hours(1);
 /// Leaves kept; the oldest goes first. Making one takes a fraction of a millisecond.
 const LEAVES_MAX: usize = 128;
+
+/// Leaves made at once.
+const MINT_BURST_MAX: u32 = 64;
+/// Time between two leaves after that: 20 a second cost half a percent of a processor.
+const MINT_COST: std::time::Duration = std::time::Duration::from_millis(50);
+/// Longest wait for a leaf; beyond it the connection is refused.
+const MINT_WAIT_MAX: std::time::Duration = std::time::Duration::from_secs(5);
 
 /// A CA that can't be made or read.
 #[derive(Debug, thiserror::Error)]
@@ -51,6 +62,20 @@ pub struct SandboxCa {
     issuer: Issuer<'static, KeyPair>,
     leaf_key: KeyPair,
     leaves: Mutex<Leaves>,
+    /// What the configurations of all leaves share, made with the first.
+    shared: OnceLock<Shared>,
+    minting: Mutex<Minting>,
+}
+
+struct Shared {
+    config: ServerConfig,
+    signer: Arc<dyn SigningKey>,
+}
+
+/// How fast leaves are made.
+struct Minting {
+    /// When the burst will be whole again; in the past while it is.
+    whole_at: Instant,
 }
 
 #[derive(Default)]
@@ -99,6 +124,10 @@ impl SandboxCa {
             issuer,
             leaf_key,
             leaves: Mutex::default(),
+            shared: OnceLock::new(),
+            minting: Mutex::new(Minting {
+                whole_at: Instant::now(),
+            }),
         })
     }
 
@@ -112,26 +141,38 @@ impl SandboxCa {
         SecretValue::new(self.issuer.key().serialize_der())
     }
 
-    /// The TLS side towards the sandbox for `host`.
-    pub(crate) fn server_config(&self, host: &Host) -> Result<Arc<ServerConfig>, CaError> {
+    /// The TLS side towards the sandbox for `host`, when there is a leaf for it already.
+    pub(crate) fn known_config(&self, host: &Host) -> Option<Arc<ServerConfig>> {
         let now = OffsetDateTime::now_utc();
-        let mut leaves = self.leaves.lock().unwrap_or_else(PoisonError::into_inner);
-        match leaves.by_host.get(host) {
-            Some((end, config)) if *end - now > LEAF_RENEWAL => return Ok(config.clone()),
-            Some(_) => {}
-            None => {
-                if leaves.order.len() >= LEAVES_MAX
-                    && let Some(oldest) = leaves.order.pop_front()
-                {
-                    leaves.by_host.remove(&oldest);
-                }
-                leaves.order.push_back(host.clone());
-            }
+        let leaves = self.leaves.lock().unwrap_or_else(PoisonError::into_inner);
+        let (end, config) = leaves.by_host.get(host)?;
+        (*end - now > LEAF_RENEWAL).then(|| config.clone())
+    }
+
+    /// How long to wait before a new leaf may be made, which counts as done; `None` when so many
+    /// wait already that it would be longer than [`MINT_WAIT_MAX`].
+    pub(crate) fn mint_turn(&self) -> Option<std::time::Duration> {
+        let mut minting = self.minting.lock().unwrap_or_else(PoisonError::into_inner);
+        minting.turn(Instant::now())
+    }
+
+    /// The TLS side towards the sandbox for `host`; makes a leaf when there is none.
+    pub(crate) fn server_config(&self, host: &Host) -> Result<Arc<ServerConfig>, CaError> {
+        if let Some(config) = self.known_config(host) {
+            return Ok(config);
         }
+        let now = OffsetDateTime::now_utc();
         let config = Arc::new(self.mint(host, now)?);
-        leaves
-            .by_host
-            .insert(host.clone(), (now + LEAF_LIFE, config.clone()));
+        let mut leaves = self.leaves.lock().unwrap_or_else(PoisonError::into_inner);
+        let entry = (now + LEAF_LIFE, config.clone());
+        if leaves.by_host.insert(host.clone(), entry).is_none() {
+            leaves.order.push_back(host.clone());
+        }
+        if leaves.order.len() > LEAVES_MAX
+            && let Some(oldest) = leaves.order.pop_front()
+        {
+            leaves.by_host.remove(&oldest);
+        }
         Ok(config)
     }
 
@@ -150,16 +191,34 @@ impl SandboxCa {
         params.extended_key_usages = vec![ExtendedKeyUsagePurpose::ServerAuth];
         params.use_authority_key_identifier_extension = true;
         let leaf = params.signed_by(&self.leaf_key, &self.issuer)?;
+        let shared = match self.shared.get() {
+            Some(shared) => shared,
+            None => {
+                let made = self.shared()?;
+                self.shared.get_or_init(|| made)
+            }
+        };
+        let pair = CertifiedKey::new(vec![leaf.der().clone()], shared.signer.clone());
+        let mut config = shared.config.clone();
+        config.cert_resolver = Arc::new(SingleCertAndKey::from(pair));
+        Ok(config)
+    }
+
+    fn shared(&self) -> Result<Shared, CaError> {
         let key = PrivateKeyDer::Pkcs8(PrivatePkcs8KeyDer::from(self.leaf_key.serialize_der()));
         let mut config = ServerConfig::builder_with_provider(crypto())
             .with_safe_default_protocol_versions()?
             .with_no_client_auth()
-            .with_single_cert(vec![leaf.der().clone()], key)?;
-        config.alpn_protocols = vec![b"http/1.1".to_vec()];
-        // No resumption: a cache per host and sandbox costs more memory than handshakes do time.
+            // Takes the place of a resolver until a leaf does: it has no certificate for anybody.
+            .with_cert_resolver(Arc::new(ResolvesServerCertUsingSni::new()));
+        config.alpn_protocols = vec![b"h2".to_vec(), b"http/1.1".to_vec()];
+        // A session is resumed by a ticket that only this sandbox's proxy can open, for the name it
+        // was given for; a cache per host and sandbox would cost memory.
         config.session_storage = Arc::new(rustls::server::NoServerSessionStorage {});
-        config.send_tls13_tickets = 0;
-        Ok(config)
+        config.ticketer = Ticketer::new()?;
+        config.send_tls13_tickets = 1;
+        let signer = crypto().key_provider.load_private_key(key)?;
+        Ok(Shared { config, signer })
     }
 
     /// Certificate and key can disagree only after a fault in storage; found here rather than by
@@ -175,6 +234,22 @@ impl SandboxCa {
         } else {
             Err(CaError::Mismatch)
         }
+    }
+}
+
+impl Minting {
+    fn turn(&mut self, now: Instant) -> Option<std::time::Duration> {
+        let whole_at = self.whole_at.max(now) + MINT_COST;
+        let turn = whole_at
+            .checked_sub(MINT_COST * MINT_BURST_MAX)
+            .map_or(std::time::Duration::ZERO, |at| {
+                at.saturating_duration_since(now)
+            });
+        if turn > MINT_WAIT_MAX {
+            return None;
+        }
+        self.whole_at = whole_at;
+        Some(turn)
     }
 }
 
@@ -212,5 +287,20 @@ mod tests {
             (leaves.by_host.len(), leaves.order.len()),
             (LEAVES_MAX, LEAVES_MAX)
         );
+    }
+
+    /// Goal: a burst of new hosts is served at once, a flood is slowed to a steady pace and then
+    /// refused, and the burst comes back with time.
+    #[test]
+    fn leaves_are_made_at_a_bounded_pace() {
+        let now = Instant::now();
+        let mut minting = Minting { whole_at: now };
+        let turns: Vec<_> = (0..1000).map_while(|_| minting.turn(now)).collect();
+        let waiting = MINT_WAIT_MAX.as_millis() / MINT_COST.as_millis();
+        assert_eq!(turns.len() as u128, u128::from(MINT_BURST_MAX) + waiting);
+        let at_once = turns.iter().filter(|turn| turn.is_zero()).count();
+        assert_eq!(at_once, MINT_BURST_MAX as usize);
+        let later = now + std::time::Duration::from_secs(60);
+        assert_eq!(minting.turn(later), Some(std::time::Duration::ZERO));
     }
 }

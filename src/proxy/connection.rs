@@ -20,31 +20,29 @@ use std::time::Duration;
 
 use http::Request;
 use hyper::body::Incoming;
-use hyper::server::conn::http1;
 use hyper::service::service_fn;
-use hyper_util::rt::{TokioIo, TokioTimer};
+use hyper_util::rt::TokioIo;
+use rustls::ServerConfig;
 use tokio::io::AsyncWriteExt;
 use tokio::net::TcpStream;
 use tokio::time::timeout;
 use tokio_rustls::TlsAcceptor;
 
 use super::decision::Protocol;
-use super::exchange::Exchange;
 use super::gate::SandboxProxy;
-use super::head::Origin;
-use super::io::{Duplex, Meter, Rewind, Stream};
+use super::io::{Meter, Rewind, Stream};
 use super::name::Host;
 use super::opening::{self, Hello, Opening};
+use super::origin::Origin;
 use super::policy::Policy;
 use super::refusal::Refusal;
+use super::serve::{self, http_server};
 use super::{explicit, tunnel};
 
 /// Bytes of one head, request or response.
 pub(crate) const HEAD_BYTES_MAX: usize = 64 * 1024;
 /// Fields of one head.
 pub(crate) const HEAD_FIELDS_MAX: usize = 128;
-/// Time for a request head, idle time between requests included.
-const HEAD_TIMEOUT: Duration = Duration::from_secs(30);
 /// Time for the TLS handshake with the sandbox.
 const HANDSHAKE_TIMEOUT: Duration = Duration::from_secs(10);
 /// Silence after which the host may be one that speaks first (SSH, SMTP, databases).
@@ -65,17 +63,6 @@ const METADATA_PORT: u16 = 80;
 /// A fatal `unrecognized_name` alert (RFC 6066, section 3), before any handshake.
 const ALERT_UNRECOGNIZED_NAME: [u8; 7] = [0x15, 3, 3, 0, 2, 2, 112];
 
-/// The server side of every HTTP connection with a sandbox.
-pub(crate) fn http_server() -> http1::Builder {
-    let mut server = http1::Builder::new();
-    server
-        .timer(TokioTimer::new())
-        .header_read_timeout(HEAD_TIMEOUT)
-        .max_buf_size(HEAD_BYTES_MAX)
-        .max_headers(HEAD_FIELDS_MAX);
-    server
-}
-
 /// Takes a connection to the sandbox's own services or on its way out.
 pub(crate) async fn route(
     proxy: Arc<SandboxProxy>,
@@ -95,8 +82,9 @@ pub(crate) async fn route(
 }
 
 async fn no_metadata(io: Stream, host: &Host) {
-    let service =
-        service_fn(move |_| async move { Ok::<_, Infallible>(Refusal::NoMetadata.response(host)) });
+    let service = service_fn(move |request: Request<Incoming>| async move {
+        Ok::<_, Infallible>(Refusal::NoMetadata.response(host, request.version()))
+    });
     let _ = http_server()
         .serve_connection(TokioIo::new(io), service)
         .await;
@@ -224,19 +212,22 @@ impl Way {
 
     /// Serves requests, decrypted first when `tls`.
     async fn requests(self, io: Rewind, tls: bool) {
-        let origin = Origin {
-            host: self.host.clone(),
-            port: self.port,
-            tls,
+        let origin = match Origin::new(self.host.clone(), self.port, tls) {
+            Ok(origin) => origin,
+            Err(refusal) => return self.refuse(&refusal).await,
         };
         if !tls {
-            return serve_requests(self.proxy, io, &origin).await;
+            return serve::requests(self.proxy, io, origin, false).await;
         }
-        let Ok(config) = self.proxy.ca().server_config(&self.host) else {
-            return self.refuse(&Refusal::Internal).await;
+        let config = match self.server_config().await {
+            Ok(config) => config,
+            Err(refusal) => return self.alert(io, &refusal).await,
         };
         match timeout(HANDSHAKE_TIMEOUT, TlsAcceptor::from(config).accept(io)).await {
-            Ok(Ok(stream)) => serve_requests(self.proxy, stream, &origin).await,
+            Ok(Ok(stream)) => {
+                let two = stream.get_ref().1.alpn_protocol() == Some(b"h2");
+                serve::requests(self.proxy, stream, origin, two).await;
+            }
             failed => {
                 if let Ok(Err(error)) = failed {
                     tracing::debug!(host = %self.host, %error, "TLS with the sandbox failed");
@@ -249,6 +240,20 @@ impl Way {
                 self.refuse(&reason).await;
             }
         }
+    }
+
+    /// Our certificate for the host; one that has to be made waits for its turn.
+    async fn server_config(&self) -> Result<Arc<ServerConfig>, Refusal> {
+        let ca = self.proxy.ca();
+        if let Some(config) = ca.known_config(&self.host) {
+            return Ok(config);
+        }
+        let turn = ca.mint_turn().ok_or(Refusal::LeafLimit)?;
+        tokio::time::sleep(turn).await;
+        ca.server_config(&self.host).map_err(|error| {
+            tracing::error!(host = %self.host, %error, "no certificate for a host");
+            Refusal::Internal
+        })
     }
 
     async fn tunnel(
@@ -299,26 +304,5 @@ fn opaque_to(policy: &Policy, host: &Host) -> bool {
     match host {
         Host::Name(name) => policy.permits_opaque(name),
         Host::Address(_) => true,
-    }
-}
-
-async fn serve_requests(proxy: Arc<SandboxProxy>, io: impl Duplex + 'static, origin: &Origin) {
-    let exchange = Exchange::new(proxy.clone());
-    let exchange = &exchange;
-    let service = service_fn(move |request: Request<Incoming>| async move {
-        Ok::<_, Infallible>(exchange.answer(request, origin).await)
-    });
-    let served = http_server()
-        .serve_connection(TokioIo::new(io), service)
-        .with_upgrades()
-        .await;
-    exchange.relay().await;
-    if let Err(error) = served {
-        tracing::debug!(host = %origin.host, %error, "connection with the sandbox ended");
-        if error.is_parse() {
-            proxy
-                .refuse(&Refusal::Framing("malformed"), &origin.host, origin.port)
-                .await;
-        }
     }
 }

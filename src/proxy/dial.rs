@@ -5,10 +5,12 @@
 //! is refused whole: a name that leads inside and outside is never an honest one.
 
 use std::net::{IpAddr, SocketAddr, ToSocketAddrs};
-use std::sync::Arc;
+use std::sync::{Arc, Mutex, PoisonError};
 use std::time::Duration;
 
+use rustls::client::Resumption;
 use rustls::pki_types::ServerName;
+use rustls::{AlertDescription, ClientConfig};
 use tokio::net::TcpStream;
 use tokio::sync::Semaphore;
 use tokio::task::spawn_blocking;
@@ -17,7 +19,9 @@ use tokio_rustls::TlsConnector;
 use tokio_rustls::client::TlsStream;
 
 use super::address::forbidden_range;
+use super::io::Stream;
 use super::name::{CanonicalName, Host};
+use super::origin::Origin;
 use super::refusal::Refusal;
 use super::settings::EgressSettings;
 
@@ -34,9 +38,39 @@ const HANDSHAKE_TIMEOUT: Duration = Duration::from_secs(10);
 /// Addresses of one host that are tried.
 const ADDRESSES_MAX: usize = 8;
 
+/// TLS sessions kept for resumption with each host, per sandbox: none is shared across two.
+const SESSIONS_MAX: usize = 64;
+
+/// The versions of HTTP offered to a host (RFC 7301).
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(crate) enum Alpn {
+    /// HTTP/1.1 only.
+    One,
+    /// HTTP/2 only.
+    Two,
+    /// Either, HTTP/2 rather.
+    Both,
+}
+
+impl Alpn {
+    fn protocols(self) -> Vec<Vec<u8>> {
+        let names: &[&[u8]] = match self {
+            Self::One => &[b"http/1.1"],
+            Self::Two => &[b"h2"],
+            Self::Both => &[b"h2", b"http/1.1"],
+        };
+        names.iter().map(|name| name.to_vec()).collect()
+    }
+}
+
+/// A TLS configuration of this sandbox, and the rule and offer it is for.
+type Prepared = ((usize, Alpn), Arc<ClientConfig>);
+
 /// One sandbox's way to connections.
 pub(crate) struct Dialer {
     settings: Arc<EgressSettings>,
+    /// Made when first needed; at most three for each rule of the operator's.
+    tls: Mutex<Vec<Prepared>>,
     /// A look-up occupies a thread until the system's resolver gives up, longer than we wait for
     /// it: the thread keeps its share, so that one sandbox can't use up everybody's.
     look_ups: Arc<Semaphore>,
@@ -46,6 +80,7 @@ impl Dialer {
     pub fn new(settings: Arc<EgressSettings>) -> Self {
         Self {
             settings,
+            tls: Mutex::default(),
             look_ups: Arc::new(Semaphore::new(LOOK_UPS_MAX)),
         }
     }
@@ -58,29 +93,49 @@ impl Dialer {
     pub async fn connect(&self, host: &Host, port: u16) -> Result<TcpStream, Refusal> {
         let addresses = self.resolve(host, port).await?;
         let attempt = async {
+            let mut failure = Refusal::Unreachable;
             for address in addresses {
                 match timeout(ATTEMPT_TIMEOUT, TcpStream::connect(address)).await {
-                    Ok(Ok(stream)) => return Some(stream),
+                    Ok(Ok(stream)) => return Ok(stream),
                     Ok(Err(error)) => tracing::debug!(%host, %address, %error, "not reached"),
-                    Err(_) => tracing::debug!(%host, %address, "not reached in time"),
+                    Err(_) => {
+                        failure = Refusal::ConnectTimeout;
+                        tracing::debug!(%host, %address, "not reached in time");
+                    }
                 }
             }
-            None
+            Err(failure)
         };
-        let stream = timeout(CONNECT_TIMEOUT, attempt).await.ok().flatten();
-        let stream = stream.ok_or(Refusal::Unreachable)?;
+        let stream = timeout(CONNECT_TIMEOUT, attempt).await;
+        let stream = stream.unwrap_or(Err(Refusal::ConnectTimeout))?;
         // Without it small requests wait for acknowledgements; a socket that can't still works.
         let _ = stream.set_nodelay(true);
         Ok(stream)
     }
 
+    /// A connection to `origin`, verified for its name when it is one over TLS, and whether
+    /// HTTP/2 was agreed on.
+    pub async fn open(&self, origin: &Origin, alpn: Alpn) -> Result<(Stream, bool), Refusal> {
+        match (&origin.host, origin.tls) {
+            (Host::Name(name), true) => {
+                let stream = self.connect_tls(name, origin.port, alpn).await?;
+                let two = stream.get_ref().1.alpn_protocol() == Some(b"h2");
+                Ok((Box::new(stream), two))
+            }
+            // No name, no certificate to verify.
+            (Host::Address(_), true) => Err(Refusal::AddressLiteral),
+            (host, false) => Ok((Box::new(self.connect(host, origin.port).await?), false)),
+        }
+    }
+
     /// A TLS connection to `name` whose certificate was verified for that name.
-    pub async fn connect_tls(
+    async fn connect_tls(
         &self,
         name: &CanonicalName,
         port: u16,
+        alpn: Alpn,
     ) -> Result<TlsStream<TcpStream>, Refusal> {
-        let config = self.settings.client_tls()?;
+        let config = self.client_tls(name, alpn)?;
         let server = ServerName::try_from(name.to_string()).map_err(|_| Refusal::HostName)?;
         let stream = self.connect(&Host::Name(name.clone()), port).await?;
         let handshake = TlsConnector::from(config).connect(server, stream);
@@ -88,10 +143,27 @@ impl Dialer {
             Ok(Ok(stream)) => Ok(stream),
             Ok(Err(error)) => {
                 tracing::debug!(%name, %error, "TLS with the host failed");
-                Err(Refusal::UpstreamTls)
+                match no_common_protocol(&error) {
+                    true => Err(Refusal::NoCommonProtocol),
+                    false => Err(Refusal::UpstreamTls),
+                }
             }
-            Err(_) => Err(Refusal::Unreachable),
+            Err(_) => Err(Refusal::ConnectTimeout),
         }
+    }
+
+    fn client_tls(&self, name: &CanonicalName, alpn: Alpn) -> Result<Arc<ClientConfig>, Refusal> {
+        let rule = self.settings.tls_rule(name);
+        let mut prepared = self.tls.lock().unwrap_or_else(PoisonError::into_inner);
+        if let Some((_, config)) = prepared.iter().find(|(key, _)| *key == (rule, alpn)) {
+            return Ok(config.clone());
+        }
+        let mut config = ClientConfig::clone(&*self.settings.client_tls(rule)?);
+        config.alpn_protocols = alpn.protocols();
+        config.resumption = Resumption::in_memory_sessions(SESSIONS_MAX);
+        let config = Arc::new(config);
+        prepared.push(((rule, alpn), config.clone()));
+        Ok(config)
     }
 
     async fn resolve(&self, host: &Host, port: u16) -> Result<Vec<SocketAddr>, Refusal> {
@@ -143,6 +215,17 @@ impl Dialer {
         }
         Ok(addresses)
     }
+}
+
+/// Whether the host refused what was offered by ALPN, which it does before it shows a certificate.
+fn no_common_protocol(error: &std::io::Error) -> bool {
+    let inner = error.get_ref().and_then(|inner| inner.downcast_ref());
+    matches!(
+        inner,
+        Some(rustls::Error::AlertReceived(
+            AlertDescription::NoApplicationProtocol
+        ))
+    )
 }
 
 /// All addresses of a set, or the first that is forbidden.

@@ -1,79 +1,60 @@
-//! One HTTP/1.1 request to a host and its answer, with the seal applied both ways.
+//! One request to a host and its answer, with the seal applied both ways.
 //!
 //! Order matters: the host is judged, connected and verified before a value is put into
 //! anything. Every failure becomes a readable answer and a record; none lets the request through.
 
-use std::sync::Arc;
+use std::pin::pin;
+use std::sync::atomic::{AtomicU64, Ordering};
+use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::time::Duration;
 
-use bytes::Bytes;
-use http::{HeaderMap, Method, Request, Response, StatusCode, header, request};
-use http_body::Body;
-use http_body_util::{BodyExt, Limited};
+use http::{Request, Response, StatusCode, Version};
+use http_body_util::BodyExt;
 use hyper::body::Incoming;
-use hyper::client::conn::http1::{self, SendRequest};
-use hyper::upgrade::OnUpgrade;
-use hyper_util::rt::TokioIo;
-use tokio::sync::{Mutex, OwnedSemaphorePermit, Semaphore};
 use tokio::time::timeout;
-use tokio_util::task::AbortOnDropHandle;
 
-use super::body::{CountedBody, OutBody, StreamError, TransformedBody};
-use super::connection::{HEAD_BYTES_MAX, HEAD_FIELDS_MAX};
-use super::content;
+use super::answer::{Asked, Content, incoming};
+use super::body::{CountedBody, OutBody};
 use super::decision::{Outcome, Protocol, Record};
 use super::gate::SandboxProxy;
-use super::head::{
-    Origin, check_request, check_response_framing, rewrite_request, rewrite_response,
-};
-use super::name::Host;
+use super::head::{check_request, rewrite_request};
+use super::origin::Origin;
 use super::policy::{HostRules, Policy};
-use super::refusal::{Refusal, full};
-use super::websocket::{ANSWER_FIELDS, Handshake, Relay, Terms};
+use super::refusal::Refusal;
+use super::upgrade::Opened;
+use super::upload::{self, Upload};
+use super::upstream::Lease;
+use super::websocket::Handshake;
 
-/// Bodies up to this length are gathered, so that the host sees a repaired `Content-Length`;
-/// longer ones stream and turn to chunked, since the length is known only at their end.
-const GATHERED_BODY_BYTES_MAX: u64 = 1024 * 1024;
-/// Room a gathered body has after values took the place of tokens.
-const GATHERED_GROWTH_FACTOR_MAX: usize = 4;
-/// How long a kept connection to a host may take to become ready again.
-const REUSE_TIMEOUT: Duration = Duration::from_millis(200);
+/// How long a host may take for the head of its answer while nothing of the request moves either.
+/// Models think for minutes.
+const ANSWER_TIMEOUT: Duration = Duration::from_secs(5 * 60);
+/// Connections tried for one request: kept ones that turn out to be closed, then a new one.
+const ATTEMPTS_MAX: usize = 3;
 
-/// Requests of one connection of a sandbox, one at a time, with the connection to the host kept
-/// between them.
+/// Requests of one connection of a sandbox to one host.
 pub(crate) struct Exchange {
     proxy: Arc<SandboxProxy>,
-    upstream: Mutex<Option<Upstream>>,
+    origin: Arc<Origin>,
+    /// The rules of the policy they were made from.
+    rules: Mutex<Option<(Arc<Policy>, Arc<HostRules>)>>,
+    /// What the connection turns into after the request that asked for it.
     opened: Mutex<Option<Opened>>,
 }
 
-/// A WebSocket that both sides agreed to, before its first frame.
-struct Opened {
-    relay: Relay,
-    near: OnUpgrade,
-    far: OnUpgrade,
-    upstream: Upstream,
-    /// Absent until the answer is on its way.
-    record: Option<Record>,
-}
-
-struct Upstream {
-    origin: Origin,
-    sender: SendRequest<OutBody>,
-    _driver: AbortOnDropHandle<()>,
-}
-
 impl Exchange {
-    pub fn new(proxy: Arc<SandboxProxy>) -> Self {
+    pub fn new(proxy: Arc<SandboxProxy>, origin: Origin) -> Self {
         Self {
             proxy,
-            upstream: Mutex::new(None),
+            origin: Arc::new(origin),
+            rules: Mutex::new(None),
             opened: Mutex::new(None),
         }
     }
 
-    /// Answers one request to `origin`.
-    pub async fn answer(&self, request: Request<Incoming>, origin: &Origin) -> Response<OutBody> {
+    /// Answers one request.
+    pub async fn answer(&self, request: Request<Incoming>) -> Response<OutBody> {
+        let origin = &*self.origin;
         let protocol = if origin.tls {
             Protocol::Https
         } else {
@@ -81,14 +62,15 @@ impl Exchange {
         };
         let mut record = self.proxy.record(&origin.host, origin.port, protocol);
         record.method(request.method());
-        match self.forward(request, origin, &mut record).await {
+        let version = request.version();
+        match self.forward(request, &mut record).await {
             Ok(response) => {
                 record.status(response.status());
                 if response.status() == StatusCode::SWITCHING_PROTOCOLS {
-                    if let Some(opened) = &mut *self.opened.lock().await {
+                    if let Some(opened) = &mut *self.opened() {
                         opened.record = Some(record);
                     }
-                    return response;
+                    return response.map(BodyExt::boxed_unsync);
                 }
                 let bytes = record.down.clone();
                 response.map(|body| CountedBody::new(body, bytes, record).boxed_unsync())
@@ -96,7 +78,7 @@ impl Exchange {
             Err(refusal) => {
                 tracing::debug!(host = %origin.host, rule = refusal.rule(), "request refused");
                 record.refused(&refusal);
-                refusal.response(&origin.host)
+                refusal.response(&origin.host, version)
             }
         }
     }
@@ -104,292 +86,138 @@ impl Exchange {
     async fn forward(
         &self,
         mut request: Request<Incoming>,
-        origin: &Origin,
         record: &mut Record,
-    ) -> Result<Response<OutBody>, Refusal> {
-        record.room().await?;
-        let (policy, rule) = self.proxy.judge(&origin.host)?;
+    ) -> Result<Response<Content>, Refusal> {
         let near = hyper::upgrade::on(&mut request);
         let (mut parts, body) = request.into_parts();
-        check_request(&parts, origin)?;
+        let upload = Upload::new(body, &parts, record.up.clone());
+        record.room().await?;
+        let (policy, rule) = self.proxy.judge(&self.origin.host)?;
+        check_request(&parts, &self.origin)?;
         let handshake = Handshake::of(&parts)?;
-        let strict = self.proxy.settings().strict_tokens;
-        let rules = policy.rules_for(&origin.host, origin.tls, strict);
+        let rules = self.rules(&policy);
         rules.prepare().await;
         if let Some(handshake) = handshake {
             record.passed(Outcome::Allowed, rule);
-            let asked = (handshake, parts, near);
-            return self.open_websocket(asked, origin, &rules, record).await;
+            return self.upgrade((handshake, parts, near), &rules, record).await;
         }
 
-        let mut slot = self.upstream.lock().await;
-        let upstream = match slot.take() {
-            Some(kept) if kept.origin == *origin => reusable(kept).await,
-            _ => None,
-        };
-        let upstream = match upstream {
-            Some(upstream) => upstream,
-            None => self.connect(origin).await?,
-        };
-        let method = parts.method.clone();
-        let body = outgoing_body(&parts, body, &rules, record, self.proxy.gathering()).await?;
-        rewrite_request(&mut parts, origin, &rules, &record.tally)?;
+        let (asked, version) = (Asked::of(&parts), parts.version);
+        let lease = self.lease(version).await?;
+        let gathering = self.proxy.gathering();
+        let body = upload::outgoing(&parts, upload, &rules, &record.tally, gathering).await?;
+        rewrite_request(&mut parts, &rules, &record.tally)?;
         record.passed(Outcome::Allowed, rule);
         let request = Request::from_parts(parts, body);
-        let (response, upstream) = self.send(request, upstream, record).await?;
-        let response = incoming(response, &method, &rules, record)?;
-        *slot = Some(upstream);
-        Ok(response)
+        let (response, lease) = self.send(request, version, lease, record).await?;
+        incoming(response, &asked, &rules, lease, record)
     }
 
-    /// Shakes hands with the host over a connection of its own.
-    async fn open_websocket(
-        &self,
-        (mut handshake, mut parts, near): (Handshake, request::Parts, OnUpgrade),
-        origin: &Origin,
-        rules: &Arc<HostRules>,
-        record: &Record,
-    ) -> Result<Response<OutBody>, Refusal> {
-        let mut upstream = self.connect(origin).await?;
-        rewrite_request(&mut parts, origin, rules, &record.tally)?;
-        handshake.write_request(&mut parts.headers);
-        let method = parts.method.clone();
-        let request = Request::from_parts(parts, full(Bytes::new()));
-        let sent = upstream.sender.send_request(request).await;
-        let mut response = sent.map_err(|_| Refusal::Upstream)?;
-        if response.status() != StatusCode::SWITCHING_PROTOCOLS {
-            let response = incoming(response, &method, rules, record)?;
-            *self.upstream.lock().await = Some(upstream);
-            return Ok(response);
-        }
-        let far = hyper::upgrade::on(&mut response);
-        let (answer, _) = response.into_parts();
-        let (fields, relay) = handshake.accept(&answer)?;
-        let mut headers = answer.headers;
-        headers.remove(header::CONTENT_LENGTH);
-        for name in ANSWER_FIELDS {
-            headers.remove(name);
-        }
-        rewrite_response(&mut headers, rules.patterns(), &record.tally)?;
-        headers.extend(fields);
-        *self.opened.lock().await = Some(Opened {
-            relay,
-            near,
-            far,
-            upstream,
-            record: None,
-        });
-        let mut response = Response::new(full(Bytes::new()));
-        *response.status_mut() = StatusCode::SWITCHING_PROTOCOLS;
-        *response.headers_mut() = headers;
-        Ok(response)
+    pub(super) fn proxy(&self) -> &Arc<SandboxProxy> {
+        &self.proxy
     }
 
-    /// Carries the WebSocket that the connection's last request opened, if it did, to its end.
-    pub async fn relay(&self) {
-        let Some(opened) = self.opened.lock().await.take() else {
-            return;
-        };
-        let Some(record) = &opened.record else { return };
-        let (near, far) = match tokio::try_join!(opened.near, opened.far) {
-            Ok((near, far)) => (TokioIo::new(near), TokioIo::new(far)),
-            Err(error) => return tracing::debug!(%error, "no WebSocket after its handshake"),
-        };
-        let Origin { host, tls, .. } = &opened.upstream.origin;
-        let strict = self.proxy.settings().strict_tokens;
-        let terms = Terms {
-            policy: self.proxy.watch_policy(),
-            rules: |policy: &Policy| {
-                policy.judge(host)?;
-                Ok(policy.rules_for(host, *tls, strict))
-            },
-            tally: record.tally.clone(),
-            up: record.up.clone(),
-            down: record.down.clone(),
-        };
-        opened.relay.run(near, far, terms).await;
+    pub(super) fn origin(&self) -> &Arc<Origin> {
+        &self.origin
     }
 
-    async fn connect(&self, origin: &Origin) -> Result<Upstream, Refusal> {
-        let dialer = self.proxy.dialer();
-        let (sender, driver) = match (&origin.host, origin.tls) {
-            (Host::Name(name), true) => {
-                let stream = dialer.connect_tls(name, origin.port).await?;
-                client(stream).await?
+    pub(super) fn opened(&self) -> MutexGuard<'_, Option<Opened>> {
+        self.opened.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+
+    pub(super) fn rules(&self, policy: &Arc<Policy>) -> Arc<HostRules> {
+        let mut kept = self.rules.lock().unwrap_or_else(PoisonError::into_inner);
+        match &*kept {
+            Some((of, rules)) if Arc::ptr_eq(of, policy) => rules.clone(),
+            _ => {
+                let strict = self.proxy.settings().strict_tokens;
+                let rules = policy.rules_for(&self.origin.host, self.origin.tls, strict);
+                *kept = Some((policy.clone(), rules.clone()));
+                rules
             }
-            // No name, no certificate to verify.
-            (Host::Address(_), true) => return Err(Refusal::AddressLiteral),
-            (host, false) => client(dialer.connect(host, origin.port).await?).await?,
-        };
-        Ok(Upstream {
-            origin: origin.clone(),
-            sender,
-            _driver: driver,
-        })
+        }
     }
 
-    /// Sends a request; once more, on a new connection, when the kept one turned out to be closed
+    async fn lease(&self, version: Version) -> Result<Lease, Refusal> {
+        let upstreams = self.proxy.upstreams();
+        upstreams
+            .lease(self.proxy.dialer(), &self.origin, version)
+            .await
+    }
+
+    /// Sends a request; again, on another connection, when the kept one turned out to be closed
     /// before a byte of the request was written.
     async fn send(
         &self,
-        request: Request<OutBody>,
-        mut upstream: Upstream,
+        mut request: Request<OutBody>,
+        version: Version,
+        mut lease: Lease,
         record: &Record,
-    ) -> Result<(Response<Incoming>, Upstream), Refusal> {
-        let mut failure = match upstream.sender.try_send_request(request).await {
-            Ok(response) => return Ok((response, upstream)),
-            Err(failure) => failure,
-        };
-        if let Some(request) = failure.take_message() {
-            let mut fresh = self.connect(&upstream.origin).await?;
-            failure = match fresh.sender.try_send_request(request).await {
-                Ok(response) => return Ok((response, fresh)),
-                Err(failure) => failure,
-            };
+    ) -> Result<(Response<Incoming>, Lease), Refusal> {
+        for _ in 0..ATTEMPTS_MAX {
+            let (mut parts, body) = request.into_parts();
+            parts.version = lease.version();
+            self.origin
+                .address(&mut parts.uri, &mut parts.headers, parts.version);
+            let addressed = Request::from_parts(parts, body);
+            match self.sent(addressed, &mut lease, record).await? {
+                Ok(response) => return Ok((response, lease)),
+                Err(None) => break,
+                Err(Some(unsent)) => request = unsent,
+            }
+            drop(lease);
+            lease = self.lease(version).await?;
         }
-        tracing::debug!(error = %failure.error(), "exchange with the host failed");
         Err(record.tally.refusal().cloned().unwrap_or(Refusal::Upstream))
     }
-}
 
-async fn reusable(mut kept: Upstream) -> Option<Upstream> {
-    match timeout(REUSE_TIMEOUT, kept.sender.ready()).await {
-        Ok(Ok(())) => Some(kept),
-        _ => None,
+    /// Sends a request and waits, within bounds, for the head of its answer.
+    pub(super) async fn sent(
+        &self,
+        request: Request<OutBody>,
+        lease: &mut Lease,
+        record: &Record,
+    ) -> Result<Result<Response<Incoming>, Option<Request<OutBody>>>, Refusal> {
+        patiently(lease.send(request), &record.up, ANSWER_TIMEOUT).await
     }
 }
 
-/// Speaks HTTP/1.1 on `stream`; the second part drives it and ends with it.
-async fn client(
-    stream: impl super::io::Duplex + 'static,
-) -> Result<(SendRequest<OutBody>, AbortOnDropHandle<()>), Refusal> {
-    let (sender, connection) = http1::Builder::new()
-        .max_buf_size(HEAD_BYTES_MAX)
-        .max_headers(HEAD_FIELDS_MAX)
-        .handshake(TokioIo::new(stream))
-        .await
-        .map_err(|_| Refusal::Upstream)?;
-    let driver = tokio::spawn(async move {
-        if let Err(error) = connection.with_upgrades().await {
-            tracing::debug!(%error, "connection to the host ended");
-        }
-    });
-    Ok((sender, AbortOnDropHandle::new(driver)))
-}
-
-/// The body that goes upstream. Its length is left to hyper, which knows it exactly when the
-/// body is passed as it came or was gathered, and chunks it otherwise.
-async fn outgoing_body(
-    parts: &request::Parts,
-    body: Incoming,
-    rules: &Arc<HostRules>,
-    record: &Record,
-    gathering: &Arc<Semaphore>,
-) -> Result<OutBody, Refusal> {
-    let length = body.size_hint().exact();
-    let empty = body.is_end_stream();
-    let counted = CountedBody::new(body, record.up.clone(), ());
-    if empty {
-        return Ok(counted.boxed_unsync());
-    }
-    let Some(change) = content::of_request(&parts.headers, rules, &record.tally)? else {
-        return Ok(counted.boxed_unsync());
-    };
-    let changes = !change.keeps_length;
-    let body = TransformedBody::new(counted, change.transform, change.keeps_length);
-    match length {
-        Some(length) if changes && length <= GATHERED_BODY_BYTES_MAX => {
-            match gathering.clone().try_acquire_owned() {
-                Ok(place) => gather(body, place).await,
-                // So many at once: this one goes in chunks, and its length stays unknown.
-                Err(_) => Ok(body.boxed_unsync()),
+/// Waits for the head of an answer; `limit` counts from when the upload moved last.
+async fn patiently<F: Future>(
+    exchange: F,
+    uploaded: &AtomicU64,
+    limit: Duration,
+) -> Result<F::Output, Refusal> {
+    let mut exchange = pin!(exchange);
+    loop {
+        let before = uploaded.load(Ordering::Relaxed);
+        match timeout(limit, exchange.as_mut()).await {
+            Ok(answered) => return Ok(answered),
+            Err(_) if uploaded.load(Ordering::Relaxed) == before => {
+                return Err(Refusal::ResponseTimeout);
             }
+            Err(_) => {}
         }
-        _ => Ok(body.boxed_unsync()),
     }
 }
 
-/// Reads a short body whole, substituted; it keeps its place until it is sent.
-async fn gather(
-    body: TransformedBody<CountedBody<Incoming, ()>>,
-    place: OwnedSemaphorePermit,
-) -> Result<OutBody, Refusal> {
-    // A gibibyte of values can't come of a mebibyte of tokens; the factor covers secrets some
-    // hundred and fifty bytes long in nothing but tokens.
-    let limit = GATHERED_BODY_BYTES_MAX as usize * GATHERED_GROWTH_FACTOR_MAX;
-    match Limited::new(body, limit).collect().await {
-        Ok(whole) => {
-            let body = full(whole.to_bytes());
-            Ok(CountedBody::new(body, Arc::default(), place).boxed_unsync())
-        }
-        Err(error) => match error.downcast::<StreamError>() {
-            Ok(reason) => match *reason {
-                StreamError::Refused(refusal) => Err(refusal),
-                StreamError::Coding(_) | StreamError::Peer(_) => Err(Refusal::RequestBody),
-            },
-            Err(_) => Err(Refusal::RequestBody),
-        },
-    }
-}
+#[cfg(test)]
+mod tests {
+    use super::*;
 
-/// The response the sandbox gets: built anew, so that nothing hyper carries beside the head (a
-/// reason phrase, for one) passes unread.
-fn incoming(
-    response: Response<Incoming>,
-    method: &Method,
-    rules: &Arc<HostRules>,
-    record: &Record,
-) -> Result<Response<OutBody>, Refusal> {
-    let (parts, body) = response.into_parts();
-    if parts.status == StatusCode::SWITCHING_PROTOCOLS {
-        return Err(Refusal::UpstreamSwitched);
-    }
-    let mut headers = parts.headers;
-    check_response_framing(&headers)?;
-    let patterns = rules.patterns();
-    if patterns.is_some() && parts.status == StatusCode::PARTIAL_CONTENT {
-        return Err(Refusal::ResponsePart);
-    }
-    // Before a field can be lost for being named in `Connection`.
-    let change = match patterns {
-        Some(patterns) if has_body(method, parts.status, &body) => {
-            Some(content::of_response(&headers, patterns, &record.tally)?)
-        }
-        _ => None,
-    };
-    rewrite_response(&mut headers, patterns, &record.tally)?;
-    let body = if has_body(method, parts.status, &body) {
-        headers.remove(header::CONTENT_LENGTH);
-        match change {
-            Some(change) => {
-                drop_digests(&mut headers);
-                TransformedBody::new(body, change.transform, change.keeps_length).boxed_unsync()
+    /// Goal: a host that is silent is given up, one that still takes the upload is not.
+    #[tokio::test]
+    async fn patience_ends_when_nothing_moves() {
+        let limit = Duration::from_millis(40);
+        let uploaded = AtomicU64::new(0);
+        let silent = patiently(std::future::pending::<()>(), &uploaded, limit).await;
+        assert_eq!(silent, Err(Refusal::ResponseTimeout));
+        let uploading = async {
+            for _ in 0..20 {
+                tokio::time::sleep(Duration::from_millis(10)).await;
+                uploaded.fetch_add(1, Ordering::Relaxed);
             }
-            None => body.map_err(StreamError::from).boxed_unsync(),
-        }
-    } else {
-        full(Bytes::new())
-    };
-    let mut response = Response::new(body);
-    *response.status_mut() = parts.status;
-    *response.headers_mut() = headers;
-    Ok(response)
-}
-
-fn has_body(method: &Method, status: StatusCode, body: &Incoming) -> bool {
-    let never = matches!(status, StatusCode::NO_CONTENT | StatusCode::NOT_MODIFIED);
-    *method != Method::HEAD && !never && !body.is_end_stream()
-}
-
-/// Sums over a body that may change would only tell that it did. Ranges were not asked for.
-fn drop_digests(headers: &mut HeaderMap) {
-    for name in [
-        "content-md5",
-        "digest",
-        "content-digest",
-        "repr-digest",
-        "accept-ranges",
-    ] {
-        headers.remove(name);
+        };
+        assert_eq!(patiently(uploading, &uploaded, limit).await, Ok(()));
     }
 }

@@ -7,7 +7,7 @@ use std::convert::Infallible;
 use std::sync::{Arc, Mutex, PoisonError};
 
 use http::uri::Scheme;
-use http::{Method, Request, Response, StatusCode, Uri, header};
+use http::{Method, Request, Response, StatusCode, Uri, Version, header};
 use http_body_util::Empty;
 use hyper::body::Incoming;
 use hyper::service::service_fn;
@@ -15,19 +15,21 @@ use hyper::upgrade::OnUpgrade;
 use hyper_util::rt::TokioIo;
 
 use super::body::OutBody;
-use super::connection::{http_server, transparent};
+use super::connection::transparent;
 use super::decision::Protocol;
 use super::exchange::Exchange;
 use super::gate::SandboxProxy;
-use super::head::Origin;
 use super::io::{Meter, Rewind};
 use super::name::Host;
+use super::origin::Origin;
 use super::refusal::Refusal;
+use super::serve::http_server;
 
 /// Serves one connection to the explicit proxy.
 pub(crate) async fn serve(proxy: Arc<SandboxProxy>, io: Rewind, meter: Arc<Meter>, own: Host) {
-    let exchange = Exchange::new(proxy.clone());
     let opened: Mutex<Option<(Host, u16, OnUpgrade)>> = Mutex::new(None);
+    // Of the last absolute request: the next one is often to the same host.
+    let exchange: Mutex<Option<Arc<Exchange>>> = Mutex::new(None);
     let (opened_ref, exchange_ref, proxy_ref, own_ref) = (&opened, &exchange, &proxy, &own);
     let service = service_fn(move |request: Request<Incoming>| async move {
         let answer = answer(request, proxy_ref, exchange_ref, own_ref, opened_ref).await;
@@ -43,7 +45,14 @@ pub(crate) async fn serve(proxy: Arc<SandboxProxy>, io: Rewind, meter: Arc<Meter
     }
     let tunnel = opened.lock().unwrap_or_else(PoisonError::into_inner).take();
     let Some((host, port, upgrade)) = tunnel else {
-        return exchange.relay().await;
+        let last = exchange
+            .lock()
+            .unwrap_or_else(PoisonError::into_inner)
+            .take();
+        if let Some(exchange) = last {
+            exchange.relay().await;
+        }
+        return;
     };
     match upgrade.await {
         Ok(inside) => transparent(proxy, Box::new(TokioIo::new(inside)), meter, host, port).await,
@@ -53,14 +62,17 @@ pub(crate) async fn serve(proxy: Arc<SandboxProxy>, io: Rewind, meter: Arc<Meter
 
 async fn answer(
     mut request: Request<Incoming>,
-    proxy: &SandboxProxy,
-    exchange: &Exchange,
+    proxy: &Arc<SandboxProxy>,
+    last: &Mutex<Option<Arc<Exchange>>>,
     own: &Host,
     opened: &Mutex<Option<(Host, u16, OnUpgrade)>>,
 ) -> Response<OutBody> {
     if request.method() != Method::CONNECT {
         return match plain_origin(request.uri()) {
-            Ok(Some(origin)) => exchange.answer(request, &origin).await,
+            Ok(Some(origin)) => {
+                let exchange = exchange_with(origin, proxy, last);
+                exchange.answer(request).await
+            }
             Ok(None) => refuse(proxy, &Refusal::ProxyMethod, own, 0, request.method()).await,
             Err(refusal) => refuse(proxy, &refusal, own, 0, request.method()).await,
         };
@@ -78,6 +90,21 @@ async fn answer(
     Response::new(Empty::new().map_err(|never| match never {}).boxed_unsync())
 }
 
+fn exchange_with(
+    origin: Origin,
+    proxy: &Arc<SandboxProxy>,
+    last: &Mutex<Option<Arc<Exchange>>>,
+) -> Arc<Exchange> {
+    let mut last = last.lock().unwrap_or_else(PoisonError::into_inner);
+    match &*last {
+        Some(exchange) if **exchange.origin() == origin => exchange.clone(),
+        _ => {
+            let exchange = Arc::new(Exchange::new(proxy.clone(), origin));
+            last.insert(exchange).clone()
+        }
+    }
+}
+
 /// Where an absolute request goes; `None` when it is not one for `http://`.
 fn plain_origin(uri: &Uri) -> Result<Option<Origin>, Refusal> {
     let (Some(authority), Some(scheme)) = (uri.authority(), uri.scheme()) else {
@@ -87,11 +114,8 @@ fn plain_origin(uri: &Uri) -> Result<Option<Origin>, Refusal> {
         return Ok(None);
     }
     let host = authority.host().parse().map_err(|_| Refusal::HostName)?;
-    Ok(Some(Origin {
-        host,
-        port: authority.port_u16().unwrap_or(80),
-        tls: false,
-    }))
+    let port = authority.port_u16().unwrap_or(80);
+    Origin::new(host, port, false).map(Some)
 }
 
 fn connect_target(uri: &Uri) -> Result<(Host, u16), Refusal> {
@@ -118,7 +142,7 @@ async fn refuse(
     // A refusal sends nothing, so a full trail only delays it.
     let _ = record.room().await;
     record.refused(refusal);
-    let mut response = refusal.response(host);
+    let mut response = refusal.response(host, Version::HTTP_11);
     if response.status() == StatusCode::METHOD_NOT_ALLOWED {
         let allow = http::HeaderValue::from_static("CONNECT");
         response.headers_mut().insert(header::ALLOW, allow);

@@ -23,6 +23,7 @@ use super::refusal::Refusal;
 use super::settings::EgressSettings;
 use super::tally::Tally;
 use super::turns::Share;
+use super::upstream::{IDLE_TIMEOUT as IDLE_CONNECTION_TIMEOUT, Upstreams};
 
 /// Connections of one sandbox at once.
 const CONNECTIONS_MAX: usize = 256;
@@ -50,6 +51,7 @@ pub struct SandboxProxy {
     decisions: Sender<Decision>,
     slots: Arc<Semaphore>,
     gathering: Arc<Semaphore>,
+    upstreams: Arc<Upstreams>,
     share: Share,
 }
 
@@ -70,19 +72,23 @@ impl SandboxProxy {
             decisions,
             slots: Arc::new(Semaphore::new(CONNECTIONS_MAX)),
             gathering: Arc::new(Semaphore::new(GATHERED_BODIES_MAX)),
+            upstreams: Upstreams::new(IDLE_CONNECTION_TIMEOUT),
             share: Share::new(),
         })
     }
 
     /// Swaps the policy; the next request is judged by it, and tunnels it no longer permits end.
     pub fn set_policy(&self, policy: Policy) {
-        self.policy.send_replace(Some(Arc::new(policy)));
+        let policy = Arc::new(policy);
+        self.policy.send_replace(Some(policy.clone()));
+        self.upstreams.keep(|host| policy.judge(host).is_ok());
     }
 
     /// Drops the policy and cuts open connections; a later [`set_policy`](Self::set_policy)
     /// opens the proxy again.
     pub fn close(&self) {
         self.policy.send_replace(None);
+        self.upstreams.clear();
         self.closings
             .send_modify(|count| *count = count.wrapping_add(1));
     }
@@ -169,6 +175,10 @@ impl SandboxProxy {
 
     pub(crate) fn dialer(&self) -> &Dialer {
         &self.dialer
+    }
+
+    pub(crate) fn upstreams(&self) -> &Arc<Upstreams> {
+        &self.upstreams
     }
 
     pub(crate) fn gathering(&self) -> &Arc<Semaphore> {

@@ -66,6 +66,17 @@ impl AsyncWrite for Rewind {
     ) -> Poll<io::Result<usize>> {
         Pin::new(&mut self.inner).poll_write(cx, buf)
     }
+    // Several TLS records go out in one call only if every layer below lets them.
+    fn poll_write_vectored(
+        mut self: Pin<&mut Self>,
+        cx: &mut Context<'_>,
+        bufs: &[io::IoSlice<'_>],
+    ) -> Poll<io::Result<usize>> {
+        Pin::new(&mut self.inner).poll_write_vectored(cx, bufs)
+    }
+    fn is_write_vectored(&self) -> bool {
+        self.inner.is_write_vectored()
+    }
     fn poll_flush(mut self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<io::Result<()>> {
         Pin::new(&mut self.inner).poll_flush(cx)
     }
@@ -149,6 +160,18 @@ impl<S: AsyncWrite + Unpin> AsyncWrite for Metered<S> {
         let size = ready!(Pin::new(&mut self.inner).poll_write(cx, buf))?;
         self.meter.moved(&self.meter.written, size);
         Poll::Ready(Ok(size))
+    }
+    fn poll_write_vectored(
+        mut self: Pin<&mut Self>,
+        cx: &mut Context<'_>,
+        bufs: &[io::IoSlice<'_>],
+    ) -> Poll<io::Result<usize>> {
+        let size = ready!(Pin::new(&mut self.inner).poll_write_vectored(cx, bufs))?;
+        self.meter.moved(&self.meter.written, size);
+        Poll::Ready(Ok(size))
+    }
+    fn is_write_vectored(&self) -> bool {
+        self.inner.is_write_vectored()
     }
     fn poll_flush(mut self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<io::Result<()>> {
         Pin::new(&mut self.inner).poll_flush(cx)

@@ -14,11 +14,13 @@
 //!   a path or a query.
 //! - Memory per connection is constant, whatever the size of a body.
 //!
-//! Pure rooms first (`name`, `token`, `escape`, `substitute`, `reseal`, `address`), then the
-//! ones with I/O (`dial`, `opening`, `gate`, `connection`, `explicit`, `exchange`). Another HTTP version
-//! becomes a sibling of `exchange`; another content coding a variant of `coding::Coding`.
+//! Pure rooms first (`name`, `token`, `escape`, `substitute`, `reseal`, `address`, `origin`), then
+//! the ones with I/O: a connection comes in through `gate`, `connection` and `serve`, a request
+//! goes through `exchange`, `upload` and `answer`, and out through `upstream` and `dial`.
+//! Another content coding becomes a variant of `coding::Coding`.
 
 mod address;
+mod answer;
 mod body;
 mod ca;
 mod coding;
@@ -40,16 +42,23 @@ mod io;
 mod multipart;
 mod name;
 mod opening;
+mod origin;
 mod policy;
 mod refusal;
 mod reseal;
 mod scout;
+mod serve;
 mod settings;
+mod streams;
 mod substitute;
 mod tally;
 mod token;
+mod trailers;
 mod tunnel;
 mod turns;
+mod upgrade;
+mod upload;
+mod upstream;
 mod websocket;
 
 pub use ca::{CaError, SandboxCa};
@@ -59,5 +68,5 @@ pub use gate::{SandboxProxy, Target};
 pub use name::{BadName, BadPattern, CanonicalName, Host, HostPattern};
 pub use policy::{Binding, Policy};
 pub use refusal::Refusal;
-pub use settings::{EgressSettings, UpstreamTls};
+pub use settings::{BadIdentity, ClientIdentity, EgressSettings, HostTls, UpstreamTls};
 pub use token::{BadToken, SealedToken};

@@ -2,7 +2,7 @@
 
 use std::net::IpAddr;
 
-use http::{HeaderValue, Response, StatusCode, header};
+use http::{HeaderValue, Response, StatusCode, Version, header};
 use http_body_util::{BodyExt, Full};
 
 use super::body::OutBody;
@@ -45,6 +45,15 @@ pub enum Refusal {
     /// No address of the host accepts a connection in time.
     #[error("the host could not be reached")]
     Unreachable,
+    /// No address of the host answered in time.
+    #[error("the host did not accept a connection in time")]
+    ConnectTimeout,
+    /// The host takes part in TLS and speaks no version of HTTP that we do.
+    #[error("the host speaks neither HTTP/1.1 nor HTTP/2")]
+    NoCommonProtocol,
+    /// The host took the request and sent no answer.
+    #[error("the host did not answer in time")]
+    ResponseTimeout,
     /// The host's certificate can't be verified; nothing was sent.
     #[error("the host's TLS certificate could not be verified; nothing was sent")]
     UpstreamTls,
@@ -132,6 +141,12 @@ pub enum Refusal {
     /// Too many connections at once.
     #[error("too many connections from this sandbox at once")]
     ConnectionLimit,
+    /// Too many requests at once.
+    #[error("too many requests from this sandbox at once")]
+    RequestLimit,
+    /// Too many hosts asked for in a short time, each of which needs a certificate.
+    #[error("too many different hosts from this sandbox at once; try again in a moment")]
+    LeafLimit,
     /// The audit trail can't take another record.
     #[error("the audit trail is behind; try again in a moment")]
     AuditBacklog,
@@ -169,6 +184,9 @@ impl Refusal {
             Self::OwnAddress => ("own_address", S::FORBIDDEN),
             Self::NotFound => ("host_not_found", S::BAD_GATEWAY),
             Self::Unreachable => ("host_unreachable", S::BAD_GATEWAY),
+            Self::ConnectTimeout => ("host_timeout", S::GATEWAY_TIMEOUT),
+            Self::NoCommonProtocol => ("upstream_protocol", S::BAD_GATEWAY),
+            Self::ResponseTimeout => ("upstream_timeout", S::GATEWAY_TIMEOUT),
             Self::UpstreamTls => ("upstream_certificate", S::BAD_GATEWAY),
             Self::TlsMalformed => ("tls_malformed", S::BAD_REQUEST),
             Self::SniMissing => ("sni_missing", S::FORBIDDEN),
@@ -195,6 +213,8 @@ impl Refusal {
             Self::Upstream => ("upstream_failed", S::BAD_GATEWAY),
             Self::UpstreamSwitched => ("upstream_switched", S::BAD_GATEWAY),
             Self::ConnectionLimit => ("connection_limit", S::TOO_MANY_REQUESTS),
+            Self::RequestLimit => ("request_limit", S::TOO_MANY_REQUESTS),
+            Self::LeafLimit => ("leaf_limit", S::TOO_MANY_REQUESTS),
             Self::AuditBacklog => ("audit_backlog", S::SERVICE_UNAVAILABLE),
             Self::ProxyMethod => ("proxy_method", S::METHOD_NOT_ALLOWED),
             Self::NoMetadata => ("no_metadata", S::NOT_FOUND),
@@ -202,8 +222,9 @@ impl Refusal {
         }
     }
 
-    /// The answer: the API's error envelope with the rule and the host.
-    pub(crate) fn response(&self, host: &Host) -> Response<OutBody> {
+    /// The answer to a request of this version: the API's error envelope with the rule and the
+    /// host.
+    pub(crate) fn response(&self, host: &Host, version: Version) -> Response<OutBody> {
         let text = serde_json::json!({
             "error": self.to_string(),
             "rule": self.rule(),
@@ -215,7 +236,7 @@ impl Refusal {
         response.headers_mut().insert(header::CONTENT_TYPE, json);
         let store = HeaderValue::from_static("no-store");
         response.headers_mut().insert(header::CACHE_CONTROL, store);
-        if self.status() == StatusCode::BAD_REQUEST {
+        if self.status() == StatusCode::BAD_REQUEST && version != Version::HTTP_2 {
             // Where this request ends is in doubt, and so is what would follow it.
             let close = HeaderValue::from_static("close");
             response.headers_mut().insert(header::CONNECTION, close);

@@ -125,6 +125,7 @@ const MUST_FAIL: [&str; 32] = [
     "echo in base64, three alignments",
     "echo in hex",
     "echo in percent-encoding",
+    "echo in JSON",
     "echo in JSON, every mark as \\u",
     "echo in JSON, every character as \\u",
     "echo in gzip",

@@ -12,7 +12,7 @@ use opencomputer::proxy::{
 use opencomputer::secret::SecretValue;
 use rcgen::{BasicConstraints, CertificateParams, IsCa, Issuer, KeyPair};
 use rustls::pki_types::pem::PemObject;
-use rustls::pki_types::{CertificateDer, PrivateKeyDer, PrivatePkcs8KeyDer, ServerName};
+use rustls::pki_types::{CertificateDer, PrivateKeyDer, ServerName};
 use rustls::{ClientConfig, RootCertStore, ServerConfig};
 use tokio::net::{TcpListener, TcpStream};
 use tokio::sync::mpsc;
@@ -112,21 +112,70 @@ impl Authority {
 
     /// TLS for a host with these names.
     pub fn acceptor(&self, names: &[&str]) -> TlsAcceptor {
+        self.acceptor_offering(names, &[])
+    }
+
+    /// TLS for a host with these names that agrees to these protocols.
+    pub fn acceptor_offering(&self, names: &[&str], protocols: &[&str]) -> TlsAcceptor {
+        let mut config = self.server_config(
+            names,
+            ServerConfig::builder_with_provider(crypto())
+                .with_safe_default_protocol_versions()
+                .unwrap()
+                .with_no_client_auth(),
+        );
+        config.alpn_protocols = alpn(protocols);
+        TlsAcceptor::from(Arc::new(config))
+    }
+
+    /// TLS for a host with these names that asks for a certificate signed by `clients`.
+    pub fn acceptor_asking(
+        &self,
+        names: &[&str],
+        clients: &CertificateDer<'static>,
+    ) -> TlsAcceptor {
+        let mut roots = RootCertStore::empty();
+        roots.add(clients.clone()).unwrap();
+        let verifier =
+            rustls::server::WebPkiClientVerifier::builder_with_provider(roots.into(), crypto());
+        let config = self.server_config(
+            names,
+            ServerConfig::builder_with_provider(crypto())
+                .with_safe_default_protocol_versions()
+                .unwrap()
+                .with_client_cert_verifier(verifier.build().unwrap()),
+        );
+        TlsAcceptor::from(Arc::new(config))
+    }
+
+    fn server_config(
+        &self,
+        names: &[&str],
+        builder: rustls::ConfigBuilder<ServerConfig, rustls::server::WantsServerCert>,
+    ) -> ServerConfig {
+        let (chain, key) = self.pair(names);
+        let leaf = CertificateDer::from_pem_slice(chain.as_bytes()).unwrap();
+        let key = PrivateKeyDer::from_pem_slice(key.as_bytes()).unwrap();
+        builder.with_single_cert(vec![leaf], key).unwrap()
+    }
+
+    /// A certificate and its key, PEM.
+    pub fn pair(&self, names: &[&str]) -> (String, String) {
         let key = KeyPair::generate().unwrap();
         let names: Vec<String> = names.iter().map(|name| (*name).to_owned()).collect();
         let leaf = CertificateParams::new(names)
             .unwrap()
             .signed_by(&key, &self.issuer)
             .unwrap();
-        let key = PrivateKeyDer::Pkcs8(PrivatePkcs8KeyDer::from(key.serialize_der()));
-        let config = ServerConfig::builder_with_provider(crypto())
-            .with_safe_default_protocol_versions()
-            .unwrap()
-            .with_no_client_auth()
-            .with_single_cert(vec![leaf.der().clone()], key)
-            .unwrap();
-        TlsAcceptor::from(Arc::new(config))
+        (leaf.pem(), key.serialize_pem())
     }
+}
+
+fn alpn(protocols: &[&str]) -> Vec<Vec<u8>> {
+    protocols
+        .iter()
+        .map(|name| name.as_bytes().to_vec())
+        .collect()
 }
 
 fn crypto() -> Arc<rustls::crypto::CryptoProvider> {
@@ -339,6 +388,24 @@ impl World {
         soon(tls_trusting(&roots, stream, name)).await
     }
 
+    /// The same, with these protocols offered.
+    pub async fn tls_offering<S>(
+        &self,
+        stream: S,
+        name: &str,
+        protocols: &[&str],
+    ) -> std::io::Result<TlsStream<S>>
+    where
+        S: tokio::io::AsyncRead + tokio::io::AsyncWrite + Unpin,
+    {
+        let ca = self.proxy.ca_certificate_pem().as_bytes();
+        let mut config = client_config(&[CertificateDer::from_pem_slice(ca).unwrap()]);
+        config.alpn_protocols = alpn(protocols);
+        let name = ServerName::try_from(name.to_owned()).unwrap();
+        let connector = TlsConnector::from(Arc::new(config));
+        soon(connector.connect(name, stream)).await
+    }
+
     /// A TLS connection of the sandbox to `name`.
     pub async fn secure(&self, name: &str, port: u16) -> Io {
         let stream = self.connect(name, port).await;
@@ -386,17 +453,63 @@ pub async fn tls_trusting<S>(
 where
     S: tokio::io::AsyncRead + tokio::io::AsyncWrite + Unpin,
 {
-    let mut store = RootCertStore::empty();
-    for root in roots {
-        store.add(root.clone()).unwrap();
-    }
-    let config = ClientConfig::builder_with_provider(crypto())
-        .with_safe_default_protocol_versions()
-        .unwrap()
-        .with_root_certificates(store)
-        .with_no_client_auth();
+    let config = client_config(roots);
     let name = ServerName::try_from(name.to_owned()).unwrap();
     TlsConnector::from(Arc::new(config))
         .connect(name, stream)
         .await
+}
+
+/// A client's TLS that trusts `roots` only.
+pub fn client_config(roots: &[CertificateDer<'static>]) -> ClientConfig {
+    let mut store = RootCertStore::empty();
+    for root in roots {
+        store.add(root.clone()).unwrap();
+    }
+    ClientConfig::builder_with_provider(crypto())
+        .with_safe_default_protocol_versions()
+        .unwrap()
+        .with_root_certificates(store)
+        .with_no_client_auth()
+}
+
+/// An echo host that speaks whichever version was agreed on.
+pub async fn either(tls: TlsAcceptor) -> u16 {
+    use crate::two::{Seen, echo2};
+    use http_body_util::BodyExt;
+    use hyper_util::rt::{TokioExecutor, TokioIo};
+    let listener = TcpListener::bind((Ipv4Addr::LOCALHOST, 0)).await.unwrap();
+    let port = listener.local_addr().unwrap().port();
+    tokio::spawn(async move {
+        while let Ok((stream, _)) = listener.accept().await {
+            let tls = tls.clone();
+            tokio::spawn(async move {
+                let Ok(stream) = tls.accept(stream).await else {
+                    return;
+                };
+                let two = stream.get_ref().1.alpn_protocol() == Some(b"h2");
+                let service = hyper::service::service_fn(
+                    |request: http::Request<hyper::body::Incoming>| async move {
+                        let (parts, body) = request.into_parts();
+                        let seen = Seen {
+                            uri: parts.uri,
+                            headers: parts.headers,
+                            body: body.collect().await.unwrap().to_bytes(),
+                            trailers: None,
+                        };
+                        Ok::<_, std::convert::Infallible>(echo2(&seen))
+                    },
+                );
+                let io = TokioIo::new(stream);
+                if two {
+                    let server = hyper::server::conn::http2::Builder::new(TokioExecutor::new());
+                    let _ = server.serve_connection(io, service).await;
+                } else {
+                    let server = hyper::server::conn::http1::Builder::new();
+                    let _ = server.serve_connection(io, service).await;
+                }
+            });
+        }
+    });
+    port
 }

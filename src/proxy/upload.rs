@@ -1,0 +1,186 @@
+//! The body of a request on its way to the host.
+//!
+//! | Length given | Content may change | goes out |
+//! |---|---|---|
+//! | any | no | as it came, its length kept |
+//! | up to a mebibyte | yes | gathered, with its new length |
+//! | more, or none | yes | as a stream, without a length |
+//!
+//! Invariant: nothing is read from the program before a connection to the host stands, so that a
+//! refusal is told before a `100 Continue` asks for the body.
+
+use std::future::ready;
+use std::pin::Pin;
+use std::sync::Arc;
+use std::sync::atomic::{AtomicU64, Ordering};
+use std::task::{self, Context, Poll};
+use std::time::Duration;
+
+use bytes::Bytes;
+use http::{Version, header, request};
+use http_body::{Body, Frame, SizeHint};
+use http_body_util::{BodyExt, Limited};
+use hyper::body::Incoming;
+use tokio::sync::{OwnedSemaphorePermit, Semaphore};
+
+use super::body::{CountedBody, OutBody, StreamError, TransformedBody};
+use super::content;
+use super::policy::HostRules;
+use super::refusal::{Refusal, full};
+use super::tally::Tally;
+use super::trailers::{self, Trailing};
+
+/// Bodies up to this length are gathered, so that the host sees a repaired `Content-Length`;
+/// longer ones stream and turn to chunked, since the length is known only at their end.
+const GATHERED_BODY_BYTES_MAX: u64 = 1024 * 1024;
+/// Room a gathered body has after values took the place of tokens.
+const GATHERED_GROWTH_FACTOR_MAX: usize = 4;
+/// What is read of an upload nobody wants, so that its sender gets to read the answer instead of
+/// a reset connection.
+const DRAINED_BYTES_MAX: usize = 16 * 1024 * 1024;
+/// How long it is read.
+const DRAIN_TIMEOUT: Duration = Duration::from_secs(5);
+
+/// A request body as it comes from the sandbox: counted, and drained when it is not wanted.
+pub(crate) struct Upload {
+    inner: Option<Incoming>,
+    bytes: Arc<AtomicU64>,
+    drains: bool,
+}
+
+impl Upload {
+    pub fn new(body: Incoming, parts: &request::Parts, bytes: Arc<AtomicU64>) -> Self {
+        // HTTP/2 resets the stream alone. A program that waits for `100 Continue` sends nothing,
+        // and to read from it would ask for the body.
+        let one = parts.version != Version::HTTP_2;
+        Self {
+            inner: Some(body),
+            bytes,
+            drains: one && !parts.headers.contains_key(header::EXPECT),
+        }
+    }
+}
+
+impl Body for Upload {
+    type Data = Bytes;
+    type Error = StreamError;
+
+    fn poll_frame(
+        mut self: Pin<&mut Self>,
+        cx: &mut Context<'_>,
+    ) -> Poll<Option<Result<Frame<Bytes>, StreamError>>> {
+        let Some(body) = &mut self.inner else {
+            return Poll::Ready(None);
+        };
+        match task::ready!(Pin::new(body).poll_frame(cx)) {
+            Some(Ok(frame)) => {
+                if let Some(data) = frame.data_ref() {
+                    self.bytes.fetch_add(data.len() as u64, Ordering::Relaxed);
+                }
+                // Whoever waited for `100 Continue` has had it.
+                self.drains = true;
+                Poll::Ready(Some(Ok(frame)))
+            }
+            Some(Err(error)) => {
+                self.inner = None;
+                Poll::Ready(Some(Err(error.into())))
+            }
+            None => {
+                self.inner = None;
+                Poll::Ready(None)
+            }
+        }
+    }
+
+    fn is_end_stream(&self) -> bool {
+        self.inner.as_ref().is_none_or(Body::is_end_stream)
+    }
+
+    fn size_hint(&self) -> SizeHint {
+        let known = self.inner.as_ref().map(Body::size_hint);
+        known.unwrap_or_else(|| SizeHint::with_exact(0))
+    }
+}
+
+impl Drop for Upload {
+    fn drop(&mut self) {
+        let unwanted = self
+            .inner
+            .take_if(|body| self.drains && !body.is_end_stream());
+        if let Some(body) = unwanted
+            && let Ok(runtime) = tokio::runtime::Handle::try_current()
+        {
+            // Ends with the connection it comes from; one of them per connection.
+            runtime.spawn(tokio::time::timeout(DRAIN_TIMEOUT, drain(body)));
+        }
+    }
+}
+
+async fn drain(mut body: Incoming) {
+    let mut read = 0;
+    while read < DRAINED_BYTES_MAX
+        && let Some(Ok(frame)) = body.frame().await
+    {
+        read += frame.data_ref().map_or(0, Bytes::len);
+    }
+}
+
+/// The body that goes upstream. Its length is left to hyper, which knows it exactly when the
+/// body is passed as it came or was gathered, and chunks it otherwise.
+pub(crate) async fn outgoing(
+    parts: &request::Parts,
+    upload: Upload,
+    rules: &Arc<HostRules>,
+    tally: &Arc<Tally>,
+    gathering: &Arc<Semaphore>,
+) -> Result<OutBody, Refusal> {
+    if upload.is_end_stream() {
+        return Ok(full(Bytes::new()));
+    }
+    let length = upload.size_hint().exact();
+    let trailers = trailers::of_request(rules, tally);
+    let Some(change) = content::of_request(&parts.headers, rules, tally)? else {
+        return Ok(Trailing::new(upload, trailers).boxed_unsync());
+    };
+    let changes = !change.keeps_length;
+    let body =
+        TransformedBody::new(upload, change.transform, change.keeps_length).with_trailers(trailers);
+    match length {
+        Some(length) if changes && length <= GATHERED_BODY_BYTES_MAX => {
+            match gathering.clone().try_acquire_owned() {
+                Ok(place) => gather(body, place).await,
+                // So many at once: this one goes in chunks, and its length stays unknown.
+                Err(_) => Ok(body.boxed_unsync()),
+            }
+        }
+        _ => Ok(body.boxed_unsync()),
+    }
+}
+
+/// Reads a short body whole, substituted; it keeps its place until it is sent.
+async fn gather(
+    body: TransformedBody<Upload>,
+    place: OwnedSemaphorePermit,
+) -> Result<OutBody, Refusal> {
+    // A gibibyte of values can't come of a mebibyte of tokens; the factor covers secrets some
+    // hundred and fifty bytes long in nothing but tokens.
+    let limit = GATHERED_BODY_BYTES_MAX as usize * GATHERED_GROWTH_FACTOR_MAX;
+    match Limited::new(body, limit).collect().await {
+        Ok(whole) => {
+            let trailers = whole.trailers().cloned();
+            let body = full(whole.to_bytes());
+            let body = CountedBody::new(body, Arc::default(), place);
+            Ok(match trailers {
+                Some(fields) => body.with_trailers(ready(Some(Ok(fields)))).boxed_unsync(),
+                None => body.boxed_unsync(),
+            })
+        }
+        Err(error) => match error.downcast::<StreamError>() {
+            Ok(reason) => match *reason {
+                StreamError::Refused(refusal) => Err(refusal),
+                StreamError::Coding(_) | StreamError::Peer(_) => Err(Refusal::RequestBody),
+            },
+            Err(_) => Err(Refusal::RequestBody),
+        },
+    }
+}

@@ -1,0 +1,175 @@
+//! One connection to a host, and the requests sent on it.
+
+use std::sync::Arc;
+use std::sync::atomic::{AtomicUsize, Ordering};
+use std::time::Duration;
+
+use http::{Request, Response, Version};
+use hyper::body::Incoming;
+use hyper::client::conn::{TrySendError, http1, http2};
+use hyper_util::rt::{TokioIo, TokioTimer};
+use tokio::time::timeout;
+use tokio_util::task::AbortOnDropHandle;
+
+use crate::proxy::body::OutBody;
+use crate::proxy::connection::{HEAD_BYTES_MAX, HEAD_FIELDS_MAX};
+use crate::proxy::io::Duplex;
+use crate::proxy::refusal::Refusal;
+use crate::proxy::streams::{End, Streams, drive};
+
+/// Requests at once on one HTTP/2 connection; what the host permits may be less.
+const STREAMS_MAX: usize = 100;
+/// What a host may send ahead on one stream: enough for 100 ms of distance at 10 MiB/s.
+const STREAM_WINDOW_BYTES: u32 = 1024 * 1024;
+/// What a host may send ahead on one connection.
+const CONNECTION_WINDOW_BYTES: u32 = 4 * 1024 * 1024;
+/// What one stream holds of a body that the host does not take.
+const SEND_BUFFER_BYTES_MAX: usize = 256 * 1024;
+/// How long a host may leave a PING unanswered before its connection counts as dead.
+const PING_TIMEOUT: Duration = Duration::from_secs(20);
+/// How often a connection with requests on it is asked whether it lives.
+const PING_INTERVAL: Duration = Duration::from_secs(60);
+/// How long the first flight of HTTP/2 may take.
+const PREFACE_TIMEOUT: Duration = Duration::from_secs(10);
+
+/// A connection to a host, ready for a request.
+pub(crate) enum Link {
+    /// HTTP/1.1: nobody else's while it is held.
+    One(One),
+    /// HTTP/2: shared with other requests of the same sandbox.
+    Many(Share),
+}
+
+/// A connection for one request at a time. Dropped, it is cut.
+pub(crate) struct One {
+    sender: http1::SendRequest<OutBody>,
+    _driver: AbortOnDropHandle<()>,
+}
+
+/// A connection for many requests. Cut when nobody holds it any more.
+pub(crate) struct Many {
+    sender: http2::SendRequest<OutBody>,
+    active: AtomicUsize,
+    _driver: AbortOnDropHandle<()>,
+}
+
+/// One request's share of a connection.
+pub(crate) struct Share(Arc<Many>);
+
+impl Drop for Share {
+    fn drop(&mut self) {
+        self.0.active.fetch_sub(1, Ordering::Relaxed);
+    }
+}
+
+impl Link {
+    /// The version requests on it are sent in.
+    pub fn version(&self) -> Version {
+        match self {
+            Self::One(_) => Version::HTTP_11,
+            Self::Many(_) => Version::HTTP_2,
+        }
+    }
+
+    /// Sends a request. One of which nothing was written comes back with the error.
+    pub async fn send(
+        &mut self,
+        request: Request<OutBody>,
+    ) -> Result<Response<Incoming>, TrySendError<Request<OutBody>>> {
+        match self {
+            Self::One(one) => one.sender.try_send_request(request).await,
+            Self::Many(share) => share.0.sender.clone().try_send_request(request).await,
+        }
+    }
+}
+
+impl One {
+    /// Speaks HTTP/1.1 on `stream`; with `upgrades`, it may turn into another protocol.
+    pub async fn open(stream: impl Duplex + 'static, upgrades: bool) -> Result<Self, Refusal> {
+        let (sender, connection) = http1::Builder::new()
+            .max_buf_size(HEAD_BYTES_MAX)
+            .max_header_size(HEAD_BYTES_MAX)
+            .max_headers(HEAD_FIELDS_MAX)
+            .handshake(TokioIo::new(stream))
+            .await
+            .map_err(|_| Refusal::Upstream)?;
+        let driver = tokio::spawn(async move {
+            let ended = match upgrades {
+                true => connection.with_upgrades().await,
+                false => connection.await,
+            };
+            if let Err(error) = ended {
+                tracing::debug!(%error, "connection to the host ended");
+            }
+        });
+        Ok(Self {
+            sender,
+            _driver: AbortOnDropHandle::new(driver),
+        })
+    }
+
+    /// Whether the last exchange is over and the next may begin.
+    pub fn is_ready(&self) -> bool {
+        self.sender.is_ready()
+    }
+
+    /// Whether the connection is of no more use.
+    pub fn is_closed(&self) -> bool {
+        self.sender.is_closed()
+    }
+
+    /// Waits until the last exchange is over; `false` when no other can follow it.
+    pub async fn becomes_ready(&mut self, limit: Duration) -> bool {
+        matches!(timeout(limit, self.sender.ready()).await, Ok(Ok(())))
+    }
+}
+
+impl Many {
+    /// Speaks HTTP/2 on `stream`.
+    pub async fn open(stream: impl Duplex + 'static) -> Result<Arc<Self>, Refusal> {
+        let streams = Streams::default();
+        let handshake = http2::Builder::new(streams.clone())
+            .timer(TokioTimer::new())
+            .initial_stream_window_size(STREAM_WINDOW_BYTES)
+            .initial_connection_window_size(CONNECTION_WINDOW_BYTES)
+            .max_send_buf_size(SEND_BUFFER_BYTES_MAX)
+            .max_header_list_size(HEAD_BYTES_MAX as u32)
+            .keep_alive_interval(PING_INTERVAL)
+            .keep_alive_timeout(PING_TIMEOUT)
+            .handshake(TokioIo::new(stream));
+        let (sender, connection) = match timeout(PREFACE_TIMEOUT, handshake).await {
+            Ok(Ok(parts)) => parts,
+            _ => return Err(Refusal::Upstream),
+        };
+        let driver = tokio::spawn(async move {
+            if let Err(error) = drive(connection, streams, End::WithStreams).await {
+                tracing::debug!(%error, "connection to the host ended");
+            }
+        });
+        Ok(Arc::new(Self {
+            sender,
+            active: AtomicUsize::new(0),
+            _driver: AbortOnDropHandle::new(driver),
+        }))
+    }
+
+    /// A share, when there is room for another request.
+    pub fn share(self: &Arc<Self>) -> Option<Share> {
+        // Taken under the lock of the shelf: nobody adds at the same time.
+        if self.is_closed() || self.active.load(Ordering::Relaxed) >= STREAMS_MAX {
+            return None;
+        }
+        self.active.fetch_add(1, Ordering::Relaxed);
+        Some(Share(self.clone()))
+    }
+
+    /// Whether the connection takes no more requests.
+    pub fn is_closed(&self) -> bool {
+        self.sender.is_closed()
+    }
+
+    /// Whether no request is on it.
+    pub fn is_idle(&self) -> bool {
+        self.active.load(Ordering::Relaxed) == 0
+    }
+}
