@@ -109,6 +109,18 @@ struct EgressFile {
     extra_roots: Vec<PathBuf>,
     inspect_all: bool,
     strict_tokens: bool,
+    audit: AuditMode,
+}
+
+/// When the record of a request is durable.
+#[derive(Debug, Clone, Copy, Default, PartialEq, Eq, Deserialize)]
+#[serde(rename_all = "lowercase")]
+pub enum AuditMode {
+    /// Within a moment, with others in one write: no request waits for the disk.
+    #[default]
+    Batched,
+    /// Before a secret leaves with it.
+    Strict,
 }
 
 #[derive(Debug, Deserialize)]
@@ -164,6 +176,8 @@ pub struct Egress {
     pub inspect_all: bool,
     /// Refuse a token sent to a host its secret isn't bound to, instead of passing it inert.
     pub strict_tokens: bool,
+    /// When the record of a request that carries a secret is durable.
+    pub audit: AuditMode,
 }
 
 /// The server's configuration.
@@ -261,6 +275,7 @@ impl Config {
             extra_roots: file.egress.extra_roots,
             inspect_all: file.egress.inspect_all,
             strict_tokens: file.egress.strict_tokens,
+            audit: file.egress.audit,
         };
         egress.allow_private.extend(args.egress_allow_private);
         egress.hosts.extend(args.egress_host);

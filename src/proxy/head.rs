@@ -253,7 +253,10 @@ fn rewrite_value(
 }
 
 /// The text inside Basic credentials (RFC 7617).
-fn basic_credentials(name: &HeaderName, value: &HeaderValue) -> Option<Zeroizing<Vec<u8>>> {
+pub(crate) fn basic_credentials(
+    name: &HeaderName,
+    value: &HeaderValue,
+) -> Option<Zeroizing<Vec<u8>>> {
     const LENIENT: GeneralPurpose = GeneralPurpose::new(
         &base64::alphabet::STANDARD,
         GeneralPurposeConfig::new().with_decode_padding_mode(DecodePaddingMode::Indifferent),

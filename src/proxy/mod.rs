@@ -23,8 +23,10 @@ mod body;
 mod ca;
 mod connection;
 mod content;
+mod credential;
 mod decision;
 mod dial;
+mod entropy;
 mod escape;
 mod exchange;
 mod explicit;
@@ -35,9 +37,11 @@ mod head;
 mod io;
 mod name;
 mod opening;
+mod placement;
 mod policy;
 mod refusal;
 mod reseal;
+mod revoked;
 mod settings;
 mod substitute;
 mod tally;
@@ -45,10 +49,16 @@ mod token;
 mod tunnel;
 
 pub use ca::{CaError, SandboxCa};
-pub use decision::{Decision, Outcome, Protocol};
-pub use forms::{RESEAL_VALUE_BYTES_MIN, reseal_possible};
+pub use decision::{Announcement, Decision, Outcome, Protocol, Sending};
+pub use entropy::{
+    RESEAL_BITS_MIN, RESEAL_DISTINCT_BYTES_MIN, RESEAL_VALUE_BYTES_MIN, reseal_possible,
+};
 pub use gate::{SandboxProxy, Target};
 pub use name::{BadName, BadPattern, CanonicalName, Host, HostPattern};
+pub use placement::{
+    BadPlacement, PATH_PREFIX_BYTES_MAX, PLACEMENT_ENTRIES_MAX, Placement, PlacementText,
+    REPLACEMENTS_MAX,
+};
 pub use policy::{Binding, Policy};
 pub use refusal::Refusal;
 pub use settings::{EgressSettings, UpstreamTls};

@@ -16,7 +16,8 @@ use aho_corasick::nfa::contiguous::NFA;
 use zeroize::Zeroizing;
 
 use super::body::{StreamError, Transform};
-use super::forms::{Forms, Spelling, forms, reseal_possible};
+use super::entropy::reseal_possible;
+use super::forms::{Forms, Spelling, forms};
 use super::policy::Binding;
 use super::tally::Tally;
 
@@ -282,6 +283,7 @@ mod tests {
             token: SealedToken::generate(),
             value: SecretValue::from(value.to_owned()),
             hosts: Vec::new(),
+            placement: crate::proxy::Placement::default(),
         }
     }
 

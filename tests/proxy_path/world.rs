@@ -7,7 +7,8 @@ use std::sync::{Arc, Mutex, Once};
 use std::time::Duration;
 
 use opencomputer::proxy::{
-    Binding, Decision, EgressSettings, Policy, SandboxCa, SandboxProxy, SealedToken, Target,
+    Binding, Decision, EgressSettings, Placement, Policy, SandboxCa, SandboxProxy, SealedToken,
+    Target,
 };
 use opencomputer::secret::SecretValue;
 use rcgen::{BasicConstraints, CertificateParams, IsCa, Issuer, KeyPair};
@@ -224,6 +225,7 @@ impl Setup {
             token,
             value: SecretValue::from(value.to_owned()),
             hosts: hosts.iter().map(|host| host.parse().unwrap()).collect(),
+            placement: Placement::default(),
         };
         let bindings = vec![
             binding("API_KEY", tokens[0], self.value, &self.hosts),

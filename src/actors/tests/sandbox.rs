@@ -41,6 +41,7 @@ fn entry(layer: &str, version: u64, token: &str) -> SealedEntry {
         name: "TOKEN".to_owned(),
         token: token.to_owned(),
         allowed_hosts: vec!["a.test".to_owned()],
+        placement: Some(super::placement()),
         layer_id: layer.to_owned(),
         version,
         sealed: sealed("value"),
