@@ -26,8 +26,10 @@ use super::head::{
     Origin, check_request, check_response_framing, rewrite_request, rewrite_response,
 };
 use super::name::Host;
+use super::placement::drop_cookies;
 use super::policy::HostRules;
 use super::refusal::{Refusal, full};
+use super::revoked::CutBody;
 
 /// Bodies up to this length are gathered, so that the host sees a repaired `Content-Length`;
 /// longer ones stream and turn to chunked, since the length is known only at their end.
@@ -67,11 +69,20 @@ impl Exchange {
         };
         let mut record = self.proxy.record(&origin.host, origin.port, protocol);
         record.method(request.method());
-        match self.forward(request, origin, &mut record).await {
+        let (revoked, tally) = (self.proxy.revoked().clone(), record.tally.clone());
+        let forwarded = tokio::select! {
+            biased;
+            refusal = revoked.cut(&tally) => Err(refusal),
+            forwarded = self.forward(request, origin, &mut record) => forwarded,
+        };
+        match forwarded {
             Ok(response) => {
                 record.status(response.status());
                 let bytes = record.down.clone();
-                response.map(|body| CountedBody::new(body, bytes, record).boxed_unsync())
+                response.map(|body| {
+                    let body = CutBody::new(body, revoked, tally);
+                    CountedBody::new(body, bytes, record).boxed_unsync()
+                })
             }
             Err(refusal) => {
                 tracing::debug!(host = %origin.host, rule = refusal.rule(), "request refused");
@@ -93,6 +104,7 @@ impl Exchange {
         check_request(&parts, origin)?;
         let strict = self.proxy.settings().strict_tokens;
         let rules = policy.rules_for(&origin.host, origin.tls, strict);
+        let rules = rules.for_request(&parts)?;
         rules.prepare().await;
 
         let mut slot = self.upstream.lock().await;
@@ -106,7 +118,10 @@ impl Exchange {
         };
         let method = parts.method.clone();
         let body = outgoing_body(&parts, body, &rules, record, self.proxy.gathering()).await?;
+        // A body of unknown length is substituted while it is sent.
+        let more_to_come = body.size_hint().exact().is_none();
         rewrite_request(&mut parts, origin, &rules, &record.tally)?;
+        self.proxy.announce(&rules, record, more_to_come).await?;
         record.passed(Outcome::Allowed, rule);
         let request = Request::from_parts(parts, body);
         let (response, upstream) = self.send(request, upstream, record).await?;
@@ -263,6 +278,9 @@ fn incoming(
         _ => None,
     };
     rewrite_response(&mut headers, patterns, &record.tally)?;
+    if rules.keeps_cookies() {
+        drop_cookies(&mut headers);
+    }
     let body = if has_body(method, parts.status, &body) {
         headers.remove(header::CONTENT_LENGTH);
         match change {

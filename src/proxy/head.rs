@@ -18,7 +18,7 @@ use super::name::Host;
 use super::policy::HostRules;
 use super::refusal::Refusal;
 use super::reseal::{Patterns, reseal_all};
-use super::substitute::substitute_all;
+use super::substitute::{substitute_all, substitute_field};
 use super::tally::Tally;
 
 /// Most bytes of all fields of a head that hold a value.
@@ -209,7 +209,9 @@ fn rewrite_target(uri: &Uri, rules: &Arc<HostRules>, tally: &Arc<Tally>) -> Resu
     let changed = substitute_all(rules, Place::Url, tally, target.as_bytes())?;
     let bytes = changed.as_deref().map_or(target.as_bytes(), Vec::as_slice);
     let too_long = |_| Refusal::Framing("the request target is too long");
-    Ok(PathAndQuery::try_from(bytes).map_err(too_long)?.into())
+    let target = PathAndQuery::try_from(bytes).map_err(too_long)?;
+    rules.check_target(target.path())?;
+    Ok(target.into())
 }
 
 /// Only codings this proxy can open may come back.
@@ -238,11 +240,13 @@ fn rewrite_value(
     tally: &Arc<Tally>,
 ) -> Result<Option<HeaderValue>, Refusal> {
     let changed = match basic_credentials(name, value) {
-        Some(text) => substitute_all(rules, Place::Credentials, tally, &text)?.map(|text| {
-            let encoded = Zeroizing::new(STANDARD.encode(&*text));
-            Zeroizing::new([b"Basic ", encoded.as_bytes()].concat())
-        }),
-        None => substitute_all(rules, Place::Header, tally, value.as_bytes())?,
+        Some(text) => {
+            substitute_field(name, rules, Place::Credentials, tally, &text)?.map(|text| {
+                let encoded = Zeroizing::new(STANDARD.encode(&*text));
+                Zeroizing::new([b"Basic ", encoded.as_bytes()].concat())
+            })
+        }
+        None => substitute_field(name, rules, Place::Header, tally, value.as_bytes())?,
     };
     let Some(changed) = changed else {
         return Ok(None);
