@@ -6,7 +6,9 @@
 mod bodies;
 mod clients;
 mod hosts;
+mod narrowing;
 mod refusals;
+mod revoking;
 mod seal;
 mod wire;
 mod world;

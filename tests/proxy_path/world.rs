@@ -199,6 +199,12 @@ pub struct Setup {
     pub value: &'static str,
     /// Hosts the first secret is for.
     pub hosts: Vec<&'static str>,
+    /// Where the first secret may stand.
+    pub placement: Placement,
+    /// The first secret is revoked.
+    pub revoked: bool,
+    /// Requests that carry a secret wait for their record.
+    pub strict_audit: bool,
     /// Room in the audit trail.
     pub trail: usize,
 }
@@ -213,6 +219,9 @@ impl Default for Setup {
             inspect_all: false,
             value: VALUE,
             hosts: vec!["api.test"],
+            placement: Placement::default(),
+            revoked: false,
+            strict_audit: false,
             trail: 256,
         }
     }
@@ -227,16 +236,25 @@ impl Setup {
             hosts: hosts.iter().map(|host| host.parse().unwrap()).collect(),
             placement: Placement::default(),
         };
-        let bindings = vec![
-            binding("API_KEY", tokens[0], self.value, &self.hosts),
-            binding("OTHER_KEY", tokens[1], OTHER_VALUE, &["other.test"]),
-        ];
+        let mut bindings = vec![binding(
+            "OTHER_KEY",
+            tokens[1],
+            OTHER_VALUE,
+            &["other.test"],
+        )];
+        if !self.revoked {
+            let first = binding("API_KEY", tokens[0], self.value, &self.hosts);
+            let placement = self.placement.clone();
+            bindings.push(Binding { placement, ..first });
+        }
+        let revoked = self.revoked.then(|| (tokens[0], "API_KEY".to_owned()));
         let allowlist = self
             .allowlist
             .iter()
             .map(|pattern| pattern.parse().unwrap())
             .collect();
         Policy::new(allowlist, bindings, self.network, true)
+            .with_revoked(revoked.into_iter().collect())
     }
 }
 
@@ -269,6 +287,7 @@ impl World {
             extra_roots: vec![authority.root.clone()],
             inspect_all: setup.inspect_all,
             strict_tokens: setup.strict,
+            strict_audit: setup.strict_audit,
             ..EgressSettings::default()
         };
         let tokens = [SealedToken::generate(), SealedToken::generate()];
