@@ -1,8 +1,9 @@
 //! Projects and their secrets (contract section 6).
 
 use actix_web::{HttpResponse, web};
-use serde::Deserialize;
-use serde_json::{Value, json};
+use serde::de::Error;
+use serde::{Deserialize, Deserializer};
+use serde_json::{Map, Value, json};
 use time::format_description::well_known::Rfc3339;
 
 use super::Api;
@@ -76,8 +77,15 @@ pub(super) struct SecretBody {
     pub(super) value: Option<SecretValue>,
     #[serde(default)]
     pub(super) allowed_hosts: Option<Vec<String>>,
-    #[serde(default)]
+    #[serde(default, deserialize_with = "placement")]
     pub(super) placement: Option<SecretPlacement>,
+}
+
+/// An object or nothing: serde would read a list as the values of the fields in their order.
+fn placement<'de, D: Deserializer<'de>>(given: D) -> Result<Option<SecretPlacement>, D::Error> {
+    let fields = Option::<Map<String, Value>>::deserialize(given)?;
+    let read = |fields| serde_json::from_value(Value::Object(fields)).map_err(D::Error::custom);
+    fields.map(read).transpose()
 }
 
 impl SecretBody {

@@ -37,6 +37,7 @@ mod head;
 mod io;
 mod name;
 mod opening;
+mod path;
 mod placement;
 mod policy;
 mod refusal;

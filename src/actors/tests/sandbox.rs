@@ -7,6 +7,7 @@ use ulid::Ulid;
 use super::{after, at, id, intent, org, other_org, scene, sealed};
 use crate::actors::aggregate::Aggregate;
 use crate::actors::sandbox::{Phase, Sandbox, SandboxCommand as C};
+use crate::events::families::SecretTaken;
 use crate::events::families::{
     Layer, LayerKind, SandboxCreated, SandboxEvent as E, SandboxFailed, SandboxSealed, SealedEntry,
     StartFailed, StartRequested, Started, StopReason, StopRequested, Stopped,
