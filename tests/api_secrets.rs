@@ -249,6 +249,7 @@ async fn a_revoked_secret_dies_in_a_running_sandbox_and_stays_dead() {
     // A new value is for new tokens.
     set(&api, &store, &json!({ "value": SECOND })).await;
     dead(&api, &host, &id, &token).await;
+    server.stop();
     server.restart();
     let api = server.api();
     dead(&api, &host, &id, &token).await;
@@ -363,6 +364,7 @@ async fn a_placement_is_kept_shown_and_reaches_running_sandboxes() {
     );
     for restarted in [false, true] {
         if restarted {
+            server.stop();
             server.restart();
         }
         let api = server.api();

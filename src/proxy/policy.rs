@@ -371,6 +371,7 @@ pub(crate) mod testing {
 #[cfg(test)]
 mod tests {
     use super::*;
+    use crate::proxy::placement::PlacementText;
 
     fn policy(allowlist: &[&str], network: bool) -> Policy {
         let allowlist = allowlist
@@ -414,5 +415,39 @@ mod tests {
         assert!(policy(&["*.example"], true).permits_opaque(&name("git.example")));
         assert!(!policy(&["*"], true).permits_opaque(&name("git.example")));
         assert!(!policy(&["*.test"], true).permits_opaque(&name("git.example")));
+    }
+    /// Goal: whoever forgets to have a request judged sends no secret that goes by it; and a value
+    /// in the path can't move the path that another secret was judged by.
+    #[test]
+    fn narrowing_fails_closed() {
+        let placement = Placement::new(&PlacementText {
+            path_prefix: Some("/v1/"),
+            ..PlacementText::default()
+        });
+        let token = SealedToken::generate();
+        let secret = Binding {
+            name: "KEY".into(),
+            token,
+            value: SecretValue::from("real-value-0001".to_owned()),
+            hosts: Vec::new(),
+            placement: placement.unwrap(),
+        };
+        let policy = Policy::new(Vec::new(), vec![secret], true, true);
+        let rules = || policy.rules_for(&"api.example".parse().unwrap(), true, false);
+        let unjudged = rules();
+        assert!(matches!(
+            unjudged.look_up(&token, None),
+            Lookup::Unbound(_, Why::Method)
+        ));
+        let request = |path: &str| {
+            let request = http::Request::builder().uri(path).body(()).unwrap();
+            rules().for_request(&request.into_parts().0).unwrap()
+        };
+        let judged = request("/v1/x");
+        assert!(matches!(judged.look_up(&token, None), Lookup::Bound(_)));
+        assert!(judged.check_target("/v1/a%3Ab").is_ok());
+        assert!(judged.check_target("/v1/..%2Fadmin").is_err());
+        // One that goes elsewhere carries nothing that could be moved.
+        assert!(request("/v2/x").check_target("/v2/..%2Fadmin").is_ok());
     }
 }
