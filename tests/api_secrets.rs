@@ -376,7 +376,8 @@ async fn a_placement_is_kept_shown_and_reaches_running_sandboxes() {
         assert_eq!(host.last_key(), token);
     }
     let api = server.api();
-    let uses = uses_of(&api, "?host=API.test.", 6).await;
+    // One at first; then, twice, one that is sent and held back and one that is held back.
+    let uses = uses_of(&api, "?host=API.test.", 7).await;
     let why: Vec<_> = uses.iter().filter_map(|one| one["why"].as_str()).collect();
     assert!(
         why.contains(&"place") && why.contains(&"method"),
