@@ -134,10 +134,8 @@ fn summary(uses: &[Use]) -> String {
         let group = groups.entry(key).or_insert((0, &one.at, &one.at));
         *group = (group.0.saturating_add(one.times), group.1, &one.at);
     }
-    let row = |((secret, host, sandbox, fate), (times, first, last)): (
-        (&String, &String, &String, String),
-        (u64, &str, &str),
-    )| {
+    let rows = groups.into_iter().map(|(group, (times, first, last))| {
+        let (secret, host, sandbox, fate) = group;
         [
             secret.clone(),
             host.clone(),
@@ -147,11 +145,11 @@ fn summary(uses: &[Use]) -> String {
             first.to_owned(),
             last.to_owned(),
         ]
-    };
+    });
     let header = [
         "SECRET", "HOST", "SANDBOX", "FATE", "TIMES", "FIRST", "LAST",
     ];
-    table(header, groups.into_iter().map(row).collect())
+    table(header, rows.collect())
 }
 
 #[cfg(test)]
