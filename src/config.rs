@@ -109,6 +109,7 @@ struct EgressFile {
     extra_roots: Vec<PathBuf>,
     inspect_all: bool,
     strict_tokens: bool,
+    audit: AuditMode,
     tls: Vec<EgressTls>,
 }
 
@@ -125,6 +126,17 @@ pub struct EgressTls {
     pub client_certificate: Option<PathBuf>,
     /// File with its private key, PEM.
     pub client_key: Option<PathBuf>,
+}
+
+/// When the record of a request is durable.
+#[derive(Debug, Clone, Copy, Default, PartialEq, Eq, Deserialize)]
+#[serde(rename_all = "lowercase")]
+pub enum AuditMode {
+    /// Within a moment, with others in one write: no request waits for the disk.
+    #[default]
+    Batched,
+    /// Before a secret leaves with it.
+    Strict,
 }
 
 #[derive(Debug, Deserialize)]
@@ -182,6 +194,8 @@ pub struct Egress {
     pub strict_tokens: bool,
     /// What is different about TLS with some hosts.
     pub tls: Vec<EgressTls>,
+    /// When the record of a request that carries a secret is durable.
+    pub audit: AuditMode,
 }
 
 /// The server's configuration.
@@ -280,6 +294,7 @@ impl Config {
             inspect_all: file.egress.inspect_all,
             strict_tokens: file.egress.strict_tokens,
             tls: file.egress.tls,
+            audit: file.egress.audit,
         };
         egress.allow_private.extend(args.egress_allow_private);
         egress.hosts.extend(args.egress_host);

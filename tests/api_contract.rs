@@ -308,6 +308,7 @@ const ROUTES: &[(&str, &str, &[&str], Who)] = &[
     ("audit_proof", "/audit/checkpoint", &["GET"], Who::Key),
     ("audit_proof", "/audit/export", &["GET"], Who::Key),
     ("audit_proof", "/audit/verify", &["POST"], Who::Key),
+    ("audit_secrets", "/audit/secrets", &["GET"], Who::Key),
     ("exec", "/commands", &["POST"], Who::Sandbox),
     ("exec", "/exec", &["GET", "POST"], Who::Sandbox),
     ("exec", "/exec/run", &["POST"], Who::Sandbox),
@@ -332,6 +333,12 @@ const ROUTES: &[(&str, &str, &[&str], Who)] = &[
         "projects",
         "/projects/{id}/secrets/{name}",
         &["DELETE", "PUT"],
+        Who::Key,
+    ),
+    (
+        "projects",
+        "/projects/{id}/secrets/{name}/revoke",
+        &["POST"],
         Who::Key,
     ),
     ("sandboxes", "", &["DELETE", "GET"], Who::Sandbox),
@@ -361,6 +368,12 @@ const ROUTES: &[(&str, &str, &[&str], Who)] = &[
         "secret_stores",
         "/secret-stores/{id}/secrets/{name}",
         &["DELETE", "PUT"],
+        Who::Key,
+    ),
+    (
+        "secret_stores",
+        "/secret-stores/{id}/secrets/{name}/revoke",
+        &["POST"],
         Who::Key,
     ),
 ];

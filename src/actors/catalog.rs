@@ -231,14 +231,20 @@ impl Catalog {
         })
     }
 
-    /// Sandboxes that the reconciler may have work with: those that run and those with an open
-    /// intent.
+    /// Whether a sandbox has a secret that was revoked since it was given it.
+    pub fn has_revoked_values(&self, id: &SandboxId) -> bool {
+        self.read(|model| model.versions.has_revoked_values(id))
+    }
+
+    /// Sandboxes that the reconciler may have work with: those that run, those with an open
+    /// intent, and those with a secret that was revoked.
     pub fn unsettled(&self) -> Vec<Unsettled> {
         self.read(|model| {
-            let open = model
-                .sandboxes
-                .iter()
-                .filter(|(_, row)| row.phase.is_live() || matches!(row.phase, Phase::Stopping(_)));
+            let open = model.sandboxes.iter().filter(|(id, row)| {
+                row.phase.is_live()
+                    || matches!(row.phase, Phase::Stopping(_))
+                    || model.versions.has_revoked_values(id)
+            });
             let known = open.filter_map(|(id, row)| {
                 row.details.as_ref().map(|details| Unsettled {
                     id: id.clone(),
@@ -269,11 +275,11 @@ impl Catalog {
         })
     }
 
-    /// Live sandboxes that a layer is attached to.
-    pub fn live_with_layer(&self, layer_id: &str) -> Vec<SandboxCreated> {
+    /// Sandboxes that a layer is attached to and that are not gone.
+    pub fn with_layer(&self, layer_id: &str) -> Vec<SandboxCreated> {
         self.read(|model| {
-            let live = model.sandboxes.values().filter(|row| row.phase.is_live());
-            let details = live.filter_map(|row| row.details.as_ref());
+            let there = model.sandboxes.values().filter(|row| !row.phase.is_final());
+            let details = there.filter_map(|row| row.details.as_ref());
             details
                 .filter(|details| details.layers.iter().any(|layer| layer.id == layer_id))
                 .cloned()

@@ -120,7 +120,11 @@ impl Platform {
         // From here on the read models count it.
         drop(place);
         match accepted {
-            Ok(done) => self.start_sandbox(&id, &done.state, &caller.who()).await,
+            Ok(done) => {
+                // A secret that was revoked since it was looked up found no sandbox to take it from.
+                let state = self.take_revoked(&id, done.state, &caller.who()).await?;
+                self.start_sandbox(&id, &state, &caller.who()).await
+            }
             Err(failure) => {
                 self.shred_or_keep(&stream).await;
                 // A layer deleted in between has lost its key: that is the reason to tell.
@@ -215,6 +219,7 @@ impl Platform {
             entries.push(SealedEntry {
                 token: SealedToken::generate().to_string(),
                 allowed_hosts: from.secret.allowed_hosts,
+                placement: from.secret.placement,
                 layer_id: from.layer_id,
                 version: from.secret.version,
                 sealed: self.seal(stream, SEALED_KIND, &format!("secret:{name}"), &value)?,

@@ -22,6 +22,7 @@ use super::sandbox::{Phase, Sandbox};
 use super::secret_store::SecretStore;
 use super::secrets::Secrets;
 use super::trail::Filter;
+use crate::events::families::SecretPlacement;
 use crate::events::{EventLog, READ_EVENTS_MAX, ReadError, Recorded, StreamId};
 use crate::ids::OrgId;
 
@@ -283,16 +284,25 @@ fn store(row: &SecretStore) -> Option<(OrgId, Value)> {
 
 fn secrets(secrets: &Secrets) -> Vec<Value> {
     let row = |(name, secret): (&String, &super::secrets::Secret)| {
-        json!({
+        let shown = json!({
             "id": secret.id,
             "name": name,
             "allowedHosts": secret.allowed_hosts,
             "version": secret.version,
             "createdAt": timestamp(secret.created_at),
             "updatedAt": timestamp(secret.updated_at),
-        })
+        });
+        with_placement(shown, secret.placement.as_ref())
     };
     secrets.iter().map(row).collect()
+}
+
+/// A secret as it is shown, with its placement when it has one.
+fn with_placement(mut shown: Value, placement: Option<&SecretPlacement>) -> Value {
+    if let Some(placement) = placement {
+        shown["placement"] = json!(placement);
+    }
+    shown
 }
 
 fn sandbox(row: &Sandbox) -> Option<(OrgId, Value)> {
@@ -306,13 +316,15 @@ fn sandbox(row: &Sandbox) -> Option<(OrgId, Value)> {
     let details = row.details.as_ref()?;
     let entries = row.sealed.iter().flat_map(|sealed| &sealed.secrets);
     let secrets = entries.map(|entry| {
-        json!({
+        let shown = json!({
             "name": entry.name,
             "allowedHosts": entry.allowed_hosts,
             "layerId": entry.layer_id,
             "version": entry.version,
-        })
+        });
+        with_placement(shown, entry.placement.as_ref())
     });
+    let revoked: Vec<_> = row.revoked.iter().map(|dead| &dead.name).collect();
     let mut shown = Map::new();
     let fields = json!({
         "id": details.sandbox_id,
@@ -331,6 +343,7 @@ fn sandbox(row: &Sandbox) -> Option<(OrgId, Value)> {
         "layers": details.layers,
         "egressAllowlist": details.egress_allowlist,
         "secrets": secrets.collect::<Vec<_>>(),
+        "revokedSecrets": (!revoked.is_empty()).then_some(revoked),
         "createdAt": timestamp(details.at),
         "startedAt": row.started_at.and_then(timestamp),
         "reason": reason,

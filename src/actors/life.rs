@@ -15,6 +15,7 @@ use super::platform::{Caller, Platform};
 use super::proxy::{Close, ProxyActor, ProxyParts};
 use super::sandbox::{Phase, Sandbox, SandboxCommand};
 use super::sealing::{internal, off_runtime};
+use super::secrets::read_placement;
 use crate::events::Actor as Who;
 use crate::events::families::{LayerKind, SandboxCreated, SandboxSealed, StopReason};
 use crate::ids::SandboxId;
@@ -144,13 +145,14 @@ impl Platform {
             .map_err(internal)?;
         guest.hello(GUEST_READY_MAX).await.map_err(internal)?;
         let limits = serde_json::to_value(running.limits)?;
-        let governed =
-            !envs.is_empty() || !sealed.secrets.is_empty() || !details.egress_allowlist.is_empty();
-        let tokens = sealed
-            .secrets
-            .iter()
-            .map(|entry| (entry.name.clone(), entry.token.clone()));
+        // A dead token stays where it was: programs see what they saw before.
+        let dead = state.revoked.iter();
+        let tokens = dead.map(|dead| (dead.name.clone(), dead.token.clone()));
         let mut injected: BTreeMap<String, String> = tokens.collect();
+        let alive = sealed.secrets.iter();
+        injected.extend(alive.map(|entry| (entry.name.clone(), entry.token.clone())));
+        let governed =
+            !envs.is_empty() || !injected.is_empty() || !details.egress_allowlist.is_empty();
         injected.extend(envs);
         let exited = running.exit_watch();
         let proxy = ProxyActor::start(
@@ -212,15 +214,16 @@ impl Platform {
                 token: parse(&entry.token)?,
                 value: self.unseal(&stream, SEALED_KIND, &name, &entry.sealed)?,
                 hosts: parse_all(&entry.allowed_hosts)?,
+                placement: read_placement(entry.placement.as_ref()).map_err(internal)?,
             });
         }
         let allowlist = parse_all(&details.egress_allowlist)?;
-        Ok(Policy::new(
-            allowlist,
-            bindings,
-            details.network_enabled,
-            true,
-        ))
+        let dead = state.revoked.iter();
+        let revoked: Result<_, Failure> = dead
+            .map(|dead| Ok((parse(&dead.token)?, dead.name.clone())))
+            .collect();
+        let policy = Policy::new(allowlist, bindings, details.network_enabled, true);
+        Ok(policy.with_revoked(revoked?))
     }
 
     /// Has the running proxy use what the log says now.
@@ -233,7 +236,7 @@ impl Platform {
         if let Some(live) = self.find_live(id).filter(|live| live.is_behind(revision)) {
             let (platform, state) = (self.clone(), state.clone());
             let policy = off_runtime(move || platform.policy(&state)).await?;
-            live.renew_policy(policy, revision);
+            live.renew_policy(policy, revision).await;
         }
         Ok(())
     }

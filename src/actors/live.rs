@@ -35,9 +35,10 @@ pub struct LiveSandbox {
 }
 
 impl LiveSandbox {
-    /// Has the proxy use `policy`, unless it was sent a newer one already.
-    pub fn renew_policy(&self, policy: Policy, revision: u64) {
-        self.proxy.do_send(SetPolicy { policy, revision });
+    /// Has the proxy use `policy`, unless it was sent a newer one already. When this returns, it
+    /// does: what the policy revokes is cut. A proxy that is gone carries nothing.
+    pub async fn renew_policy(&self, policy: Policy, revision: u64) {
+        let _ = self.proxy.send(SetPolicy { policy, revision }).await;
         self.policy_revision.fetch_max(revision, Ordering::Relaxed);
     }
 

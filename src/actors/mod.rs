@@ -5,6 +5,7 @@
 //! carry intents out, `proxy` is the actor that holds a sandbox's seal.
 
 mod aggregate;
+mod announcer;
 #[doc(hidden)]
 pub mod bench_support;
 mod catalog;

@@ -90,7 +90,10 @@ impl Model {
             return;
         };
         let row = self.sandboxes.entry(id.clone()).or_default();
-        if let SandboxEvent::Sealed(_) | SandboxEvent::SecretRotated(_) = event {
+        if let SandboxEvent::Sealed(_)
+        | SandboxEvent::SecretRotated(_)
+        | SandboxEvent::SecretRevoked(_) = event
+        {
             row.sealed_revision = revision;
         }
         self.versions.of_sandbox(&id, &event);
@@ -159,7 +162,12 @@ fn apply_row<K: Ord + std::str::FromStr, A: Aggregate>(
 impl Keep {
     fn of_project(self, event: ProjectEvent) -> Option<ProjectEvent> {
         match (self, event) {
-            (Self::Versions, ProjectEvent::SecretSet(_) | ProjectEvent::SecretDeleted(_)) => None,
+            (
+                Self::Versions,
+                ProjectEvent::SecretSet(_)
+                | ProjectEvent::SecretDeleted(_)
+                | ProjectEvent::SecretRevoked(_),
+            ) => None,
             (Self::Names, ProjectEvent::SecretSet(set)) => {
                 Some(ProjectEvent::SecretSet(without_value(set)))
             }
@@ -169,7 +177,12 @@ impl Keep {
 
     fn of_store(self, event: StoreEvent) -> Option<StoreEvent> {
         match (self, event) {
-            (Self::Versions, StoreEvent::SecretSet(_) | StoreEvent::SecretDeleted(_)) => None,
+            (
+                Self::Versions,
+                StoreEvent::SecretSet(_)
+                | StoreEvent::SecretDeleted(_)
+                | StoreEvent::SecretRevoked(_),
+            ) => None,
             (Self::Names, StoreEvent::SecretSet(set)) => {
                 Some(StoreEvent::SecretSet(without_value(set)))
             }
@@ -179,7 +192,12 @@ impl Keep {
 
     fn of_sandbox(self, event: SandboxEvent) -> Option<SandboxEvent> {
         match (self, event) {
-            (Self::Versions, SandboxEvent::Sealed(_) | SandboxEvent::SecretRotated(_)) => None,
+            (
+                Self::Versions,
+                SandboxEvent::Sealed(_)
+                | SandboxEvent::SecretRotated(_)
+                | SandboxEvent::SecretRevoked(_),
+            ) => None,
             (Self::Names, SandboxEvent::Sealed(mut sealed)) => {
                 let entries = sealed.secrets.iter_mut().map(|entry| &mut entry.sealed);
                 entries

@@ -154,7 +154,7 @@ impl Project {
 impl Aggregate for Project {
     type Command = ProjectCommand;
     type Event = ProjectEvent;
-    const STATE_VERSION: u32 = 1;
+    const STATE_VERSION: u32 = 2;
 
     fn decide(&self, command: &ProjectCommand) -> Result<Decision<ProjectEvent>, Reject> {
         match command {
@@ -202,6 +202,9 @@ impl Aggregate for Project {
                     SecretCommand::Delete { name, at } => {
                         ProjectEvent::SecretDeleted(self.secrets.decide_delete(name, *at)?).into()
                     }
+                    SecretCommand::Revoke { name, at } => {
+                        ProjectEvent::SecretRevoked(self.secrets.decide_revoke(name, *at)?).into()
+                    }
                 })
             }
             ProjectCommand::Delete(org, at) => {
@@ -233,9 +236,10 @@ impl Aggregate for Project {
             }
             ProjectEvent::SecretSet(set) => self.secrets.apply_set(set, revision),
             ProjectEvent::SecretDeleted(deleted) => self.secrets.apply_delete(deleted),
+            ProjectEvent::SecretRevoked(revoked) => self.secrets.apply_revoke(revoked, revision),
             ProjectEvent::Deleted(_) => {
                 self.deleted = true;
-                self.secrets = Secrets::default();
+                self.secrets.clear();
             }
         }
     }

@@ -14,16 +14,17 @@ use tokio::time::Instant;
 use tokio_util::task::TaskTracker;
 use ulid::Ulid;
 
-use crate::events::families::{EgressDecided, EgressEvent, Family};
+use super::announcer::announce;
+use crate::events::families::{EgressAnnounced, EgressDecided, EgressEvent, Family};
 use crate::events::{Actor as Who, Append, EventLog, Expected, NewEvent, StreamId};
 use crate::ids::{OrgId, SandboxId};
-use crate::proxy::{Decision, EgressSettings, Policy, SandboxCa, SandboxProxy, Target};
+use crate::proxy::{Decision, EgressSettings, Policy, SandboxCa, SandboxProxy, Sending, Target};
 use crate::sandbox::EgressAttachment;
 
 /// Decisions waiting to be recorded before connections wait.
 const DECISIONS_MAX: usize = 1024;
 /// Decisions in one record.
-const BATCH_MAX: usize = 128;
+pub(super) const BATCH_MAX: usize = 128;
 /// Longest a decision waits for others before it is recorded.
 const BATCH_WAIT: Duration = Duration::from_millis(200);
 /// Decisions a sandbox may have recorded at once, and each second from then on. Beyond it they
@@ -94,6 +95,7 @@ impl ProxyActor {
             recorders,
         } = parts;
         let (decisions, recorded) = mpsc::channel(DECISIONS_MAX);
+        let strict = settings.strict_audit;
         let proxy = SandboxProxy::new(settings, ca, Some(policy), decisions);
         // The recorder outlives the actor: it ends when the last connection has reported.
         let recorder = Recorder {
@@ -101,6 +103,12 @@ impl ProxyActor {
             org,
             log,
         };
+        if strict {
+            let (announcements, waiting) = mpsc::channel(BATCH_MAX);
+            proxy.announce_to(announcements);
+            let recorder = recorder.clone();
+            arbiter.spawn(recorders.track_future(announce(recorder, waiting)));
+        }
         arbiter.spawn(recorders.track_future(recorder.run(recorded)));
         Self::start_in_arbiter(arbiter, move |_| Self {
             sandbox,
@@ -159,20 +167,20 @@ impl Handler<Close> for ProxyActor {
 }
 
 /// How fast a sandbox's decisions are recorded.
-struct Pace {
+pub(super) struct Pace {
     /// When the burst will be whole again; in the past while it is.
     whole_at: Instant,
 }
 
 impl Pace {
-    fn new() -> Self {
+    pub(super) fn new() -> Self {
         Self {
             whole_at: Instant::now(),
         }
     }
 
     /// When `count` more may be recorded, which counts as done.
-    fn admit(&mut self, count: usize, now: Instant) -> Instant {
+    pub(super) fn admit(&mut self, count: usize, now: Instant) -> Instant {
         let cost = Duration::from_secs(1) / PER_SECOND_MAX;
         let count = u32::try_from(count).unwrap_or(u32::MAX);
         self.whole_at = self.whole_at.max(now) + cost.saturating_mul(count);
@@ -181,7 +189,8 @@ impl Pace {
 }
 
 /// Writes decisions to the log in batches.
-struct Recorder {
+#[derive(Clone)]
+pub(super) struct Recorder {
     sandbox: SandboxId,
     org: OrgId,
     log: EventLog,
@@ -215,6 +224,30 @@ impl Recorder {
         }
     }
 
+    /// Records requests that are about to be sent; whether they are durable now. Tried once: whoever
+    /// waits for it is refused otherwise.
+    pub(super) async fn record_sending(&self, sending: &[Sending]) -> bool {
+        let values = sending.iter().map(serde_json::to_value);
+        let Ok(sending) = values.collect() else {
+            return false;
+        };
+        let event = EgressEvent::Announced(EgressAnnounced {
+            sandbox_id: self.sandbox.clone(),
+            org_id: self.org,
+            sending,
+        });
+        let Some(append) = self.append_event(&event) else {
+            return false;
+        };
+        let recorded = self.log.append(append).await;
+        recorded
+            .inspect_err(|error| {
+                tracing::error!(%error, sandbox = %self.sandbox,
+                    "requests with secrets are refused: they could not be recorded");
+            })
+            .is_ok()
+    }
+
     async fn record(&self, batch: &[Decision]) {
         let Some(append) = self.append(batch) else {
             return;
@@ -240,11 +273,14 @@ impl Recorder {
             .iter()
             .filter_map(|decision| serde_json::to_value(decision).ok())
             .collect();
-        let event = EgressEvent::Decided(EgressDecided {
+        self.append_event(&EgressEvent::Decided(EgressDecided {
             sandbox_id: self.sandbox.clone(),
             org_id: self.org,
             decisions,
-        });
+        }))
+    }
+
+    fn append_event(&self, event: &EgressEvent) -> Option<Append> {
         let stream = StreamId::of("egress", &self.sandbox);
         let data = event.data().ok()?;
         Some(Append {

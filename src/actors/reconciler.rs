@@ -30,7 +30,7 @@ use super::project::Project;
 use super::sandbox::{Phase, Sandbox, SandboxCommand};
 use super::sealing::off_runtime;
 use super::secret_store::SecretStore;
-use super::secrets::{Secret, Secrets};
+use super::secrets::Secrets;
 use crate::events::families::{LayerKind, SealedEntry};
 use crate::events::{Actor as Who, StreamId};
 use crate::ids::SandboxId;
@@ -171,8 +171,13 @@ impl Platform {
                 self.shred_or_keep(&stream).await;
                 Ok(())
             }
-            Phase::Starting(_) => self.start_sandbox(id, &state, &who).await.map(drop),
+            Phase::Starting(_) => {
+                let state = self.take_revoked(id, state, &who).await?;
+                self.start_sandbox(id, &state, &who).await.map(drop)
+            }
             Phase::Running => {
+                // Before it is attached: it must not have a revoked secret for a moment.
+                let state = self.take_revoked(id, state, &who).await?;
                 if self.find_live(id).is_none() {
                     self.attach_or_restart(id, &state, &who).await?;
                 }
@@ -180,7 +185,7 @@ impl Platform {
                 self.refresh_secrets(id, &state, &who).await
             }
             Phase::Stopping(_) => self.finish_stop(id, &state, &who).await,
-            _ => Ok(()),
+            _ => self.take_revoked(id, state, &who).await.map(drop),
         }
     }
 
@@ -219,11 +224,11 @@ impl Platform {
                 None => continue,
             };
             for entry in state.sealed.iter().flat_map(|sealed| &sealed.secrets) {
-                let current = secrets
+                let newer = secrets
                     .get(&entry.name)
-                    .filter(|_| entry.layer_id == layer.id);
-                if let Some(secret) = current.filter(|secret| secret.version > entry.version) {
-                    self.bring(id, &layer.id, &entry.name, secret, &stream, who)
+                    .is_some_and(|secret| secret.version > entry.version);
+                if newer && entry.layer_id == layer.id {
+                    self.bring(id, &layer.id, &entry.name, &secrets, &stream, who)
                         .await?;
                 }
             }
@@ -256,28 +261,83 @@ impl Platform {
         })
     }
 
-    /// Brings a secret's new value to every live sandbox that uses it. A sandbox that can't be
-    /// reached now gets it in the reconciler's next round.
-    pub(super) async fn rotate(
+    /// Takes away what was revoked in a sandbox's layers since it was given it; the state after.
+    pub(super) async fn take_revoked(
+        self: &Arc<Self>,
+        id: &SandboxId,
+        state: Arc<Sandbox>,
+        who: &Who,
+    ) -> Result<Arc<Sandbox>, Failure> {
+        if !self.catalog.has_revoked_values(id) {
+            return Ok(state);
+        }
+        for layer in state.details.iter().flat_map(|details| &details.layers) {
+            let Some((_, secrets)) = self.layer_secrets(layer.kind, &layer.id).await? else {
+                continue;
+            };
+            for entry in state.sealed.iter().flat_map(|sealed| &sealed.secrets) {
+                if entry.layer_id == layer.id {
+                    self.take(id, &layer.id, &entry.name, &secrets, who).await?;
+                }
+            }
+        }
+        self.sandboxes.inspect(&Sandbox::stream(id)).await
+    }
+
+    /// Takes a secret from a sandbox that was given it before it was revoked, and cuts what is
+    /// under way with it; whether it did.
+    async fn take(
+        self: &Arc<Self>,
+        id: &SandboxId,
+        layer_id: &str,
+        name: &str,
+        secrets: &Secrets,
+        who: &Who,
+    ) -> Result<bool, Failure> {
+        let Some(version) = secrets.revoked_at(name) else {
+            return Ok(false);
+        };
+        let stream = Sandbox::stream(id);
+        let state = self.sandboxes.inspect(&stream).await?;
+        if state.entry(name, layer_id, version).is_none() {
+            return Ok(false);
+        }
+        let command = SandboxCommand::Revoke {
+            name: name.to_owned(),
+            layer_id: layer_id.to_owned(),
+            version,
+            at: OffsetDateTime::now_utc(),
+        };
+        let done = self.execute(&self.sandboxes, &stream, command, who).await?;
+        self.renew_policy(id, &done.state).await?;
+        Ok(true)
+    }
+
+    /// Brings what became of a secret (a new value, its revocation) to every sandbox that has it;
+    /// whether all of them have it now. The reconciler's next round reaches the others.
+    pub(super) async fn bring_to_all(
         self: &Arc<Self>,
         layer_id: &str,
         name: &str,
-        secret: &Secret,
+        secrets: &Secrets,
         layer_stream: &StreamId,
-    ) {
-        for details in self.catalog.live_with_layer(layer_id) {
+    ) -> bool {
+        let mut all = true;
+        for details in self.catalog.with_layer(layer_id) {
             let who = Who {
                 org: Some(details.org_id),
                 ..Who::system()
             };
             let id = &details.sandbox_id;
             if let Err(error) = self
-                .bring(id, layer_id, name, secret, layer_stream, &who)
+                .bring(id, layer_id, name, secrets, layer_stream, &who)
                 .await
             {
-                tracing::warn!(%error, sandbox = %id, "a rotated secret will be brought later");
+                tracing::warn!(%error, sandbox = %id, "a changed secret will be brought later");
+                all = false;
             }
         }
+        all
     }
 
     async fn bring(
@@ -285,19 +345,20 @@ impl Platform {
         id: &SandboxId,
         layer_id: &str,
         name: &str,
-        secret: &Secret,
+        secrets: &Secrets,
         layer_stream: &StreamId,
         who: &Who,
     ) -> Result<(), Failure> {
+        // A value that was set after the revocation is not for tokens from before it.
+        if self.take(id, layer_id, name, secrets, who).await? {
+            return Ok(());
+        }
+        let Some(secret) = secrets.get(name) else {
+            return Ok(());
+        };
         let stream = Sandbox::stream(id);
         let state = self.sandboxes.inspect(&stream).await?;
-        let uses = state
-            .sealed
-            .iter()
-            .flat_map(|sealed| &sealed.secrets)
-            .any(|entry| {
-                entry.name == name && entry.layer_id == layer_id && entry.version < secret.version
-            });
+        let uses = state.entry(name, layer_id, secret.version).is_some();
         if !uses || !state.phase.is_live() {
             return Ok(());
         }
@@ -317,6 +378,7 @@ impl Platform {
             name,
             token: String::new(), // the aggregate keeps the present one
             allowed_hosts: secret.allowed_hosts.clone(),
+            placement: secret.placement.clone(),
             layer_id: layer_id.to_owned(),
             version: secret.version,
             sealed,

@@ -19,7 +19,8 @@ use ulid::Ulid;
 use super::aggregate::{Aggregate, Decision, Reject};
 use crate::events::families::{
     SandboxCreated, SandboxEvent, SandboxFailed, SandboxSealed, SealedEntry, SecretRotated,
-    StartFailed, StartRequested, Started, StopReason, StopRequested, Stopped, TimeoutSet,
+    SecretTaken, StartFailed, StartRequested, Started, StopReason, StopRequested, Stopped,
+    TimeoutSet,
 };
 use crate::events::{Branched, StreamId};
 use crate::ids::{OrgId, SandboxId};
@@ -118,6 +119,17 @@ pub enum SandboxCommand {
         /// Now.
         at: OffsetDateTime,
     },
+    /// One of its secrets was revoked.
+    Revoke {
+        /// The secret's name.
+        name: String,
+        /// The layer that revoked it.
+        layer_id: String,
+        /// Revision of that, in the layer's stream: younger values are not meant.
+        version: u64,
+        /// Now.
+        at: OffsetDateTime,
+    },
     /// Set the idle timeout.
     SetTimeout {
         /// Who asks.
@@ -147,6 +159,15 @@ pub enum SandboxCommand {
     },
 }
 
+/// A token whose secret was revoked.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub struct DeadToken {
+    /// The secret's name.
+    pub name: String,
+    /// What still stands in the sandbox.
+    pub token: String,
+}
+
 /// A sandbox's state.
 #[derive(Debug, Clone, Default, Serialize, Deserialize)]
 #[serde(rename_all = "camelCase")]
@@ -155,6 +176,8 @@ pub struct Sandbox {
     pub details: Option<SandboxCreated>,
     /// Its secrets; dropped when it is gone.
     pub sealed: Option<SandboxSealed>,
+    /// Tokens of secrets that were taken from it.
+    pub revoked: Vec<DeadToken>,
     /// Where it is.
     pub phase: Phase,
     /// When it first ran.
@@ -182,13 +205,14 @@ impl Sandbox {
     fn close(&mut self, phase: Phase) {
         self.phase = phase;
         self.sealed = None;
+        self.revoked.clear();
     }
 }
 
 impl Aggregate for Sandbox {
     type Command = SandboxCommand;
     type Event = SandboxEvent;
-    const STATE_VERSION: u32 = 1;
+    const STATE_VERSION: u32 = 2;
 
     fn decide(&self, command: &SandboxCommand) -> Result<Decision<SandboxEvent>, Reject> {
         use SandboxCommand as C;
@@ -249,6 +273,20 @@ impl Aggregate for Sandbox {
                 _ => Decision::nothing(),
             },
             C::Rotate { entry, at } => self.rotate(entry, *at),
+            C::Revoke {
+                name,
+                layer_id,
+                version,
+                at,
+            } => match self.entry(name, layer_id, *version) {
+                Some(_) => SandboxEvent::SecretRevoked(SecretTaken {
+                    name: name.clone(),
+                    layer_id: layer_id.clone(),
+                    at: *at,
+                })
+                .into(),
+                None => Decision::nothing(),
+            },
             C::SetTimeout { org, seconds, at } => {
                 self.visible_to(org)?;
                 let timeout_sec = timeout(*seconds)?;
@@ -327,6 +365,17 @@ impl Aggregate for Sandbox {
                     *entry = rotated.entry.clone();
                 }
             }
+            SandboxEvent::SecretRevoked(taken) => {
+                self.sealed_revision = revision;
+                if let Some(sealed) = &mut self.sealed {
+                    let of_it = |entry: &mut SealedEntry| entry.name == taken.name;
+                    let taken = sealed.secrets.extract_if(.., of_it);
+                    self.revoked.extend(taken.map(|entry| DeadToken {
+                        name: entry.name,
+                        token: entry.token,
+                    }));
+                }
+            }
             SandboxEvent::TimeoutSet(set) => {
                 if let Some(details) = &mut self.details {
                     details.timeout_sec = set.timeout_sec;
@@ -341,18 +390,17 @@ impl Aggregate for Sandbox {
 }
 
 impl Sandbox {
+    /// The entry of a secret of a layer, with a value from before `version`.
+    pub(super) fn entry(&self, name: &str, layer_id: &str, version: u64) -> Option<&SealedEntry> {
+        let mut entries = self.sealed.iter().flat_map(|sealed| &sealed.secrets);
+        entries.find(|entry| {
+            entry.name == name && entry.layer_id == layer_id && entry.version < version
+        })
+    }
+
     /// A rotation is recorded only for a secret that came from that layer, and only once.
     fn rotate(&self, entry: &SealedEntry, at: OffsetDateTime) -> Decision<SandboxEvent> {
-        let present = self
-            .sealed
-            .iter()
-            .flat_map(|sealed| &sealed.secrets)
-            .find(|present| {
-                present.name == entry.name
-                    && present.layer_id == entry.layer_id
-                    && present.version < entry.version
-            });
-        match present {
+        match self.entry(&entry.name, &entry.layer_id, entry.version) {
             Some(present) => {
                 let entry = SealedEntry {
                     token: present.token.clone(),

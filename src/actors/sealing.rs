@@ -9,7 +9,7 @@ use time::OffsetDateTime;
 use super::aggregate::Reject;
 use super::entity::Failure;
 use super::platform::{NewSecret, Platform};
-use super::secrets::{SetSecret, check_hosts, check_secret_name};
+use super::secrets::{SetSecret, check_hosts, check_placement, check_secret_name, kept_placement};
 use crate::events::{SealContext, Sealed, StreamId};
 use crate::ids::SecretId;
 use crate::secret::{SECRET_VALUE_BYTES_MAX, SecretValue};
@@ -28,6 +28,7 @@ impl Platform {
     ) -> Result<SetSecret, Failure> {
         check_secret_name(&new.name)?;
         check_hosts("allowedHosts", &new.allowed_hosts)?;
+        check_placement(new.placement.as_ref())?;
         let length = new.value.expose().len();
         if length == 0 {
             return Err(Reject::invalid("secret value is required").into());
@@ -45,6 +46,7 @@ impl Platform {
                 sealed: platform.seal(&stream, event_kind, &new.name, &new.value)?,
                 name: new.name,
                 allowed_hosts: new.allowed_hosts,
+                placement: kept_placement(new.placement),
                 at: OffsetDateTime::now_utc(),
             })
         })

@@ -81,7 +81,7 @@ impl SecretStore {
 impl Aggregate for SecretStore {
     type Command = StoreCommand;
     type Event = StoreEvent;
-    const STATE_VERSION: u32 = 1;
+    const STATE_VERSION: u32 = 2;
 
     fn decide(&self, command: &StoreCommand) -> Result<Decision<StoreEvent>, Reject> {
         match command {
@@ -159,6 +159,9 @@ impl Aggregate for SecretStore {
                     SecretCommand::Delete { name, at } => {
                         StoreEvent::SecretDeleted(self.secrets.decide_delete(name, *at)?).into()
                     }
+                    SecretCommand::Revoke { name, at } => {
+                        StoreEvent::SecretRevoked(self.secrets.decide_revoke(name, *at)?).into()
+                    }
                 })
             }
             StoreCommand::Delete(org, at) => {
@@ -186,9 +189,10 @@ impl Aggregate for SecretStore {
             }
             StoreEvent::SecretSet(set) => self.secrets.apply_set(set, revision),
             StoreEvent::SecretDeleted(deleted) => self.secrets.apply_delete(deleted),
+            StoreEvent::SecretRevoked(revoked) => self.secrets.apply_revoke(revoked, revision),
             StoreEvent::Deleted(_) => {
                 self.deleted = true;
-                self.secrets = Secrets::default();
+                self.secrets.clear();
             }
         }
     }

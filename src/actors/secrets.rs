@@ -7,9 +7,9 @@ use time::OffsetDateTime;
 
 use super::aggregate::Reject;
 use crate::events::Sealed;
-use crate::events::families::{SecretDeleted, SecretSet};
+use crate::events::families::{SecretDeleted, SecretPlacement, SecretRevoked, SecretSet};
 use crate::ids::SecretId;
-use crate::proxy::HostPattern;
+use crate::proxy::{BadPlacement, HostPattern, Placement, PlacementText};
 
 /// Longest name of a secret or variable, bytes.
 pub const SECRET_NAME_BYTES_MAX: usize = 256;
@@ -22,8 +22,15 @@ pub const HOSTS_MAX: usize = 256;
 pub enum SecretCommand {
     /// Set it, for the first time or anew.
     Set(SetSecret),
-    /// Delete it.
+    /// Delete it; sandboxes that have it keep it.
     Delete {
+        /// Its name.
+        name: String,
+        /// Now.
+        at: OffsetDateTime,
+    },
+    /// Delete it, and take it from the sandboxes that have it.
+    Revoke {
         /// Its name.
         name: String,
         /// Now.
@@ -39,6 +46,8 @@ pub struct SetSecret {
     pub name: String,
     /// Hosts that may receive it; empty: any.
     pub allowed_hosts: Vec<String>,
+    /// Where in requests to them it may stand; `None`: anywhere.
+    pub placement: Option<SecretPlacement>,
     /// The value under the aggregate's data key.
     pub sealed: Sealed,
     /// Now.
@@ -53,6 +62,9 @@ pub struct Secret {
     pub id: SecretId,
     /// Hosts that may receive it; empty: any.
     pub allowed_hosts: Vec<String>,
+    /// Where in requests to them it may stand; absent: anywhere.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub placement: Option<SecretPlacement>,
     /// The value's ciphertext.
     pub sealed: Sealed,
     /// Revision of the event that set this value.
@@ -67,32 +79,48 @@ pub struct Secret {
 
 /// The entries of a project or store, by name.
 #[derive(Debug, Clone, Default, Serialize, Deserialize)]
-#[serde(transparent)]
-pub struct Secrets(BTreeMap<String, Secret>);
+#[serde(rename_all = "camelCase")]
+pub struct Secrets {
+    entries: BTreeMap<String, Secret>,
+    /// Revision of the last revocation of each name: values older than it are dead everywhere.
+    revoked: BTreeMap<String, u64>,
+}
 
 impl Secrets {
     /// The entries in order of their names.
     pub fn iter(&self) -> impl Iterator<Item = (&String, &Secret)> {
-        self.0.iter()
+        self.entries.iter()
     }
 
     /// One entry.
     pub fn get(&self, name: &str) -> Option<&Secret> {
-        self.0.get(name)
+        self.entries.get(name)
+    }
+
+    /// Revision of the event by which all values of this name until then were revoked.
+    pub(super) fn revoked_at(&self, name: &str) -> Option<u64> {
+        self.revoked.get(name).copied()
+    }
+
+    /// Leaves no entry; what was revoked stays so.
+    pub(super) fn clear(&mut self) {
+        self.entries.clear();
     }
 
     pub(super) fn decide_set(&self, set: &SetSecret) -> Result<SecretSet, Reject> {
         check_secret_name(&set.name)?;
         check_hosts("allowedHosts", &set.allowed_hosts)?;
-        if !self.0.contains_key(&set.name) && self.0.len() >= SECRETS_MAX {
+        check_placement(set.placement.as_ref())?;
+        if !self.entries.contains_key(&set.name) && self.entries.len() >= SECRETS_MAX {
             return Err(Reject::invalid(format!(
                 "at most {SECRETS_MAX} secrets can be kept here"
             )));
         }
         Ok(SecretSet {
-            secret_id: self.0.get(&set.name).map_or(set.id, |known| known.id),
+            secret_id: self.entries.get(&set.name).map_or(set.id, |known| known.id),
             name: set.name.clone(),
             allowed_hosts: set.allowed_hosts.clone(),
+            placement: set.placement.clone(),
             sealed: set.sealed.clone(),
             at: set.at,
         })
@@ -103,7 +131,7 @@ impl Secrets {
         name: &str,
         at: OffsetDateTime,
     ) -> Result<SecretDeleted, Reject> {
-        match self.0.contains_key(name) {
+        match self.entries.contains_key(name) {
             true => Ok(SecretDeleted {
                 name: name.to_owned(),
                 at,
@@ -112,24 +140,42 @@ impl Secrets {
         }
     }
 
+    pub(super) fn decide_revoke(
+        &self,
+        name: &str,
+        at: OffsetDateTime,
+    ) -> Result<SecretRevoked, Reject> {
+        let deleted = self.decide_delete(name, at)?;
+        Ok(SecretRevoked {
+            name: deleted.name,
+            at,
+        })
+    }
+
     pub(super) fn apply_set(&mut self, set: &SecretSet, version: u64) {
         let created_at = self
-            .0
+            .entries
             .get(&set.name)
             .map_or(set.at, |known| known.created_at);
         let secret = Secret {
             id: set.secret_id,
             allowed_hosts: set.allowed_hosts.clone(),
+            placement: set.placement.clone(),
             sealed: set.sealed.clone(),
             version,
             created_at,
             updated_at: set.at,
         };
-        self.0.insert(set.name.clone(), secret);
+        self.entries.insert(set.name.clone(), secret);
     }
 
     pub(super) fn apply_delete(&mut self, deleted: &SecretDeleted) {
-        self.0.remove(&deleted.name);
+        self.entries.remove(&deleted.name);
+    }
+
+    pub(super) fn apply_revoke(&mut self, revoked: &SecretRevoked, revision: u64) {
+        self.entries.remove(&revoked.name);
+        self.revoked.insert(revoked.name.clone(), revision);
     }
 }
 
@@ -167,4 +213,37 @@ pub fn check_hosts(field: &str, hosts: &[String]) -> Result<(), Reject> {
         })?;
     }
     Ok(())
+}
+
+/// A placement as it is kept: header fields in lower case, nothing when it restricts nothing.
+pub(super) fn kept_placement(placement: Option<SecretPlacement>) -> Option<SecretPlacement> {
+    let mut placement = placement.filter(|placement| *placement != SecretPlacement::default())?;
+    for header in placement.headers.iter_mut().flatten() {
+        header.make_ascii_lowercase();
+    }
+    Some(placement)
+}
+
+/// A placement that the proxy can hold.
+pub fn check_placement(placement: Option<&SecretPlacement>) -> Result<(), Reject> {
+    read_placement(placement)
+        .map(drop)
+        .map_err(|bad| Reject::invalid(bad.to_string()))
+}
+
+/// A placement as the proxy reads it.
+pub(super) fn read_placement(
+    placement: Option<&SecretPlacement>,
+) -> Result<Placement, BadPlacement> {
+    let Some(placement) = placement else {
+        return Ok(Placement::default());
+    };
+    Placement::new(&PlacementText {
+        headers: placement.headers.as_deref(),
+        methods: placement.methods.as_deref(),
+        path_prefix: placement.path_prefix.as_deref(),
+        max_per_request: placement.max_per_request,
+        exclusive: placement.exclusive,
+        keep_cookies: placement.keep_cookies,
+    })
 }

@@ -6,6 +6,7 @@
 //! Work for one page is bounded, whatever the filter: the cursor goes on from there.
 
 mod source;
+mod uses;
 
 use std::sync::Arc;
 
@@ -18,6 +19,7 @@ use crate::events::{CommitLink, EventLog, ReadError, Recorded, StreamId, Subscri
 use crate::ids::{KeyId, OrgId};
 
 use source::Source;
+pub use uses::{Uses, Wanted, uses};
 
 /// Most events looked at for one page.
 pub const SCAN_EVENTS_MAX: usize = 50_000;

@@ -30,14 +30,29 @@ impl Given {
 pub(super) struct Versions {
     /// By layer and name.
     layers: BTreeMap<String, BTreeMap<String, u64>>,
+    /// Until when values are dead, by layer and name; outlives the layer.
+    revoked: BTreeMap<String, BTreeMap<String, u64>>,
     sandboxes: BTreeMap<SandboxId, Vec<Given>>,
 }
 
 impl Versions {
-    /// Whether a secret of the sandbox was set anew since the sandbox was given it. A secret that
-    /// was deleted, alone or with its layer, leaves its value where it is.
+    /// Whether a secret of the sandbox was set anew, or revoked, since the sandbox was given it. A
+    /// secret that was deleted, alone or with its layer, leaves its value where it is.
     pub(super) fn has_old_values(&self, id: &SandboxId) -> bool {
-        let now = |given: &Given| self.layers.get(&given.layer_id)?.get(&given.name).copied();
+        self.has_older_than(&self.layers, id) || self.has_revoked_values(id)
+    }
+
+    /// Whether the sandbox has a secret that was revoked since it was given it.
+    pub(super) fn has_revoked_values(&self, id: &SandboxId) -> bool {
+        self.has_older_than(&self.revoked, id)
+    }
+
+    fn has_older_than(
+        &self,
+        layers: &BTreeMap<String, BTreeMap<String, u64>>,
+        id: &SandboxId,
+    ) -> bool {
+        let now = |given: &Given| layers.get(&given.layer_id)?.get(&given.name).copied();
         let given = self.sandboxes.get(id).into_iter().flatten();
         given
             .filter_map(|given| now(given).map(|now| now > given.version))
@@ -48,6 +63,7 @@ impl Versions {
         match event {
             ProjectEvent::SecretSet(set) => self.set(id, &set.name, revision),
             ProjectEvent::SecretDeleted(deleted) => self.delete(id, &deleted.name),
+            ProjectEvent::SecretRevoked(revoked) => self.revoke(id, &revoked.name, revision),
             ProjectEvent::Deleted(_) => drop(self.layers.remove(id)),
             ProjectEvent::Created(_) | ProjectEvent::Updated(_) => {}
         }
@@ -57,6 +73,7 @@ impl Versions {
         match event {
             StoreEvent::SecretSet(set) => self.set(id, &set.name, revision),
             StoreEvent::SecretDeleted(deleted) => self.delete(id, &deleted.name),
+            StoreEvent::SecretRevoked(revoked) => self.revoke(id, &revoked.name, revision),
             StoreEvent::Deleted(_) => drop(self.layers.remove(id)),
             StoreEvent::Created(_) | StoreEvent::Updated(_) => {}
         }
@@ -74,6 +91,11 @@ impl Versions {
                     *given = Given::of(&rotated.entry);
                 }
             }
+            SandboxEvent::SecretRevoked(taken) => {
+                if let Some(given) = self.sandboxes.get_mut(id) {
+                    given.retain(|given| given.name != taken.name);
+                }
+            }
             _ => {}
         }
     }
@@ -85,6 +107,12 @@ impl Versions {
 
     fn set(&mut self, layer: &str, name: &str, revision: u64) {
         let layer = self.layers.entry(layer.to_owned()).or_default();
+        layer.insert(name.to_owned(), revision);
+    }
+
+    fn revoke(&mut self, layer: &str, name: &str, revision: u64) {
+        self.delete(layer, name);
+        let layer = self.revoked.entry(layer.to_owned()).or_default();
         layer.insert(name.to_owned(), revision);
     }
 
@@ -102,7 +130,8 @@ mod tests {
     use super::*;
     use crate::events::Sealed;
     use crate::events::families::{
-        SandboxSealed, SecretDeleted, SecretRotated, SecretSet, StoreDeleted,
+        SandboxSealed, SecretDeleted, SecretRevoked, SecretRotated, SecretSet, SecretTaken,
+        StoreDeleted,
     };
     use crate::ids::SecretId;
 
@@ -121,6 +150,7 @@ mod tests {
             name: "KEY".to_owned(),
             token: String::new(),
             allowed_hosts: Vec::new(),
+            placement: None,
             layer_id: "store-1".to_owned(),
             version,
             sealed: sealed(),
@@ -132,6 +162,7 @@ mod tests {
             secret_id: SecretId::generate(),
             name: "KEY".to_owned(),
             allowed_hosts: Vec::new(),
+            placement: None,
             sealed: sealed(),
             at: AT,
         })
@@ -169,6 +200,40 @@ mod tests {
         versions.of_store("store-1", &set(), 4);
         assert!(versions.has_old_values(&id));
         versions.of_store("store-1", &StoreEvent::Deleted(StoreDeleted { at: AT }), 5);
+        assert!(!versions.has_old_values(&id));
+    }
+    /// Goal: a revoked value shows, even after its layer is gone, until it was taken away; one that
+    /// is set later is not meant.
+    #[test]
+    fn a_revoked_value_shows_until_it_is_taken() {
+        let (mut versions, id) = (Versions::default(), SandboxId::generate());
+        versions.of_store("store-1", &set(), 1);
+        let given = |version| {
+            SandboxEvent::Sealed(SandboxSealed {
+                secrets: vec![entry(version)],
+                ca_certificate: String::new(),
+                ca_key: sealed(),
+                envs: sealed(),
+            })
+        };
+        let revoked = SecretRevoked {
+            name: "KEY".to_owned(),
+            at: AT,
+        };
+        versions.of_store("store-1", &StoreEvent::SecretRevoked(revoked), 2);
+        // The sandbox was planned before, and committed after.
+        versions.of_sandbox(&id, &given(1));
+        assert!(versions.has_revoked_values(&id) && versions.has_old_values(&id));
+        versions.of_store("store-1", &StoreEvent::Deleted(StoreDeleted { at: AT }), 3);
+        assert!(versions.has_old_values(&id));
+        let taken = SecretTaken {
+            name: "KEY".to_owned(),
+            layer_id: "store-1".to_owned(),
+            at: AT,
+        };
+        versions.of_sandbox(&id, &SandboxEvent::SecretRevoked(taken));
+        assert!(!versions.has_old_values(&id));
+        versions.of_sandbox(&id, &given(4));
         assert!(!versions.has_old_values(&id));
     }
 }

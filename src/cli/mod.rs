@@ -18,6 +18,7 @@ mod exec;
 mod keys;
 mod log;
 mod output;
+mod placement;
 mod private_server;
 mod project;
 mod proxy;

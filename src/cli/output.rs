@@ -39,6 +39,15 @@ impl Output {
         }
     }
 
+    /// A warning on standard error, as JSON where errors are; nobody can be told when it is closed.
+    pub fn warn(&self, text: &str) {
+        let line = match self.json {
+            true => serde_json::json!({ "warning": text }).to_string(),
+            false => format!("warning: {}", printable(text)),
+        };
+        let _ = writeln!(io::stderr(), "{line}");
+    }
+
     /// JSON with an indent of two blanks.
     pub fn json<T: Serialize>(&self, value: &T) -> Result<(), CliError> {
         let text = serde_json::to_string_pretty(value)

@@ -10,12 +10,15 @@ use bytes::Bytes;
 use clap::{Args, Subcommand};
 use reqwest::Method;
 use serde::{Deserialize, Serialize};
+use serde_json::Value;
 
 use super::Context;
 use super::client::{body_with_capacity, decode};
 use super::error::CliError;
 use super::output::table;
+use super::placement::{PlacementFlags, described};
 use super::slice::Words;
+use crate::events::families::SecretPlacement;
 use crate::secret::{SECRET_VALUE_BYTES_MAX, SecretValue};
 
 /// `oc secret <command>`
@@ -29,8 +32,18 @@ pub enum Secret {
         /// Project or store id
         id: String,
     },
-    /// Delete a secret
+    /// Delete a secret; sandboxes that run keep it
     Delete {
+        /// Project or store id
+        id: String,
+        /// Secret name
+        name: String,
+    },
+    /// Delete a secret and make its tokens dead at once, in running sandboxes too
+    ///
+    /// What is under way with it is cut. A secret of the same name that is set later reaches new
+    /// sandboxes only.
+    Revoke {
         /// Project or store id
         id: String,
         /// Secret name
@@ -54,6 +67,8 @@ pub struct Set {
     /// Hosts the value may be sent to (repeatable, comma-separated; default: all)
     #[arg(long = "allowed-hosts", value_name = "HOST", value_parser = Words::parse)]
     allowed_hosts: Vec<Words>,
+    #[command(flatten)]
+    placement: PlacementFlags,
 }
 
 /// The two things that have secrets, in the order they are tried.
@@ -65,6 +80,8 @@ struct Fields<'a> {
     value: &'a str,
     #[serde(skip_serializing_if = "Option::is_none")]
     allowed_hosts: Option<&'a [String]>,
+    #[serde(skip_serializing_if = "Option::is_none")]
+    placement: Option<&'a SecretPlacement>,
 }
 
 #[derive(Deserialize)]
@@ -73,6 +90,7 @@ struct Entry {
     name: String,
     #[serde(default)]
     allowed_hosts: Vec<String>,
+    placement: Option<SecretPlacement>,
 }
 
 /// A project's list holds names, a store's holds entries.
@@ -89,6 +107,7 @@ impl Secret {
             Self::Set(set) => set.run(context).await,
             Self::List { id } => list(context, &id).await,
             Self::Delete { id, name } => delete(context, &id, &name).await,
+            Self::Revoke { id, name } => revoke(context, HOLDERS, &id, &name).await,
         }
     }
 }
@@ -104,7 +123,8 @@ impl Set {
             }
         };
         let hosts = Words::merge(self.allowed_hosts);
-        let body = set_body(&value, hosts.as_deref())?;
+        let placement = self.placement.read();
+        let body = set_body(&value, hosts.as_deref(), placement.as_ref())?;
         let kind = set(context, &self.id, &self.name, body).await?;
         let hosts = match hosts.as_deref() {
             None | Some([]) => String::new(),
@@ -132,7 +152,14 @@ async fn set(
             .await
         {
             Err(error) if error.is_not_found() => continue,
-            result => return result.map(|_| kind),
+            result => {
+                let warning = result?
+                    .get("warning")
+                    .and_then(Value::as_str)
+                    .map(str::to_owned);
+                warning.iter().for_each(|text| context.output.warn(text));
+                return Ok(kind);
+            }
         }
     }
     Err(unknown_holder(id))
@@ -160,12 +187,20 @@ fn entries_table(entries: Vec<Entry>) -> String {
             [] => "(all)".to_owned(),
             hosts => hosts.join(", "),
         };
-        [entry.name, hosts]
+        let placement = entry.placement.as_ref().map(described);
+        [entry.name, hosts, placement.unwrap_or_default()]
     };
-    table(
-        ["NAME", "ALLOWED HOSTS"],
-        entries.into_iter().map(row).collect(),
-    )
+    // The third column is there only where it says something.
+    if entries.iter().all(|entry| entry.placement.is_none()) {
+        let two = |entry| {
+            let [name, hosts, _] = row(entry);
+            [name, hosts]
+        };
+        let rows = entries.into_iter().map(two).collect();
+        return table(["NAME", "ALLOWED HOSTS"], rows);
+    }
+    let rows = entries.into_iter().map(row).collect();
+    table(["NAME", "ALLOWED HOSTS", "PLACEMENT"], rows)
 }
 
 async fn delete(context: &Context, id: &str, name: &str) -> Result<(), CliError> {
@@ -185,6 +220,35 @@ async fn delete(context: &Context, id: &str, name: &str) -> Result<(), CliError>
     Err(unknown_holder(id))
 }
 
+/// Revokes a secret wherever `id` exists.
+async fn revoke(
+    context: &Context,
+    holders: impl IntoIterator<Item = (&'static str, &'static str)>,
+    id: &str,
+    name: &str,
+) -> Result<(), CliError> {
+    for (route, kind) in holders {
+        let path = [route, id, "secrets", name, "revoke"];
+        let reply = match context.api.send(Method::POST, &path, None).await {
+            // 404 says that the secret is missing or that its holder is.
+            Err(error) if error.is_not_found() => match context.api.get(&[route, id]).await {
+                Err(error) if error.is_not_found() => continue,
+                _ => return Err(error),
+            },
+            result => result?,
+        };
+        if reply.get("status").and_then(Value::as_str) == Some("pending") {
+            context.output.warn(
+                "a sandbox could not be reached: its token dies within 10 s, or when it is back",
+            );
+        }
+        return context
+            .output
+            .line(&format!("Secret {name} revoked on {kind} {id}"));
+    }
+    Err(unknown_holder(id))
+}
+
 fn unknown_holder(id: &str) -> CliError {
     CliError::Refused {
         status: 404,
@@ -192,7 +256,11 @@ fn unknown_holder(id: &str) -> CliError {
     }
 }
 
-fn set_body(value: &SecretValue, hosts: Option<&[String]>) -> Result<Bytes, CliError> {
+fn set_body(
+    value: &SecretValue,
+    hosts: Option<&[String]>,
+    placement: Option<&SecretPlacement>,
+) -> Result<Bytes, CliError> {
     if value.expose().is_empty() {
         return Err(CliError::Usage("secret value cannot be empty".to_owned()));
     }
@@ -201,12 +269,15 @@ fn set_body(value: &SecretValue, hosts: Option<&[String]>) -> Result<Bytes, CliE
     }
     let text = std::str::from_utf8(value.expose())
         .map_err(|_| CliError::Usage("secret value must be UTF-8 text".to_owned()))?;
-    // A control character takes six bytes in JSON; hosts are at most some hundred bytes each.
-    let capacity = 6 * text.len() + 512 * (1 + hosts.map_or(0, <[_]>::len));
+    // A control character takes six bytes in JSON; hosts are at most some hundred bytes each, and
+    // what a placement holds stands before the value is written.
+    let narrow = placement.map_or(0, |one| format!("{one:?}").len());
+    let capacity = 6 * text.len() + 512 * (1 + hosts.map_or(0, <[_]>::len)) + 6 * narrow;
     body_with_capacity(
         &Fields {
             value: text,
             allowed_hosts: hosts,
+            placement,
         },
         capacity,
     )
@@ -264,7 +335,8 @@ mod tests {
         assert!(at(SECRET_VALUE_BYTES_MAX).is_ok());
         assert!(at(SECRET_VALUE_BYTES_MAX + 1).is_err());
         assert!(at(SECRET_VALUE_BYTES_MAX * 3).is_err());
-        let refused = |bytes: &[u8]| set_body(&SecretValue::new(bytes.to_vec()), None).is_err();
+        let refused =
+            |bytes: &[u8]| set_body(&SecretValue::new(bytes.to_vec()), None, None).is_err();
         assert!(refused(b"") && refused(b"\xff") && !refused(b"x"));
     }
 
@@ -272,7 +344,7 @@ mod tests {
     fn hosts_are_sent_only_when_given() {
         let value = SecretValue::from("a\"b\n".to_owned());
         let check = |hosts: Option<&[String]>, expected: &str| {
-            assert_eq!(set_body(&value, hosts).unwrap(), expected.as_bytes());
+            assert_eq!(set_body(&value, hosts, None).unwrap(), expected.as_bytes());
         };
         check(None, r#"{"value":"a\"b\n"}"#);
         check(

@@ -18,8 +18,8 @@ use crate::actors::trail::{self, BadFilter, Cursor, Filter};
 use crate::actors::{Caller, HistoryError, Moment};
 use crate::events::ReadError;
 
-const LIMIT_DEFAULT: usize = 50;
-const LIMIT_MAX: usize = 500;
+pub(super) const LIMIT_DEFAULT: usize = 50;
+pub(super) const LIMIT_MAX: usize = 500;
 const EVENT_STREAM: &str = "text/event-stream";
 
 pub(super) fn routes(config: &mut web::ServiceConfig) {
@@ -91,7 +91,7 @@ impl EventsQuery {
     }
 }
 
-fn time_of(field: &str, text: Option<&str>) -> ApiResult<Option<OffsetDateTime>> {
+pub(super) fn time_of(field: &str, text: Option<&str>) -> ApiResult<Option<OffsetDateTime>> {
     let Some(text) = text else { return Ok(None) };
     let time = OffsetDateTime::parse(text, &Rfc3339);
     time.map(Some)

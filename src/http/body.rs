@@ -78,6 +78,11 @@ pub(super) fn parse<T: DeserializeOwned>(bytes: &[u8]) -> Result<T, ApiError> {
             {
                 ApiError::bad_request("invalid request: a field is there twice")
             }
+            // Where a misspelt field would allow more than was meant, unknown ones are refused.
+            serde_json::error::Category::Data if inner.to_string().starts_with("unknown field") => {
+                let (at, _) = path.rsplit_once('.').unwrap_or((&path, ""));
+                ApiError::bad_request(format!("invalid request: `{at}` has an unknown field"))
+            }
             serde_json::error::Category::Data if path != "." => {
                 ApiError::bad_request(format!("invalid request: `{path}` has the wrong type"))
             }

@@ -4,6 +4,7 @@
 mod audit;
 mod audit_follow;
 mod audit_proof;
+mod audit_secrets;
 mod auth;
 mod body;
 mod error;
@@ -60,6 +61,7 @@ pub fn routes(config: &mut web::ServiceConfig) {
             .configure(secret_stores::routes)
             .configure(audit::routes)
             .configure(audit_proof::routes)
+            .configure(audit_secrets::routes)
             .configure(sandboxes::routes)
             .service(web::scope("/sandboxes/{id}").configure(data_plane)),
     );

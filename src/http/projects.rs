@@ -1,8 +1,9 @@
 //! Projects and their secrets (contract section 6).
 
 use actix_web::{HttpResponse, web};
-use serde::Deserialize;
-use serde_json::{Value, json};
+use serde::de::Error;
+use serde::{Deserialize, Deserializer};
+use serde_json::{Map, Value, json};
 use time::format_description::well_known::Rfc3339;
 
 use super::Api;
@@ -11,7 +12,11 @@ use super::body::Json;
 use super::error::{ApiError, ApiResult, to_the_end};
 use super::idempotency::{Create, created};
 use crate::actors::{NewSecret, Project, ProjectSettings};
+use crate::events::families::SecretPlacement;
 use crate::ids::{OrgId, ProjectId};
+use crate::proxy::{
+    RESEAL_BITS_MIN, RESEAL_DISTINCT_BYTES_MIN, RESEAL_VALUE_BYTES_MIN, reseal_possible,
+};
 use crate::secret::SecretValue;
 
 pub(super) fn routes(config: &mut web::ServiceConfig) {
@@ -32,6 +37,10 @@ pub(super) fn routes(config: &mut web::ServiceConfig) {
             web::resource("/projects/{id}/secrets/{name}")
                 .route(web::put().to(set_secret))
                 .route(web::delete().to(delete_secret)),
+        )
+        .service(
+            web::resource("/projects/{id}/secrets/{name}/revoke")
+                .route(web::post().to(revoke_secret)),
         );
 }
 
@@ -61,13 +70,22 @@ impl From<Settings> for ProjectSettings {
     }
 }
 
-/// A secret's value and the hosts that may receive it.
+/// A secret's value, the hosts that may receive it, and where in requests to them it may stand.
 #[derive(Deserialize)]
 #[serde(rename_all = "camelCase")]
 pub(super) struct SecretBody {
     pub(super) value: Option<SecretValue>,
     #[serde(default)]
     pub(super) allowed_hosts: Option<Vec<String>>,
+    #[serde(default, deserialize_with = "placement")]
+    pub(super) placement: Option<SecretPlacement>,
+}
+
+/// An object or nothing: serde would read a list as the values of the fields in their order.
+fn placement<'de, D: Deserializer<'de>>(given: D) -> Result<Option<SecretPlacement>, D::Error> {
+    let fields = Option::<Map<String, Value>>::deserialize(given)?;
+    let read = |fields| serde_json::from_value(Value::Object(fields)).map_err(D::Error::custom);
+    fields.map(read).transpose()
 }
 
 impl SecretBody {
@@ -76,8 +94,36 @@ impl SecretBody {
             name,
             value: self.value.unwrap_or_else(|| SecretValue::new(Vec::new())),
             allowed_hosts: self.allowed_hosts.unwrap_or_default(),
+            placement: self.placement,
         }
     }
+
+    /// What the owner of a secret should know of its value.
+    pub(super) fn warning(&self) -> Option<String> {
+        let value = self.value.as_ref()?.expose();
+        (!value.is_empty() && !reseal_possible(value)).then(|| {
+            format!(
+                "this value is too easy to guess to be searched for in answers (fewer than \
+                 {RESEAL_VALUE_BYTES_MIN} bytes, {RESEAL_DISTINCT_BYTES_MIN} distinct ones or about \
+                 {RESEAL_BITS_MIN} bits): a host that echoes it shows it to the sandbox"
+            )
+        })
+    }
+}
+
+/// The answer to a secret that was set; all strings, as clients expect.
+pub(super) fn set_reply(name: &str, warning: Option<String>) -> Value {
+    let mut reply = json!({ "name": name, "status": "set" });
+    if let Some(warning) = warning {
+        reply["warning"] = json!(warning);
+    }
+    reply
+}
+
+/// The answer to a secret that was revoked.
+pub(super) fn revoked_reply(name: &str, everywhere: bool) -> Value {
+    let status = if everywhere { "revoked" } else { "pending" };
+    json!({ "name": name, "status": status })
 }
 
 /// A time as clients read it; times in the log are always within RFC 3339's range.
@@ -167,9 +213,10 @@ async fn set_secret(
 ) -> ApiResult {
     let (id, name) = path.into_inner();
     let id = parse_id(&id)?;
+    let warning = body.warning();
     let (platform, new) = (api.platform.clone(), body.named(name.clone()));
     to_the_end(async move { platform.set_project_secret(&caller, &id, new).await }).await?;
-    Ok(HttpResponse::Ok().json(json!({ "name": name, "status": "set" })))
+    Ok(HttpResponse::Ok().json(set_reply(&name, warning)))
 }
 
 async fn delete_secret(
@@ -182,4 +229,16 @@ async fn delete_secret(
         .delete_project_secret(&caller, &parse_id(&id)?, name)
         .await?;
     Ok(HttpResponse::NoContent().finish())
+}
+
+async fn revoke_secret(
+    api: web::Data<Api>,
+    WithKey(caller): WithKey,
+    path: web::Path<(String, String)>,
+) -> ApiResult {
+    let (id, name) = path.into_inner();
+    let (platform, id, own) = (api.platform.clone(), parse_id(&id)?, name.clone());
+    let work = async move { platform.revoke_project_secret(&caller, &id, own).await };
+    let everywhere = to_the_end(work).await?;
+    Ok(HttpResponse::Ok().json(revoked_reply(&name, everywhere)))
 }

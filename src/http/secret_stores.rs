@@ -9,7 +9,7 @@ use super::auth::WithKey;
 use super::body::Json;
 use super::error::{ApiError, ApiResult, to_the_end};
 use super::idempotency::{Create, created};
-use super::projects::{SecretBody, timestamp};
+use super::projects::{SecretBody, revoked_reply, set_reply, timestamp};
 use crate::actors::SecretStore;
 use crate::ids::{OrgId, StoreId};
 
@@ -31,6 +31,10 @@ pub(super) fn routes(config: &mut web::ServiceConfig) {
             web::resource("/secret-stores/{id}/secrets/{name}")
                 .route(web::put().to(set_secret))
                 .route(web::delete().to(delete_secret)),
+        )
+        .service(
+            web::resource("/secret-stores/{id}/secrets/{name}/revoke")
+                .route(web::post().to(revoke_secret)),
         );
 }
 
@@ -113,14 +117,18 @@ async fn list_secrets(
         .secrets
         .iter()
         .map(|(name, secret)| {
-            json!({
+            let mut entry = json!({
                 "id": secret.id,
                 "storeId": id,
                 "name": name,
                 "allowedHosts": secret.allowed_hosts,
                 "createdAt": timestamp(Some(secret.created_at)),
                 "updatedAt": timestamp(Some(secret.updated_at)),
-            })
+            });
+            if let Some(placement) = &secret.placement {
+                entry["placement"] = json!(placement);
+            }
+            entry
         })
         .collect();
     Ok(HttpResponse::Ok().json(entries))
@@ -134,9 +142,10 @@ async fn set_secret(
 ) -> ApiResult {
     let (id, name) = path.into_inner();
     let id = parse_id(&id)?;
+    let warning = body.warning();
     let (platform, new) = (api.platform.clone(), body.named(name.clone()));
     to_the_end(async move { platform.set_store_secret(&caller, &id, new).await }).await?;
-    Ok(HttpResponse::Ok().json(json!({ "name": name, "status": "set" })))
+    Ok(HttpResponse::Ok().json(set_reply(&name, warning)))
 }
 
 async fn delete_secret(
@@ -149,4 +158,16 @@ async fn delete_secret(
         .delete_store_secret(&caller, &parse_id(&id)?, name)
         .await?;
     Ok(HttpResponse::NoContent().finish())
+}
+
+async fn revoke_secret(
+    api: web::Data<Api>,
+    WithKey(caller): WithKey,
+    path: web::Path<(String, String)>,
+) -> ApiResult {
+    let (id, name) = path.into_inner();
+    let (platform, id, own) = (api.platform.clone(), parse_id(&id)?, name.clone());
+    let work = async move { platform.revoke_store_secret(&caller, &id, own).await };
+    let everywhere = to_the_end(work).await?;
+    Ok(HttpResponse::Ok().json(revoked_reply(&name, everywhere)))
 }

@@ -25,7 +25,7 @@ use super::request_id::{REQUEST_ID, with_request_id};
 use super::stop::{serve_until, told_to_stop};
 use super::{Api, routes};
 use crate::actors::{Failure, Parts, Platform, Reconciler};
-use crate::config::{Config, Egress, EgressTls};
+use crate::config::{AuditMode, Config, Egress, EgressTls};
 use crate::events::{
     CheckpointError, CheckpointKey, CheckpointOptions, EngineError, EventLog, Keeper, KeyError,
     LogOptions, OpenError, Snapshots, StreamId, VerifyError,
@@ -343,6 +343,7 @@ fn egress_settings(egress: &Egress, own: SocketAddr) -> Result<EgressSettings, S
         own: vec![own],
         inspect_all: egress.inspect_all,
         strict_tokens: egress.strict_tokens,
+        strict_audit: egress.audit == AuditMode::Strict,
         ..EgressSettings::default()
     })
 }

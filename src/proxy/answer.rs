@@ -17,6 +17,7 @@ use super::body::{StreamError, TransformedBody};
 use super::content;
 use super::decision::Record;
 use super::head::{check_response_framing, rewrite_response, takes_trailers};
+use super::placement::drop_cookies;
 use super::policy::HostRules;
 use super::refusal::Refusal;
 use super::trailers::{self, Trailing};
@@ -70,6 +71,9 @@ pub(crate) fn incoming(
         _ => None,
     };
     rewrite_response(&mut headers, patterns, &record.tally)?;
+    if rules.keeps_cookies() {
+        drop_cookies(&mut headers);
+    }
     let content = if has_body {
         headers.remove(header::CONTENT_LENGTH);
         let body = Arrival {

@@ -5,15 +5,17 @@
 //! trail is full, new requests wait for it and are then refused; what is already under way is
 //! recorded when there is room again, within a bound.
 
+use std::collections::BTreeMap;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicU64, Ordering};
-use std::time::Duration;
+use std::time::{Duration, Instant};
 
 use http::StatusCode;
 use serde::Serialize;
 use time::OffsetDateTime;
 use tokio::sync::mpsc::Sender;
 use tokio::sync::mpsc::error::TrySendError;
+use tokio::sync::oneshot;
 use tokio::time::timeout;
 
 use super::name::Host;
@@ -71,10 +73,18 @@ pub struct Decision {
     pub secrets: Vec<String>,
     /// Names of the secrets whose token passed inert.
     pub unbound: Vec<String>,
+    /// Why, by name, where that is more than that the host is not one of the secret's:
+    /// `host_of_another_secret` (a key of one provider sent to another), `place`, `method`, `path`,
+    /// `count`, `plain_http` or `revoked`.
+    #[serde(skip_serializing_if = "BTreeMap::is_empty")]
+    pub unbound_why: BTreeMap<String, &'static str>,
     /// Names of the secrets found in the response.
     pub resealed: Vec<String>,
     /// Status the sandbox saw.
     pub status: Option<u16>,
+    /// Milliseconds from the request's arrival to the head of the host's answer.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub latency_ms: Option<u64>,
     /// Body bytes (for a tunnel all bytes) from the sandbox.
     pub bytes_up: u64,
     /// Body bytes (for a tunnel all bytes) to the sandbox.
@@ -96,7 +106,8 @@ impl Decision {
             && next.outcome == Outcome::Refused
             && (&self.host, self.port, self.protocol) == (&next.host, next.port, next.protocol)
             && (&self.method, &self.reason) == (&next.method, &next.reason)
-            && (&self.unbound, self.status) == (&next.unbound, next.status);
+            && (&self.unbound, self.status) == (&next.unbound, next.status)
+            && self.unbound_why == next.unbound_why;
         let empty = |one: &Self| {
             one.secrets.is_empty() && one.resealed.is_empty() && one.bytes_up + one.bytes_down == 0
         };
@@ -108,9 +119,36 @@ impl Decision {
     }
 }
 
+/// A request that is about to carry secrets to a host.
+#[derive(Debug, Clone, Serialize)]
+pub struct Sending {
+    /// When it was about to.
+    #[serde(serialize_with = "time::serde::rfc3339::serialize")]
+    pub at: OffsetDateTime,
+    /// The host, canonical.
+    pub host: String,
+    /// The port.
+    pub port: u16,
+    /// The request's method.
+    pub method: Option<String>,
+    /// Names of the secrets in it. When its body is still to come, of all that may come with it.
+    pub secrets: Vec<String>,
+}
+
+/// A [`Sending`] that waits until it is recorded: the request goes on only when `recorded` is
+/// answered, and is refused when that is dropped.
+#[derive(Debug)]
+pub struct Announcement {
+    /// What is about to be sent.
+    pub sending: Sending,
+    /// To be answered when it is durable.
+    pub recorded: oneshot::Sender<()>,
+}
+
 /// A decision in the making; handed over when dropped.
 pub(crate) struct Record {
     decision: Option<Decision>,
+    begun: Instant,
     trail: Sender<Decision>,
     /// Names of secrets, filled by the streams of the request.
     pub tally: Arc<Tally>,
@@ -133,14 +171,17 @@ impl Record {
             reason: "interrupted".to_owned(),
             secrets: Vec::new(),
             unbound: Vec::new(),
+            unbound_why: BTreeMap::new(),
             resealed: Vec::new(),
             status: None,
+            latency_ms: None,
             bytes_up: 0,
             bytes_down: 0,
             times: 1,
         };
         Self {
             decision: Some(decision),
+            begun: Instant::now(),
             trail,
             tally: Arc::default(),
             up: Arc::default(),
@@ -184,9 +225,27 @@ impl Record {
         });
     }
 
-    /// The status the sandbox is shown.
+    /// The host answers; the status the sandbox is shown.
     pub fn status(&mut self, status: StatusCode) {
-        self.set(|decision| decision.status = Some(status.as_u16()));
+        let latency_ms = u64::try_from(self.begun.elapsed().as_millis()).unwrap_or(u64::MAX);
+        self.set(|decision| {
+            decision.status = Some(status.as_u16());
+            decision.latency_ms = Some(latency_ms);
+        });
+    }
+
+    /// What the request carries as far as it is known, and `more`.
+    pub fn sending<'a>(&self, more: impl Iterator<Item = &'a str>) -> Option<Sending> {
+        let decision = self.decision.as_ref()?;
+        let mut secrets = self.tally.names().substituted.clone();
+        secrets.extend(more.map(str::to_owned));
+        Some(Sending {
+            at: OffsetDateTime::now_utc(),
+            host: decision.host.clone(),
+            port: decision.port,
+            method: decision.method.clone(),
+            secrets: secrets.into_iter().collect(),
+        })
     }
 
     fn set(&mut self, change: impl FnOnce(&mut Decision)) {
@@ -206,6 +265,7 @@ impl Drop for Record {
         let names = self.tally.names().clone();
         decision.secrets = names.substituted.into_iter().collect();
         decision.unbound = names.unbound.into_iter().collect();
+        decision.unbound_why = names.unbound_why;
         decision.resealed = names.resealed.into_iter().collect();
         if let Some(refusal) = self.tally.refusal() {
             // A stream that was broken off for a rule, after the request had been let through.

@@ -9,6 +9,7 @@ use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::time::Duration;
 
 use http::{Request, Response, StatusCode, Version};
+use http_body::Body;
 use http_body_util::BodyExt;
 use hyper::body::Incoming;
 use tokio::time::timeout;
@@ -21,6 +22,7 @@ use super::head::{check_request, rewrite_request};
 use super::origin::Origin;
 use super::policy::{HostRules, Policy};
 use super::refusal::Refusal;
+use super::revoked::CutBody;
 use super::upgrade::Opened;
 use super::upload::{self, Upload};
 use super::upstream::Lease;
@@ -63,7 +65,13 @@ impl Exchange {
         let mut record = self.proxy.record(&origin.host, origin.port, protocol);
         record.method(request.method());
         let version = request.version();
-        match self.forward(request, &mut record).await {
+        let (revoked, tally) = (self.proxy.revoked().clone(), record.tally.clone());
+        let forwarded = tokio::select! {
+            biased;
+            refusal = revoked.cut(&tally) => Err(refusal),
+            forwarded = self.forward(request, &mut record) => forwarded,
+        };
+        match forwarded {
             Ok(response) => {
                 record.status(response.status());
                 if response.status() == StatusCode::SWITCHING_PROTOCOLS {
@@ -73,7 +81,10 @@ impl Exchange {
                     return response.map(BodyExt::boxed_unsync);
                 }
                 let bytes = record.down.clone();
-                response.map(|body| CountedBody::new(body, bytes, record).boxed_unsync())
+                response.map(|body| {
+                    let body = CutBody::new(body, revoked, tally);
+                    CountedBody::new(body, bytes, record).boxed_unsync()
+                })
             }
             Err(refusal) => {
                 tracing::debug!(host = %origin.host, rule = refusal.rule(), "request refused");
@@ -95,7 +106,7 @@ impl Exchange {
         let (policy, rule) = self.proxy.judge(&self.origin.host)?;
         check_request(&parts, &self.origin)?;
         let handshake = Handshake::of(&parts)?;
-        let rules = self.rules(&policy);
+        let rules = self.rules(&policy).for_request(&parts)?;
         rules.prepare().await;
         if let Some(handshake) = handshake {
             record.passed(Outcome::Allowed, rule);
@@ -106,7 +117,10 @@ impl Exchange {
         let lease = self.lease(version).await?;
         let gathering = self.proxy.gathering();
         let body = upload::outgoing(&parts, upload, &rules, &record.tally, gathering).await?;
+        // A body of unknown length is substituted while it is sent.
+        let more_to_come = body.size_hint().exact().is_none();
         rewrite_request(&mut parts, &rules, &record.tally)?;
+        self.proxy.announce(&rules, record, more_to_come).await?;
         record.passed(Outcome::Allowed, rule);
         let request = Request::from_parts(parts, body);
         let (response, lease) = self.send(request, version, lease, record).await?;

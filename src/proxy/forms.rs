@@ -16,18 +16,9 @@ use zeroize::Zeroizing;
 use super::escape::{Hex, Json, UNRESERVED, json, percent};
 use super::token::SealedToken;
 
-/// Shortest value that is searched for in responses, in bytes. Shorter ones would be found in
-/// text that has nothing to do with them, and the change would tell a program its guess was right.
-pub const RESEAL_VALUE_BYTES_MIN: usize = 8;
-
 /// Longest value whose every spelling is searched for; of longer ones only the common spellings,
 /// which keeps the automaton of a usual key file under a mebibyte or two.
 const THOROUGH_VALUE_BYTES_MAX: usize = 1024;
-
-/// Whether a value can be recognised in responses; a caller should warn about one that can't.
-pub fn reseal_possible(value: &[u8]) -> bool {
-    value.len() >= RESEAL_VALUE_BYTES_MIN
-}
 
 /// One spelling of a value: secret as the value is, and wiped like it.
 #[derive(PartialEq, Eq)]

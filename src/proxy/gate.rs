@@ -4,22 +4,24 @@
 //! permits; closing cuts them all; their number and their silence are bounded.
 
 use std::net::IpAddr;
-use std::sync::Arc;
+use std::sync::{Arc, OnceLock};
 use std::time::Duration;
 
 use tokio::net::TcpStream;
 use tokio::sync::mpsc::Sender;
-use tokio::sync::{OwnedSemaphorePermit, Semaphore, watch};
+use tokio::sync::{OwnedSemaphorePermit, Semaphore, oneshot, watch};
+use tokio::time::timeout;
 
 use super::ca::SandboxCa;
 use super::connection::route;
-use super::decision::{Decision, Protocol, Record};
+use super::decision::{Announcement, Decision, Protocol, Record};
 use super::dial::Dialer;
 use super::explicit;
 use super::io::{Meter, Metered, Rewind, Stream};
 use super::name::Host;
-use super::policy::Policy;
+use super::policy::{HostRules, Policy};
 use super::refusal::Refusal;
+use super::revoked::Revoked;
 use super::settings::EgressSettings;
 use super::tally::Tally;
 use super::turns::Share;
@@ -31,6 +33,9 @@ const CONNECTIONS_MAX: usize = 256;
 const GATHERED_BODIES_MAX: usize = 32;
 /// A connection on which nothing moves this long is cut.
 const IDLE_TIMEOUT: Duration = Duration::from_secs(10 * 60);
+/// Longest a request waits for its record to be durable (strict audit).
+const ANNOUNCE_WAIT: Duration = Duration::from_secs(5);
+
 /// Where a connection of a sandbox was meant to go.
 #[derive(Debug, Clone)]
 pub struct Target {
@@ -49,6 +54,8 @@ pub struct SandboxProxy {
     policy: watch::Sender<Option<Arc<Policy>>>,
     closings: watch::Sender<u64>,
     decisions: Sender<Decision>,
+    announcements: OnceLock<Sender<Announcement>>,
+    revoked: Arc<Revoked>,
     slots: Arc<Semaphore>,
     gathering: Arc<Semaphore>,
     upstreams: Arc<Upstreams>,
@@ -64,12 +71,16 @@ impl SandboxProxy {
         policy: Option<Policy>,
         decisions: Sender<Decision>,
     ) -> Arc<Self> {
+        let revoked = Arc::<Revoked>::default();
+        let policy = policy.map(|policy| Arc::new(policy.joined(&revoked)));
         Arc::new(Self {
             dialer: Dialer::new(settings),
             ca,
-            policy: watch::Sender::new(policy.map(Arc::new)),
+            policy: watch::Sender::new(policy),
             closings: watch::Sender::new(0),
             decisions,
+            announcements: OnceLock::new(),
+            revoked,
             slots: Arc::new(Semaphore::new(CONNECTIONS_MAX)),
             gathering: Arc::new(Semaphore::new(GATHERED_BODIES_MAX)),
             upstreams: Upstreams::new(IDLE_CONNECTION_TIMEOUT),
@@ -77,9 +88,17 @@ impl SandboxProxy {
         })
     }
 
+    /// Whom to tell what is about to be sent, with [`EgressSettings::strict_audit`]; without anybody
+    /// to tell nothing that carries a secret is sent then. The first one stays.
+    pub fn announce_to(&self, announcements: Sender<Announcement>) {
+        let _ = self.announcements.set(announcements);
+    }
+
     /// Swaps the policy; the next request is judged by it, and tunnels it no longer permits end.
+    /// Requests under way go on with the values they have, but those that carry a secret which
+    /// this policy revokes are cut before this returns.
     pub fn set_policy(&self, policy: Policy) {
-        let policy = Arc::new(policy);
+        let policy = Arc::new(policy.joined(&self.revoked));
         self.policy.send_replace(Some(policy.clone()));
         self.upstreams.keep(|host| policy.judge(host).is_ok());
     }
@@ -183,6 +202,39 @@ impl SandboxProxy {
 
     pub(crate) fn gathering(&self) -> &Arc<Semaphore> {
         &self.gathering
+    }
+
+    pub(crate) fn revoked(&self) -> &Arc<Revoked> {
+        &self.revoked
+    }
+
+    /// With strict audit, waits until it is on record that this request is about to carry its
+    /// secrets; `more_to_come` when its body may carry any of the host's.
+    pub(crate) async fn announce(
+        &self,
+        rules: &HostRules,
+        record: &Record,
+        more_to_come: bool,
+    ) -> Result<(), Refusal> {
+        if !self.settings().strict_audit || !rules.substitutes() {
+            return Ok(());
+        }
+        let more = rules.secret_names().filter(|_| more_to_come);
+        let sending = record.sending(more).ok_or(Refusal::Internal)?;
+        if sending.secrets.is_empty() {
+            return Ok(());
+        }
+        let (recorded, durable) = oneshot::channel();
+        let announcement = Announcement { sending, recorded };
+        let announcements = self.announcements.get().ok_or(Refusal::AuditUnrecorded)?;
+        let told = async {
+            announcements.send(announcement).await.ok()?;
+            durable.await.ok()
+        };
+        match timeout(ANNOUNCE_WAIT, told).await {
+            Ok(Some(())) => Ok(()),
+            _ => Err(Refusal::AuditUnrecorded),
+        }
     }
 
     pub(crate) fn watch_policy(&self) -> watch::Receiver<Option<Arc<Policy>>> {

@@ -20,7 +20,7 @@ use super::origin::Origin;
 use super::policy::HostRules;
 use super::refusal::Refusal;
 use super::reseal::{Patterns, reseal_all};
-use super::substitute::substitute_all;
+use super::substitute::{substitute_all, substitute_field};
 use super::tally::Tally;
 
 /// Most bytes of all fields of a head that hold a value.
@@ -198,6 +198,7 @@ fn rewrite_target(uri: &Uri, rules: &Arc<HostRules>, tally: &Arc<Tally>) -> Resu
     let Some(target) = uri.path_and_query() else {
         return Ok(Uri::default());
     };
+    rules.check_target(target.path())?;
     let changed = substitute_all(rules, Place::Url, tally, target.as_str().as_bytes())?;
     let slash = !matches!(target.as_str().as_bytes(), [b'/' | b'*', ..]);
     if changed.is_none() && !slash {
@@ -212,7 +213,9 @@ fn rewrite_target(uri: &Uri, rules: &Arc<HostRules>, tally: &Arc<Tally>) -> Resu
         bytes
     };
     let too_long = |_| Refusal::Framing("the request target is too long");
-    Ok(PathAndQuery::try_from(bytes).map_err(too_long)?.into())
+    let target = PathAndQuery::try_from(bytes).map_err(too_long)?;
+    rules.check_target(target.path())?;
+    Ok(target.into())
 }
 
 fn rewrite_value(
@@ -222,11 +225,13 @@ fn rewrite_value(
     tally: &Arc<Tally>,
 ) -> Result<Option<HeaderValue>, Refusal> {
     let changed = match basic_credentials(name, value) {
-        Some(text) => substitute_all(rules, Place::Credentials, tally, &text)?.map(|text| {
-            let encoded = Zeroizing::new(STANDARD.encode(&*text));
-            Zeroizing::new([b"Basic ", encoded.as_bytes()].concat())
-        }),
-        None => substitute_all(rules, Place::Header, tally, value.as_bytes())?,
+        Some(text) => {
+            substitute_field(name, rules, Place::Credentials, tally, &text)?.map(|text| {
+                let encoded = Zeroizing::new(STANDARD.encode(&*text));
+                Zeroizing::new([b"Basic ", encoded.as_bytes()].concat())
+            })
+        }
+        None => substitute_field(name, rules, Place::Header, tally, value.as_bytes())?,
     };
     let Some(changed) = changed else {
         return Ok(None);
@@ -237,7 +242,10 @@ fn rewrite_value(
 }
 
 /// The text inside Basic credentials (RFC 7617).
-fn basic_credentials(name: &HeaderName, value: &HeaderValue) -> Option<Zeroizing<Vec<u8>>> {
+pub(crate) fn basic_credentials(
+    name: &HeaderName,
+    value: &HeaderValue,
+) -> Option<Zeroizing<Vec<u8>>> {
     const LENIENT: GeneralPurpose = GeneralPurpose::new(
         &base64::alphabet::STANDARD,
         GeneralPurposeConfig::new().with_decode_padding_mode(DecodePaddingMode::Indifferent),

@@ -26,8 +26,10 @@ mod ca;
 mod coding;
 mod connection;
 mod content;
+mod credential;
 mod decision;
 mod dial;
+mod entropy;
 mod escape;
 mod exchange;
 mod explicit;
@@ -43,9 +45,12 @@ mod multipart;
 mod name;
 mod opening;
 mod origin;
+mod path;
+mod placement;
 mod policy;
 mod refusal;
 mod reseal;
+mod revoked;
 mod scout;
 mod serve;
 mod settings;
@@ -62,10 +67,16 @@ mod upstream;
 mod websocket;
 
 pub use ca::{CaError, SandboxCa};
-pub use decision::{Decision, Outcome, Protocol};
-pub use forms::{RESEAL_VALUE_BYTES_MIN, reseal_possible};
+pub use decision::{Announcement, Decision, Outcome, Protocol, Sending};
+pub use entropy::{
+    RESEAL_BITS_MIN, RESEAL_DISTINCT_BYTES_MIN, RESEAL_VALUE_BYTES_MIN, reseal_possible,
+};
 pub use gate::{SandboxProxy, Target};
 pub use name::{BadName, BadPattern, CanonicalName, Host, HostPattern};
+pub use placement::{
+    BadPlacement, PATH_PREFIX_BYTES_MAX, PLACEMENT_ENTRIES_MAX, Placement, PlacementText,
+    REPLACEMENTS_MAX,
+};
 pub use policy::{Binding, Policy};
 pub use refusal::Refusal;
 pub use settings::{BadIdentity, ClientIdentity, EgressSettings, HostTls, UpstreamTls};

@@ -3,11 +3,15 @@
 use std::collections::HashMap;
 use std::sync::{Arc, Mutex, OnceLock, PoisonError};
 
+use http::header::HeaderName;
+use http::request;
 use tokio::task::spawn_blocking;
 
 use super::name::{CanonicalName, Host, HostPattern};
+use super::placement::{Judged, Placement, Why, foreign};
 use super::refusal::Refusal;
 use super::reseal::Patterns;
+use super::revoked::Revoked;
 use super::token::SealedToken;
 use crate::secret::SecretValue;
 
@@ -25,6 +29,8 @@ pub struct Binding {
     pub value: SecretValue,
     /// Hosts that may receive the value; empty means any host.
     pub hosts: Vec<HostPattern>,
+    /// Where in requests to them it may stand; the default is anywhere.
+    pub placement: Placement,
 }
 
 impl Binding {
@@ -40,6 +46,8 @@ pub struct Policy {
     network_enabled: bool,
     reseal: bool,
     sets: Mutex<HashMap<Vec<bool>, Arc<Applicable>>>,
+    withdrawn: Vec<(SealedToken, String)>,
+    revoked: Arc<Revoked>,
 }
 
 struct Secrets {
@@ -67,7 +75,24 @@ impl Policy {
             network_enabled,
             reseal,
             sets: Mutex::default(),
+            withdrawn: Vec::new(),
+            revoked: Arc::default(),
         }
+    }
+
+    /// Adds tokens whose secrets were revoked, with the secrets' names: they stay inert, and what
+    /// is under way with them is cut when a proxy takes this policy.
+    pub fn with_revoked(mut self, tokens: Vec<(SealedToken, String)>) -> Self {
+        self.withdrawn = tokens;
+        self
+    }
+
+    /// Joins this policy with those before it in one proxy: what it revokes ends at once in all
+    /// of them.
+    pub(crate) fn joined(mut self, revoked: &Arc<Revoked>) -> Self {
+        revoked.add(&self.withdrawn);
+        self.revoked = revoked.clone();
+        self
     }
 
     /// Whether `host` may be spoken to at all; the name of the rule that allowed it.
@@ -116,7 +141,9 @@ impl Policy {
             sets.clear();
         }
         let applicable = sets.entry(set).or_insert_with_key(|set| {
+            let mut applying = self.secrets.bindings.iter().zip(set);
             Arc::new(Applicable {
+                narrowed: applying.any(|(one, set)| *set && !one.placement.is_anywhere()),
                 secrets: self.secrets.clone(),
                 set: set.clone(),
                 patterns: OnceLock::new(),
@@ -125,9 +152,11 @@ impl Policy {
         let applicable = applicable.clone();
         Arc::new(HostRules {
             applicable,
+            revoked: self.revoked.clone(),
             substitute,
             strict,
             reseal: self.reseal,
+            judged: None,
         })
     }
 }
@@ -136,15 +165,26 @@ impl Policy {
 struct Applicable {
     secrets: Arc<Secrets>,
     set: Vec<bool>,
+    /// One of them may not stand just anywhere.
+    narrowed: bool,
     patterns: OnceLock<Option<Arc<Patterns>>>,
+}
+
+impl Applicable {
+    fn bindings(&self) -> impl Iterator<Item = &Binding> + Clone {
+        let bindings = self.secrets.bindings.iter().zip(&self.set);
+        bindings.filter(|(_, set)| **set).map(|(one, _)| one)
+    }
 }
 
 /// What a token found in a request stands for.
 pub(crate) enum Lookup<'a> {
-    /// A secret this host may receive.
+    /// A secret this host may receive, there.
     Bound(&'a Binding),
-    /// A secret of this sandbox that this host may not receive.
-    Unbound(&'a Binding),
+    /// A secret of this sandbox that must not go there, and why.
+    Unbound(&'a Binding, Why),
+    /// One that was revoked, by its name.
+    Revoked(String),
     /// Nothing in this sandbox.
     Unknown,
 }
@@ -152,24 +192,95 @@ pub(crate) enum Lookup<'a> {
 /// The rules for requests to one host.
 pub(crate) struct HostRules {
     applicable: Arc<Applicable>,
+    revoked: Arc<Revoked>,
     substitute: bool,
     strict: bool,
     reseal: bool,
+    /// What the secrets' placements say of the request at hand.
+    judged: Option<Judged>,
 }
 
 impl HostRules {
-    /// What `token` stands for here.
-    pub fn look_up(&self, token: &SealedToken) -> Lookup<'_> {
-        let secrets = &self.applicable.secrets;
-        let Some(&index) = secrets.by_token.get(token) else {
+    /// The rules for one request, of which the placements of the host's secrets judge method and
+    /// path. Refuses one that brings another credential where a secret is to be the only one.
+    pub fn for_request(self: Arc<Self>, parts: &request::Parts) -> Result<Arc<Self>, Refusal> {
+        let Applicable { secrets, set, .. } = &*self.applicable;
+        if !self.applicable.narrowed {
+            return Ok(self);
+        }
+        if let Some(place) = foreign(parts, self.applicable.bindings()) {
+            return Err(Refusal::ForeignCredential { place });
+        }
+        let bindings = secrets.bindings.iter().zip(set.iter().copied());
+        Ok(Arc::new(Self {
+            applicable: self.applicable.clone(),
+            revoked: self.revoked.clone(),
+            judged: Some(Judged::request(parts, bindings)),
+            ..*self
+        }))
+    }
+
+    /// What `token` stands for in a field of the head, or (`None`) in path, query, body or frames.
+    pub fn look_up(&self, token: &SealedToken, field: Option<&HeaderName>) -> Lookup<'_> {
+        if let Some(name) = self.revoked.name(token) {
+            return Lookup::Revoked(name);
+        }
+        let Applicable { secrets, set, .. } = &*self.applicable;
+        let index = secrets.by_token.get(token).copied();
+        let Some((index, binding)) = index.and_then(|i| Some((i, secrets.bindings.get(i)?))) else {
             return Lookup::Unknown;
         };
-        let applies = self.applicable.set.get(index).copied().unwrap_or(false);
-        match secrets.bindings.get(index) {
-            Some(binding) if applies && self.substitute => Lookup::Bound(binding),
-            Some(binding) => Lookup::Unbound(binding),
-            None => Lookup::Unknown,
+        let applies = set.get(index).copied().unwrap_or(false);
+        let why = match applies {
+            false if set.contains(&true) => Some(Why::HostOfAnother),
+            false => Some(Why::Host),
+            true if !self.substitute => Some(Why::Plain),
+            true => self.misfit(index, binding, field),
+        };
+        match why {
+            Some(why) => Lookup::Unbound(binding, why),
+            None => Lookup::Bound(binding),
         }
+    }
+
+    fn misfit(&self, index: usize, binding: &Binding, field: Option<&HeaderName>) -> Option<Why> {
+        let placement = &binding.placement;
+        let by_request = match &self.judged {
+            Some(judged) => judged.misfit(index),
+            // Whoever forgot to have the request judged sends no such secret.
+            None => placement.judges_requests().then_some(Why::Method),
+        };
+        let by_place = || (!placement.takes_field(field)).then_some(Why::Place);
+        by_request.or_else(by_place)
+    }
+
+    /// Whether `token` was revoked after it was looked up.
+    pub fn was_revoked(&self, token: &SealedToken) -> bool {
+        self.revoked.name(token).is_some()
+    }
+
+    /// Refuses a target that with the values in place is another path than the one judged.
+    pub fn check_target(&self, path: &str) -> Result<(), Refusal> {
+        match &self.judged {
+            Some(judged) if !judged.takes_target(path) => Err(Refusal::Framing(
+                "a value in the path makes it ambiguous, and another secret goes by the path",
+            )),
+            _ => Ok(()),
+        }
+    }
+
+    /// Whether cookies of this host stay on this side.
+    pub fn keeps_cookies(&self) -> bool {
+        self.applicable.narrowed
+            && self
+                .applicable
+                .bindings()
+                .any(|one| one.placement.keeps_cookies())
+    }
+
+    /// Names of the secrets that may go to this host.
+    pub fn secret_names(&self) -> impl Iterator<Item = &str> {
+        self.applicable.bindings().map(|one| one.name.as_str())
     }
 
     /// Whether a token that can't be replaced refuses the request.
@@ -184,9 +295,8 @@ impl HostRules {
 
     /// Bytes of the longest value a token can be replaced by.
     pub fn longest_value(&self) -> usize {
-        let Applicable { secrets, set, .. } = &*self.applicable;
-        let applying = secrets.bindings.iter().zip(set).filter(|(_, set)| **set);
-        let lengths = applying.map(|(binding, _)| binding.value.expose().len());
+        let bindings = self.applicable.bindings();
+        let lengths = bindings.map(|binding| binding.value.expose().len());
         lengths.max().unwrap_or(0)
     }
 
@@ -210,18 +320,9 @@ impl HostRules {
         if !self.reseal || !self.applicable.set.contains(&true) {
             return None;
         }
-        let Applicable {
-            secrets,
-            set,
-            patterns,
-        } = &*self.applicable;
-        let bindings = secrets
-            .bindings
-            .iter()
-            .zip(set)
-            .filter(|(_, applies)| **applies);
+        let Applicable { patterns, .. } = &*self.applicable;
         patterns
-            .get_or_init(|| Patterns::new(bindings.map(|(binding, _)| binding)))
+            .get_or_init(|| Patterns::new(self.applicable.bindings()))
             .as_ref()
     }
 }
@@ -245,6 +346,7 @@ pub(crate) mod testing {
             token,
             value: SecretValue::from(value.to_owned()),
             hosts: vec![host.parse().unwrap()],
+            placement: Placement::default(),
         };
         let bindings = vec![
             binding("HERE", token, value, host),
@@ -269,6 +371,7 @@ pub(crate) mod testing {
 #[cfg(test)]
 mod tests {
     use super::*;
+    use crate::proxy::placement::PlacementText;
 
     fn policy(allowlist: &[&str], network: bool) -> Policy {
         let allowlist = allowlist
@@ -280,6 +383,7 @@ mod tests {
             token: SealedToken::generate(),
             value: SecretValue::from("real-value-0001".to_owned()),
             hosts: vec!["api.example".parse().unwrap()],
+            placement: Placement::default(),
         };
         Policy::new(allowlist, vec![secret], network, true)
     }
@@ -311,5 +415,39 @@ mod tests {
         assert!(policy(&["*.example"], true).permits_opaque(&name("git.example")));
         assert!(!policy(&["*"], true).permits_opaque(&name("git.example")));
         assert!(!policy(&["*.test"], true).permits_opaque(&name("git.example")));
+    }
+    /// Goal: whoever forgets to have a request judged sends no secret that goes by it; and a value
+    /// in the path can't move the path that another secret was judged by.
+    #[test]
+    fn narrowing_fails_closed() {
+        let placement = Placement::new(&PlacementText {
+            path_prefix: Some("/v1/"),
+            ..PlacementText::default()
+        });
+        let token = SealedToken::generate();
+        let secret = Binding {
+            name: "KEY".into(),
+            token,
+            value: SecretValue::from("real-value-0001".to_owned()),
+            hosts: Vec::new(),
+            placement: placement.unwrap(),
+        };
+        let policy = Policy::new(Vec::new(), vec![secret], true, true);
+        let rules = || policy.rules_for(&"api.example".parse().unwrap(), true, false);
+        let unjudged = rules();
+        assert!(matches!(
+            unjudged.look_up(&token, None),
+            Lookup::Unbound(_, Why::Method)
+        ));
+        let request = |path: &str| {
+            let request = http::Request::builder().uri(path).body(()).unwrap();
+            rules().for_request(&request.into_parts().0).unwrap()
+        };
+        let judged = request("/v1/x");
+        assert!(matches!(judged.look_up(&token, None), Lookup::Bound(_)));
+        assert!(judged.check_target("/v1/a%3Ab").is_ok());
+        assert!(judged.check_target("/v1/..%2Fadmin").is_err());
+        // One that goes elsewhere carries nothing that could be moved.
+        assert!(request("/v2/x").check_target("/v2/..%2Fadmin").is_ok());
     }
 }

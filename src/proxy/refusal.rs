@@ -99,6 +99,29 @@ pub enum Refusal {
         /// Name of the secret.
         secret: String,
     },
+    /// A token where its secret may not stand, in strict mode.
+    #[error("the sealed token of secret {secret} may not stand there ({why})")]
+    Misplaced {
+        /// Name of the secret.
+        secret: String,
+        /// Which part of its placement it does not fit.
+        why: &'static str,
+    },
+    /// Another credential, where a secret is to be the only one.
+    #[error(
+        "the request brings a credential of its own in `{place}`; only sealed tokens are accepted for \
+         this host"
+    )]
+    ForeignCredential {
+        /// The field or query parameter.
+        place: &'static str,
+    },
+    /// A secret that was revoked.
+    #[error("secret {secret} was revoked")]
+    Revoked {
+        /// Name of the secret.
+        secret: String,
+    },
     /// The value can't be written where its token stood.
     #[error("the value of secret {secret} can't be written in {place}")]
     Inexpressible {
@@ -150,6 +173,9 @@ pub enum Refusal {
     /// The audit trail can't take another record.
     #[error("the audit trail is behind; try again in a moment")]
     AuditBacklog,
+    /// A request that carries a secret, and whose record is not on disk.
+    #[error("what is about to be sent could not be recorded, so it was not sent; try again")]
+    AuditUnrecorded,
     /// A request the explicit proxy does not serve.
     #[error("this proxy serves CONNECT and absolute http:// requests only")]
     ProxyMethod,
@@ -201,6 +227,9 @@ impl Refusal {
             Self::Frames(_) => ("websocket_frames", S::BAD_GATEWAY),
             Self::Opaque => ("opaque_protocol", S::FORBIDDEN),
             Self::TokenUnbound { .. } => ("secret_not_bound_to_host", S::FORBIDDEN),
+            Self::Misplaced { .. } => ("secret_misplaced", S::FORBIDDEN),
+            Self::ForeignCredential { .. } => ("foreign_credential", S::FORBIDDEN),
+            Self::Revoked { .. } => ("secret_revoked", S::FORBIDDEN),
             Self::Inexpressible { .. } => ("secret_inexpressible", S::FORBIDDEN),
             Self::RequestCoding => ("request_encoding", S::UNSUPPORTED_MEDIA_TYPE),
             Self::ResponseCoding => ("response_encoding", S::BAD_GATEWAY),
@@ -216,6 +245,7 @@ impl Refusal {
             Self::RequestLimit => ("request_limit", S::TOO_MANY_REQUESTS),
             Self::LeafLimit => ("leaf_limit", S::TOO_MANY_REQUESTS),
             Self::AuditBacklog => ("audit_backlog", S::SERVICE_UNAVAILABLE),
+            Self::AuditUnrecorded => ("audit_unrecorded", S::SERVICE_UNAVAILABLE),
             Self::ProxyMethod => ("proxy_method", S::METHOD_NOT_ALLOWED),
             Self::NoMetadata => ("no_metadata", S::NOT_FOUND),
             Self::Internal => ("internal", S::INTERNAL_SERVER_ERROR),

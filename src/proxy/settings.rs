@@ -34,6 +34,9 @@ pub struct EgressSettings {
     pub inspect_all: bool,
     /// Refuse a token whose secret is not bound to the host, instead of passing it inert.
     pub strict_tokens: bool,
+    /// A request that carries a secret waits until a record of it is durable; one that can't be
+    /// recorded is refused.
+    pub strict_audit: bool,
     /// The TLS side towards hosts, made on first use from `extra_roots`; leave at its default.
     pub tls: UpstreamTls,
 }

@@ -6,11 +6,14 @@
 
 use std::sync::Arc;
 
+use http::header::HeaderName;
 use memchr::memmem;
+use zeroize::Zeroizing;
 
 use super::body::{STEP_BYTES_MAX, StreamError, Transform};
 use super::escape::{Place, express};
-use super::policy::{HostRules, Lookup};
+use super::placement::Why;
+use super::policy::{Binding, HostRules, Lookup};
 use super::refusal::Refusal;
 use super::tally::{Tally, UNKNOWN_TOKEN};
 use super::token::{PREFIX, SealedToken, TOKEN_BYTES};
@@ -26,6 +29,7 @@ pub(crate) struct Substituter {
     rules: Arc<HostRules>,
     tally: Arc<Tally>,
     place: Place,
+    field: Option<HeaderName>,
     held: Vec<u8>,
     step_bytes_max: usize,
 }
@@ -39,6 +43,7 @@ impl Substituter {
             rules,
             tally,
             place,
+            field: None,
             held: Vec::new(),
             step_bytes_max: step.clamp(TOKEN_BYTES, STEP_BYTES_MAX),
         }
@@ -79,28 +84,56 @@ impl Substituter {
         Ok(tail)
     }
 
-    fn look_up(&self, token: SealedToken) -> Result<Option<zeroize::Zeroizing<Vec<u8>>>, Refusal> {
-        let name = match self.rules.look_up(&token) {
-            Lookup::Bound(binding) => {
-                let value = express(binding.value.expose(), self.place).ok_or_else(|| {
-                    Refusal::Inexpressible {
-                        secret: binding.name.clone(),
-                        place: self.place.describe(),
-                    }
-                })?;
-                self.tally.names().substituted.insert(binding.name.clone());
-                return Ok(Some(value));
-            }
-            Lookup::Unbound(binding) => binding.name.as_str(),
-            Lookup::Unknown => UNKNOWN_TOKEN,
-        };
-        if self.rules.strict() {
-            return Err(Refusal::TokenUnbound {
-                secret: name.to_owned(),
-            });
+    fn look_up(&self, token: SealedToken) -> Result<Option<Zeroizing<Vec<u8>>>, Refusal> {
+        match self.rules.look_up(&token, self.field.as_ref()) {
+            Lookup::Bound(binding) => self.replace(token, binding),
+            Lookup::Unbound(binding, why) => self.pass(&binding.name, Some(why)),
+            Lookup::Revoked(name) => self.pass(&name, Some(Why::Revoked)),
+            Lookup::Unknown => self.pass(UNKNOWN_TOKEN, None),
         }
-        self.tally.names().unbound.insert(name.to_owned());
-        Ok(None)
+    }
+
+    fn replace(
+        &self,
+        token: SealedToken,
+        binding: &Binding,
+    ) -> Result<Option<Zeroizing<Vec<u8>>>, Refusal> {
+        let name = &binding.name;
+        let max = binding.placement.max_per_request();
+        if max.is_some_and(|max| !self.tally.names().count(name, max)) {
+            return self.pass(name, Some(Why::Count));
+        }
+        let value = express(binding.value.expose(), self.place);
+        let value = value.ok_or_else(|| Refusal::Inexpressible {
+            secret: name.clone(),
+            place: self.place.describe(),
+        })?;
+        self.tally.names().substituted.insert(name.clone());
+        // Told first, asked then: either this sees the revocation, or the revocation sees that
+        // the request carries the secret and cuts it.
+        match self.rules.was_revoked(&token) {
+            true => Err(Refusal::Revoked {
+                secret: name.clone(),
+            }),
+            false => Ok(Some(value)),
+        }
+    }
+
+    /// Leaves a token as it is, or refuses the request when the rules are strict.
+    fn pass(&self, name: &str, why: Option<Why>) -> Result<Option<Zeroizing<Vec<u8>>>, Refusal> {
+        let secret = || name.to_owned();
+        self.tally.names().passed(name, why);
+        match why {
+            _ if !self.rules.strict() => Ok(None),
+            None | Some(Why::Host | Why::HostOfAnother | Why::Plain) => {
+                Err(Refusal::TokenUnbound { secret: secret() })
+            }
+            Some(Why::Revoked) => Err(Refusal::Revoked { secret: secret() }),
+            Some(why) => Err(Refusal::Misplaced {
+                secret: secret(),
+                why: why.name(),
+            }),
+        }
     }
 }
 
@@ -143,19 +176,41 @@ impl Transform for Substituter {
     }
 }
 
-/// `bytes`, a field of a head, with its tokens replaced, or `None` when there was nothing to
-/// replace.
+/// `bytes`, a part of a head that is no field (its target), with the tokens replaced, or `None` when
+/// there was nothing to replace.
 pub(crate) fn substitute_all(
     rules: &Arc<HostRules>,
     place: Place,
     tally: &Arc<Tally>,
     bytes: &[u8],
-) -> Result<Option<zeroize::Zeroizing<Vec<u8>>>, Refusal> {
+) -> Result<Option<Zeroizing<Vec<u8>>>, Refusal> {
+    substitute_in(None, rules, place, tally, bytes)
+}
+
+/// The same for the value of a field of a head: the only place of secrets that are narrowed to it.
+pub(crate) fn substitute_field(
+    name: &HeaderName,
+    rules: &Arc<HostRules>,
+    place: Place,
+    tally: &Arc<Tally>,
+    bytes: &[u8],
+) -> Result<Option<Zeroizing<Vec<u8>>>, Refusal> {
+    substitute_in(Some(name), rules, place, tally, bytes)
+}
+
+fn substitute_in(
+    field: Option<&HeaderName>,
+    rules: &Arc<HostRules>,
+    place: Place,
+    tally: &Arc<Tally>,
+    bytes: &[u8],
+) -> Result<Option<Zeroizing<Vec<u8>>>, Refusal> {
     if memmem::find(bytes, PREFIX).is_none() {
         return Ok(None);
     }
-    let substituter = Substituter::new(rules.clone(), place, tally.clone());
-    let mut out = zeroize::Zeroizing::new(Vec::with_capacity(bytes.len()));
+    let mut substituter = Substituter::new(rules.clone(), place, tally.clone());
+    substituter.field = field.cloned();
+    let mut out = Zeroizing::new(Vec::with_capacity(bytes.len()));
     let tail = substituter.scan(bytes, &mut out, FIELD_BYTES_MAX)?;
     out.extend_from_slice(&bytes[tail..]);
     Ok((out.as_slice() != bytes).then_some(out))

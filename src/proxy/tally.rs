@@ -1,8 +1,9 @@
 //! What happened to the secrets of one request, by name, gathered from headers and streams.
 
-use std::collections::BTreeSet;
+use std::collections::{BTreeMap, BTreeSet};
 use std::sync::{Mutex, MutexGuard, OnceLock, PoisonError};
 
+use super::placement::Why;
 use super::refusal::Refusal;
 use super::turns::Share;
 
@@ -25,6 +26,10 @@ pub(crate) struct Names {
     pub substituted: BTreeSet<String>,
     /// Token passed as the inert text it is.
     pub unbound: BTreeSet<String>,
+    /// Why, where the host alone does not tell; the first reason stays.
+    pub unbound_why: BTreeMap<String, &'static str>,
+    /// How often those with a bound were substituted.
+    pub counts: BTreeMap<String, u32>,
     /// Value found in the response and turned back into its token.
     pub resealed: BTreeSet<String>,
 }
@@ -57,5 +62,24 @@ impl Tally {
     /// Why a stream was broken off, if it was for a rule.
     pub fn refusal(&self) -> Option<&Refusal> {
         self.refusal.get()
+    }
+}
+
+impl Names {
+    /// Counts a substitution; whether it is within `max`.
+    pub fn count(&mut self, name: &str, max: u32) -> bool {
+        let count = self.counts.entry(name.to_owned()).or_default();
+        let within = *count < max;
+        *count += u32::from(within);
+        within
+    }
+
+    /// A token passed inert.
+    pub fn passed(&mut self, name: &str, why: Option<Why>) {
+        self.unbound.insert(name.to_owned());
+        if let Some(why) = why.filter(|why| *why != Why::Host) {
+            let first = self.unbound_why.entry(name.to_owned());
+            first.or_insert(why.name());
+        }
     }
 }

@@ -15,6 +15,7 @@ use super::answer::{Asked, Content, incoming};
 use super::decision::Record;
 use super::exchange::Exchange;
 use super::head::{rewrite_request, rewrite_response};
+use super::placement::drop_cookies;
 use super::policy::{HostRules, Policy};
 use super::refusal::{Refusal, full};
 use super::upstream::Lease;
@@ -25,6 +26,8 @@ pub(crate) struct Opened {
     relay: Relay,
     near: OnUpgrade,
     far: OnUpgrade,
+    /// The request as it came, by which later rules are judged too.
+    request: request::Parts,
     /// Holds the connection to the host.
     _lease: Lease,
     /// Absent until the answer is on its way.
@@ -42,13 +45,15 @@ impl Exchange {
         let (upstreams, dialer) = (self.proxy().upstreams(), self.proxy().dialer());
         let mut lease = upstreams.lease_apart(dialer, self.origin()).await?;
         let asked = Asked::of(&parts);
+        let request = parts.clone();
         rewrite_request(&mut parts, rules, &record.tally)?;
         let version = lease.version();
         self.origin()
             .address(&mut parts.uri, &mut parts.headers, version);
         handshake.write_request(&mut parts.headers);
-        let request = Request::from_parts(parts, full(Bytes::new()));
-        let sent = self.sent(request, &mut lease, record).await?;
+        self.proxy().announce(rules, record, true).await?;
+        let sent = Request::from_parts(parts, full(Bytes::new()));
+        let sent = self.sent(sent, &mut lease, record).await?;
         let mut response: Response<Incoming> = sent.map_err(|_| Refusal::Upstream)?;
         if response.status() != StatusCode::SWITCHING_PROTOCOLS {
             return incoming(response, &asked, rules, lease, record);
@@ -62,11 +67,15 @@ impl Exchange {
             headers.remove(name);
         }
         rewrite_response(&mut headers, rules.patterns(), &record.tally)?;
+        if rules.keeps_cookies() {
+            drop_cookies(&mut headers);
+        }
         headers.extend(fields);
         *self.opened() = Some(Opened {
             relay,
             near,
             far,
+            request,
             _lease: lease,
             record: None,
         });
@@ -94,12 +103,19 @@ impl Exchange {
             policy: self.proxy().watch_policy(),
             rules: |policy: &Policy| {
                 policy.judge(&origin.host)?;
-                Ok(policy.rules_for(&origin.host, origin.tls, strict))
+                policy
+                    .rules_for(&origin.host, origin.tls, strict)
+                    .for_request(&opened.request)
             },
             tally: record.tally.clone(),
             up: record.up.clone(),
             down: record.down.clone(),
         };
-        opened.relay.run(near, far, terms).await;
+        let revoked = self.proxy().revoked();
+        tokio::select! {
+            () = opened.relay.run(near, far, terms) => {}
+            // What was sent with it is not taken back, but nothing more is.
+            refusal = revoked.cut(&record.tally) => record.tally.refuse(refusal),
+        }
     }
 }

@@ -7,7 +7,8 @@ use std::sync::{Arc, Mutex, Once};
 use std::time::Duration;
 
 use opencomputer::proxy::{
-    Binding, Decision, EgressSettings, Policy, SandboxCa, SandboxProxy, SealedToken, Target,
+    Binding, Decision, EgressSettings, Placement, Policy, SandboxCa, SandboxProxy, SealedToken,
+    Target,
 };
 use opencomputer::secret::SecretValue;
 use rcgen::{BasicConstraints, CertificateParams, IsCa, Issuer, KeyPair};
@@ -247,6 +248,12 @@ pub struct Setup {
     pub value: &'static str,
     /// Hosts the first secret is for.
     pub hosts: Vec<&'static str>,
+    /// Where the first secret may stand.
+    pub placement: Placement,
+    /// The first secret is revoked.
+    pub revoked: bool,
+    /// Requests that carry a secret wait for their record.
+    pub strict_audit: bool,
     /// Room in the audit trail.
     pub trail: usize,
 }
@@ -261,6 +268,9 @@ impl Default for Setup {
             inspect_all: false,
             value: VALUE,
             hosts: vec!["api.test"],
+            placement: Placement::default(),
+            revoked: false,
+            strict_audit: false,
             trail: 256,
         }
     }
@@ -273,17 +283,27 @@ impl Setup {
             token,
             value: SecretValue::from(value.to_owned()),
             hosts: hosts.iter().map(|host| host.parse().unwrap()).collect(),
+            placement: Placement::default(),
         };
-        let bindings = vec![
-            binding("API_KEY", tokens[0], self.value, &self.hosts),
-            binding("OTHER_KEY", tokens[1], OTHER_VALUE, &["other.test"]),
-        ];
+        let mut bindings = vec![binding(
+            "OTHER_KEY",
+            tokens[1],
+            OTHER_VALUE,
+            &["other.test"],
+        )];
+        if !self.revoked {
+            let first = binding("API_KEY", tokens[0], self.value, &self.hosts);
+            let placement = self.placement.clone();
+            bindings.push(Binding { placement, ..first });
+        }
+        let revoked = self.revoked.then(|| (tokens[0], "API_KEY".to_owned()));
         let allowlist = self
             .allowlist
             .iter()
             .map(|pattern| pattern.parse().unwrap())
             .collect();
         Policy::new(allowlist, bindings, self.network, true)
+            .with_revoked(revoked.into_iter().collect())
     }
 }
 
@@ -316,6 +336,7 @@ impl World {
             extra_roots: vec![authority.root.clone()],
             inspect_all: setup.inspect_all,
             strict_tokens: setup.strict,
+            strict_audit: setup.strict_audit,
             ..EgressSettings::default()
         };
         let tokens = [SealedToken::generate(), SealedToken::generate()];

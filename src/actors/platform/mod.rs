@@ -24,6 +24,7 @@ use super::sandbox::Sandbox;
 use super::sealing::{ToShred, internal};
 use super::secret_store::SecretStore;
 use crate::config::Limits;
+use crate::events::families::SecretPlacement;
 use crate::events::{Actor as Who, EventLog, Keyring, Snapshots, StreamId, VerifyError};
 use crate::ids::{KeyId, OrgId, SandboxId};
 use crate::proxy::EgressSettings;
@@ -56,6 +57,8 @@ pub struct NewSecret {
     pub value: SecretValue,
     /// Hosts that may receive it; empty: any.
     pub allowed_hosts: Vec<String>,
+    /// Where in requests to them it may stand; `None`: anywhere.
+    pub placement: Option<SecretPlacement>,
 }
 
 /// What the platform is made of.

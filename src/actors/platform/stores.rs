@@ -111,10 +111,29 @@ impl Platform {
         let name = set.name.clone();
         let command = StoreCommand::Secret(caller.org, SecretCommand::Set(set));
         let state = self.store(id, command, caller).await?;
-        if let Some(secret) = state.secrets.get(&name) {
-            self.rotate(&id.to_string(), &name, secret, &stream).await;
-        }
+        self.bring_to_all(&id.to_string(), &name, &state.secrets, &stream)
+            .await;
         Ok(())
+    }
+
+    /// Revokes a secret: it is gone, and its tokens are dead in every sandbox, for good. Whether
+    /// all sandboxes that run were reached; the others are within the reconciler's next round, and
+    /// none comes up again with it.
+    pub async fn revoke_store_secret(
+        self: &Arc<Self>,
+        caller: &Caller,
+        id: &StoreId,
+        name: String,
+    ) -> Result<bool, Failure> {
+        let revoke = SecretCommand::Revoke {
+            name: name.clone(),
+            at: OffsetDateTime::now_utc(),
+        };
+        let command = StoreCommand::Secret(caller.org, revoke);
+        let state = self.store(id, command, caller).await?;
+        let stream = SecretStore::stream(id);
+        let id = id.to_string();
+        Ok(self.bring_to_all(&id, &name, &state.secrets, &stream).await)
     }
 
     /// Deletes a store's entry.

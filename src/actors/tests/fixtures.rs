@@ -25,14 +25,15 @@ use crate::actors::project::ProjectCommand;
 use crate::events::EventData;
 use crate::events::chain;
 use crate::events::families::{
-    DecodeError, EgressDecided, EgressEvent, Family, IdempotencyEvent, IdempotencyRecorded,
-    IdempotencyReleased, KINDS, NameEvent, OrgEvent, ProjectEvent, SandboxEvent, StoreEvent,
+    DecodeError, EgressAnnounced, EgressDecided, EgressEvent, Family, IdempotencyEvent,
+    IdempotencyRecorded, IdempotencyReleased, KINDS, NameEvent, OrgEvent, ProjectEvent,
+    SandboxEvent, StoreEvent,
 };
 use crate::events::{
     Actor, Append, BRANCH_KIND, Branched, EventLog, NewEvent, READ_EVENTS_MAX, Recorded, StreamId,
 };
 use crate::ids::{ProjectId, SandboxId};
-use crate::proxy::{Decision, Outcome, Protocol};
+use crate::proxy::{Decision, Outcome, Protocol, Sending};
 
 /// Largest recording, in bytes.
 const RECORDING_BYTES_MAX: u64 = 200 * 1024;
@@ -79,6 +80,8 @@ async fn live_through_everything(log: &EventLog) {
             (0, O::Set(0)),
             (0, O::Unset(0)),
             (0, O::Set(1)),
+            (0, O::Revoke(1)),
+            (0, O::Set(1)),
             (0, O::Delete),
             (1, O::Create(1)),
             (1, O::Set(0)),
@@ -99,6 +102,13 @@ async fn live_through_everything(log: &EventLog) {
             S::Rotate {
                 store: 1,
                 version: 2,
+            },
+        ),
+        (
+            0,
+            S::Revoke {
+                store: 1,
+                version: 9,
             },
         ),
         (0, S::SetTimeout(60)),
@@ -122,7 +132,7 @@ async fn live_through_everything(log: &EventLog) {
     for act in acts {
         world.act(&act, false).await;
     }
-    for append in [egress(), key(), branch(log).await] {
+    for append in [egress(), announced(), key(), branch(log).await] {
         log.append(append).await.expect("appended");
     }
 }
@@ -142,8 +152,10 @@ fn egress() -> Append {
         reason: "egress_allowlist".to_owned(),
         secrets: names(),
         unbound: names(),
+        unbound_why: [("A".to_owned(), "place")].into(),
         resealed: names(),
         status: Some(403),
+        latency_ms: Some(4),
         bytes_up: 1,
         bytes_down: 2,
         times: 3,
@@ -155,6 +167,25 @@ fn egress() -> Append {
     };
     let stream = StreamId::of("egress", &sandbox);
     by_the_platform(&stream, &[EgressEvent::Decided(decided)])
+}
+
+/// What is about to be sent comes from the proxy too.
+fn announced() -> Append {
+    let sandbox: SandboxId = id("sb-01m806v6r12w1bmtyq39z8xdwq");
+    let sending = Sending {
+        at: super::at(6),
+        host: "a.test".to_owned(),
+        port: 443,
+        method: Some("GET".to_owned()),
+        secrets: vec!["A".to_owned()],
+    };
+    let announced = EgressAnnounced {
+        sandbox_id: sandbox.clone(),
+        org_id: org(),
+        sending: vec![serde_json::to_value(sending).expect("JSON")],
+    };
+    let stream = StreamId::of("egress", &sandbox);
+    by_the_platform(&stream, &[EgressEvent::Announced(announced)])
 }
 
 /// A key is taken beside what a request makes, and let go when nothing came of it.

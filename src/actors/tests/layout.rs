@@ -11,7 +11,8 @@ use crate::actors::project::Project;
 use crate::actors::sandbox::{Phase, Sandbox};
 use crate::actors::secret_store::SecretStore;
 use crate::events::families::{
-    KeyCreated, OrgCreated, OrgEvent, ProjectEvent, SandboxEvent, StoreEvent,
+    KeyCreated, OrgCreated, OrgEvent, ProjectEvent, SandboxEvent, SecretRevoked, SecretTaken,
+    StoreEvent,
 };
 
 /// Every field is set, and what is written down reads back as the same.
@@ -48,18 +49,36 @@ fn a_changed_layout_needs_a_new_state_version() {
     ];
     check("org", &after::<Org>(&organization));
     let secret = ProjectEvent::SecretSet(secret_was_set("KEY", 1));
-    check("project", &after::<Project>(&[project::created(), secret]));
+    let revoked = |name: &str| SecretRevoked {
+        name: name.to_owned(),
+        at: at(2),
+    };
+    let dead = ProjectEvent::SecretRevoked(revoked("OLD"));
+    check(
+        "project",
+        &after::<Project>(&[project::created(), secret, dead]),
+    );
+    let dead = StoreEvent::SecretRevoked(revoked("OLD"));
     let secret = StoreEvent::SecretSet(secret_was_set("KEY", 1));
     check(
         "store",
-        &after::<SecretStore>(&[secret_store::created(), secret]),
+        &after::<SecretStore>(&[secret_store::created(), secret, dead]),
     );
     let mut with_alias = sandbox::running();
     if let Some(SandboxEvent::Created(created)) = with_alias.first_mut() {
         created.alias = Some("mine".to_owned());
         created.egress_allowlist = vec!["a.test".to_owned()];
     }
-    check("sandbox", &after::<Sandbox>(&with_alias));
+    let kept = after::<Sandbox>(&with_alias).sealed;
+    let taken = SecretTaken {
+        name: "TOKEN".to_owned(),
+        layer_id: "L1".to_owned(),
+        at: at(6),
+    };
+    with_alias.push(SandboxEvent::SecretRevoked(taken));
+    let mut both = after::<Sandbox>(&with_alias);
+    both.sealed = kept;
+    check("sandbox", &both);
     let phases = [
         Phase::Absent,
         Phase::Starting(intent(1)),

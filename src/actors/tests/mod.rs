@@ -21,7 +21,7 @@ use super::aggregate::{Aggregate, NameChange};
 use super::secrets::{SecretCommand, SetSecret};
 use crate::events::EventData;
 use crate::events::Sealed;
-use crate::events::families::{Family, SecretSet};
+use crate::events::families::{Family, SecretPlacement, SecretSet};
 use crate::ids::OrgId;
 
 /// Stands in a ciphertext's place: the rules never look into one.
@@ -59,6 +59,7 @@ fn set_secret(name: &str, hosts: &[&str], minutes: i64) -> SecretCommand {
         id: id("00000000-0000-7000-8000-0000000000e1"),
         name: name.to_owned(),
         allowed_hosts: hosts.iter().map(|&host| host.to_owned()).collect(),
+        placement: None,
         sealed: sealed("new"),
         at: at(minutes),
     })
@@ -69,8 +70,22 @@ fn secret_was_set(name: &str, minutes: i64) -> SecretSet {
         secret_id: id("00000000-0000-7000-8000-0000000000e0"),
         name: name.to_owned(),
         allowed_hosts: vec!["a.test".to_owned()],
+        placement: Some(placement()),
         sealed: sealed("old"),
         at: at(minutes),
+    }
+}
+
+/// Every restriction there is.
+fn placement() -> SecretPlacement {
+    let list = |text: &str| Some(vec![text.to_owned()]);
+    SecretPlacement {
+        headers: list("authorization"),
+        methods: list("POST"),
+        path_prefix: Some("/v1/".to_owned()),
+        max_per_request: Some(1),
+        exclusive: true,
+        keep_cookies: true,
     }
 }
 

@@ -176,6 +176,7 @@ fn rows_agree(live: &Model, past: &Model) {
     let sandboxes = past.sandboxes.iter().map(|(id, row)| {
         let mut row = row.clone();
         row.sealed = None;
+        row.revoked.clear();
         (id, row)
     });
     let text = |rows: Vec<String>| rows.join("\n");

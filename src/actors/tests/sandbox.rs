@@ -7,6 +7,7 @@ use ulid::Ulid;
 use super::{after, at, id, intent, org, other_org, scene, sealed};
 use crate::actors::aggregate::Aggregate;
 use crate::actors::sandbox::{Phase, Sandbox, SandboxCommand as C};
+use crate::events::families::SecretTaken;
 use crate::events::families::{
     Layer, LayerKind, SandboxCreated, SandboxEvent as E, SandboxFailed, SandboxSealed, SealedEntry,
     StartFailed, StartRequested, Started, StopReason, StopRequested, Stopped,
@@ -41,6 +42,7 @@ fn entry(layer: &str, version: u64, token: &str) -> SealedEntry {
         name: "TOKEN".to_owned(),
         token: token.to_owned(),
         allowed_hosts: vec!["a.test".to_owned()],
+        placement: Some(super::placement()),
         layer_id: layer.to_owned(),
         version,
         sealed: sealed("value"),
@@ -182,6 +184,35 @@ fn rotate(layer: &str, version: u64) -> C {
     }
 }
 
+fn revoke(layer: &str, version: u64) -> C {
+    C::Revoke {
+        name: "TOKEN".to_owned(),
+        layer_id: layer.to_owned(),
+        version,
+        at: at(6),
+    }
+}
+
+fn revoked() -> Vec<E> {
+    let taken = SecretTaken {
+        name: "TOKEN".to_owned(),
+        layer_id: "L1".to_owned(),
+        at: at(6),
+    };
+    and(running(), E::SecretRevoked(taken))
+}
+
+/// Goal: of a revoked secret a sandbox keeps the name and the dead token, and no ciphertext.
+#[test]
+fn a_revoked_secret_leaves_a_dead_token() {
+    let state = after::<Sandbox>(&revoked());
+    let sealed = state.sealed.expect("a sealed set");
+    assert!(sealed.secrets.is_empty());
+    let dead: Vec<_> = state.revoked.iter().map(|dead| &*dead.token).collect();
+    assert_eq!(dead, ["osb_sealed_1"]);
+    assert!(state.sealed_revision > after::<Sandbox>(&running()).sealed_revision);
+}
+
 #[test]
 fn a_start_is_an_intent_and_one_outcome() {
     let scenes = [
@@ -249,6 +280,12 @@ fn a_stop_is_an_intent_and_one_outcome() {
 #[test]
 fn rotation_and_timeout_reach_live_sandboxes() {
     let scenes = [
+        scene::<Sandbox>("its secret is revoked", &running(), revoke("L1", 9)),
+        scene::<Sandbox>("revoked before this value", &running(), revoke("L1", 3)),
+        scene::<Sandbox>("revoked in a layer that lost", &running(), revoke("L2", 9)),
+        scene::<Sandbox>("revoked twice", &revoked(), revoke("L1", 9)),
+        scene::<Sandbox>("a new value after it", &revoked(), rotate("L1", 10)),
+        scene::<Sandbox>("revoked when it is gone", &stopped(), revoke("L1", 9)),
         scene::<Sandbox>(
             "a newer value: the token stays",
             &running(),

@@ -48,6 +48,7 @@ pub enum ObjectAct {
     Resize(i64),
     Set(u8),
     Unset(u8),
+    Revoke(u8),
     Delete,
 }
 
@@ -60,6 +61,7 @@ pub enum SandboxAct {
     StartFailed(u128),
     Fail,
     Rotate { store: usize, version: u64 },
+    Revoke { store: usize, version: u64 },
     SetTimeout(i64),
     RequestStop(u128),
     Stopped(u128),
@@ -88,6 +90,7 @@ fn object_act() -> impl Strategy<Value = ObjectAct> {
         2 => (0..6i64).prop_map(ObjectAct::Resize),
         3 => letter().prop_map(ObjectAct::Set),
         1 => letter().prop_map(ObjectAct::Unset),
+        1 => letter().prop_map(ObjectAct::Revoke),
         1 => Just(ObjectAct::Delete),
     ]
 }
@@ -101,6 +104,7 @@ fn sandbox_act() -> impl Strategy<Value = SandboxAct> {
         1 => intent().prop_map(SandboxAct::StartFailed),
         1 => Just(SandboxAct::Fail),
         2 => (store(), 0..4u64).prop_map(|(store, version)| SandboxAct::Rotate { store, version }),
+        1 => (store(), 0..4u64).prop_map(|(store, version)| SandboxAct::Revoke { store, version }),
         1 => (-1..100i64).prop_map(SandboxAct::SetTimeout),
         2 => intent().prop_map(SandboxAct::RequestStop),
         2 => intent().prop_map(SandboxAct::Stopped),
@@ -257,6 +261,7 @@ fn project_command(id: ProjectId, act: &ObjectAct, org: OrgId) -> ProjectCommand
         }),
         ObjectAct::Set(name) => ProjectCommand::Secret(org, set(*name)),
         ObjectAct::Unset(name) => ProjectCommand::Secret(org, unset(*name)),
+        ObjectAct::Revoke(name) => ProjectCommand::Secret(org, revoke(*name)),
         ObjectAct::Delete => ProjectCommand::Delete(org, at(9)),
     }
 }
@@ -280,6 +285,7 @@ fn store_command(id: StoreId, act: &ObjectAct, org: OrgId) -> StoreCommand {
         ObjectAct::Resize(size) => update(None, Some(vec![format!("{size}.test")])),
         ObjectAct::Set(name) => StoreCommand::Secret(org, set(*name)),
         ObjectAct::Unset(name) => StoreCommand::Secret(org, unset(*name)),
+        ObjectAct::Revoke(name) => StoreCommand::Secret(org, revoke(*name)),
         ObjectAct::Delete => StoreCommand::Delete(org, at(9)),
     }
 }
@@ -331,6 +337,12 @@ fn sandbox_command(
             entry: entry(&stores[*store], "A", *version),
             at,
         },
+        SandboxAct::Revoke { store, version } => C::Revoke {
+            name: "A".to_owned(),
+            layer_id: stores[*store].to_string(),
+            version: *version,
+            at,
+        },
         SandboxAct::SetTimeout(seconds) => C::SetTimeout {
             org,
             seconds: *seconds,
@@ -377,6 +389,7 @@ fn entry(store: &StoreId, name: &str, version: u64) -> SealedEntry {
         name: name.to_owned(),
         token: format!("osb_sealed_{name}"),
         allowed_hosts: vec!["a.test".to_owned()],
+        placement: Some(super::placement()),
         layer_id: store.to_string(),
         version,
         sealed: sealed("CIPHERTEXT"),
@@ -387,12 +400,20 @@ fn set(name: u8) -> SecretCommand {
     let mut command = set_secret(&letter(name), &["a.test"], 3);
     if let SecretCommand::Set(set) = &mut command {
         set.sealed = sealed("CIPHERTEXT");
+        set.placement = Some(super::placement());
     }
     command
 }
 
 fn unset(name: u8) -> SecretCommand {
     SecretCommand::Delete {
+        name: letter(name),
+        at: at(4),
+    }
+}
+
+fn revoke(name: u8) -> SecretCommand {
+    SecretCommand::Revoke {
         name: letter(name),
         at: at(4),
     }

@@ -7,6 +7,7 @@ mod follow;
 mod log;
 mod proof;
 mod replay;
+mod secrets;
 mod show;
 mod source;
 
@@ -27,6 +28,10 @@ pub enum Audit {
     Tail(log::Tail),
     /// Show one event in full, with its hashes
     Show(show::Show),
+    /// Show which secret went where, when, from which sandbox and how often
+    ///
+    /// With --json every single use; values, paths and queries are never there.
+    Secrets(secrets::Secrets),
     /// Show projects, stores, sandboxes and keys as they were
     ///
     /// Secrets are shown by name and hosts; values are never there.
@@ -78,6 +83,7 @@ impl Audit {
             Self::Log(log) => log.run(context).await,
             Self::Tail(tail) => tail.run(context).await,
             Self::Show(show) => show.run(context).await,
+            Self::Secrets(secrets) => secrets.run(context).await,
             Self::Replay(replay) => replay.run(context).await,
             Self::Diff(diff) => diff.run(context).await,
             Self::Verify(verify) => verify.run(context).await,

@@ -21,8 +21,8 @@ use super::policy_error::{Place, PolicyError};
 use super::policy_file::{self, POLICY_BYTES_MAX, PolicyFile, SecretTable};
 use super::watch::Watch;
 use crate::proxy::{
-    Binding, EgressSettings, HostPattern, Policy, RESEAL_VALUE_BYTES_MIN, SandboxCa, SealedToken,
-    reseal_possible,
+    Binding, EgressSettings, HostPattern, Placement, Policy, RESEAL_VALUE_BYTES_MIN, SandboxCa,
+    SealedToken, reseal_possible,
 };
 use crate::secret::{SECRET_VALUE_BYTES_MAX, SecretValue};
 
@@ -210,6 +210,7 @@ impl Reading<'_> {
             token,
             value: self.value(index, table)?,
             hosts: table.hosts.0.clone(),
+            placement: Placement::default(),
         })
     }
 

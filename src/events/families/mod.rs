@@ -17,17 +17,17 @@ mod secrets;
 mod store;
 mod upcast;
 
-pub use egress::{EgressDecided, EgressEvent};
+pub use egress::{EgressAnnounced, EgressDecided, EgressEvent};
 pub use idempotency::{IdempotencyEvent, IdempotencyRecorded, IdempotencyReleased};
 pub use name::{NameClaimed, NameEvent, NameReleased};
 pub use org::{KeyCreated, OrgCreated, OrgEvent};
 pub use project::{ProjectCreated, ProjectDeleted, ProjectEvent, ProjectUpdated};
 pub use sandbox::{
     Layer, LayerKind, SandboxCreated, SandboxEvent, SandboxFailed, SandboxSealed, SealedEntry,
-    SecretRotated, StartFailed, StartRequested, Started, StopReason, StopRequested, Stopped,
-    TimeoutSet,
+    SecretRotated, SecretTaken, StartFailed, StartRequested, Started, StopReason, StopRequested,
+    Stopped, TimeoutSet,
 };
-pub use secrets::{SecretDeleted, SecretSet};
+pub use secrets::{SecretDeleted, SecretPlacement, SecretRevoked, SecretSet};
 pub use store::{StoreCreated, StoreDeleted, StoreEvent, StoreUpdated};
 pub use upcast::{Upcast, decode_old};
 

@@ -3,7 +3,7 @@
 use serde::{Deserialize, Serialize};
 use time::OffsetDateTime;
 
-use super::{SecretDeleted, SecretSet, family};
+use super::{SecretDeleted, SecretRevoked, SecretSet, family};
 use crate::ids::{OrgId, ProjectId};
 
 /// A project exists; every default is filled in.
@@ -78,6 +78,8 @@ family! {
         SecretSet(SecretSet) = "project.secret_set.v1",
         /// A secret was deleted.
         SecretDeleted(SecretDeleted) = "project.secret_deleted.v1",
+        /// A secret was revoked, in sandboxes too.
+        SecretRevoked(SecretRevoked) = "project.secret_revoked.v1",
         /// It is gone.
         Deleted(ProjectDeleted) = "project.deleted.v1",
     }

@@ -8,7 +8,7 @@ use serde::{Deserialize, Serialize};
 use time::OffsetDateTime;
 use ulid::Ulid;
 
-use super::family;
+use super::{SecretPlacement, family};
 use crate::events::Sealed;
 use crate::ids::{OrgId, SandboxId};
 
@@ -82,6 +82,9 @@ pub struct SealedEntry {
     pub token: String,
     /// Hosts that may receive the value; empty: any host.
     pub allowed_hosts: Vec<String>,
+    /// Where in requests to them it may stand; absent: anywhere.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub placement: Option<SecretPlacement>,
     /// The layer the value came from.
     pub layer_id: String,
     /// Revision of the event that set the value, in its layer's stream: tells whether this one is current.
@@ -109,6 +112,19 @@ pub struct SandboxSealed {
 pub struct SecretRotated {
     /// The entry as it is now.
     pub entry: SealedEntry,
+    /// When.
+    #[serde(with = "time::serde::rfc3339")]
+    pub at: OffsetDateTime,
+}
+
+/// A secret was taken from a sandbox for good: its token is dead there from now on.
+#[derive(Debug, Clone, Serialize, Deserialize)]
+#[serde(rename_all = "camelCase")]
+pub struct SecretTaken {
+    /// The variable's name.
+    pub name: String,
+    /// The layer it came from, where it was revoked.
+    pub layer_id: String,
     /// When.
     #[serde(with = "time::serde::rfc3339")]
     pub at: OffsetDateTime,
@@ -216,6 +232,8 @@ family! {
         Failed(SandboxFailed) = "sandbox.failed.v1",
         /// A secret has a new value.
         SecretRotated(SecretRotated) = "sandbox.secret_rotated.v1",
+        /// A secret was revoked.
+        SecretRevoked(SecretTaken) = "sandbox.secret_revoked.v1",
         /// Another idle timeout.
         TimeoutSet(TimeoutSet) = "sandbox.timeout_set.v1",
         /// Intent to be gone.

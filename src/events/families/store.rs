@@ -3,7 +3,7 @@
 use serde::{Deserialize, Serialize};
 use time::OffsetDateTime;
 
-use super::{SecretDeleted, SecretSet, family};
+use super::{SecretDeleted, SecretRevoked, SecretSet, family};
 use crate::ids::{OrgId, StoreId};
 
 /// A store exists.
@@ -57,6 +57,8 @@ family! {
         SecretSet(SecretSet) = "store.secret_set.v1",
         /// A secret was deleted.
         SecretDeleted(SecretDeleted) = "store.secret_deleted.v1",
+        /// A secret was revoked, in sandboxes too.
+        SecretRevoked(SecretRevoked) = "store.secret_revoked.v1",
         /// It is gone.
         Deleted(StoreDeleted) = "store.deleted.v1",
     }
