@@ -212,6 +212,7 @@ impl SandboxCa {
             // Takes the place of a resolver until a leaf does: it has no certificate for anybody.
             .with_cert_resolver(Arc::new(ResolvesServerCertUsingSni::new()));
         config.alpn_protocols = vec![b"h2".to_vec(), b"http/1.1".to_vec()];
+        config.ignore_client_order = true;
         // A session is resumed by a ticket that only this sandbox's proxy can open, for the name it
         // was given for; a cache per host and sandbox would cost memory.
         config.session_storage = Arc::new(rustls::server::NoServerSessionStorage {});

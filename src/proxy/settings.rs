@@ -9,7 +9,7 @@ use rustls::crypto::{CryptoProvider, aws_lc_rs};
 use rustls::pki_types::pem::PemObject;
 use rustls::pki_types::{CertificateDer, PrivateKeyDer};
 use rustls::sign::{CertifiedKey, SingleCertAndKey};
-use rustls::{ClientConfig, RootCertStore};
+use rustls::{CipherSuite, ClientConfig, RootCertStore};
 
 use super::name::{CanonicalName, HostPattern};
 use super::refusal::Refusal;
@@ -165,6 +165,14 @@ fn add_roots(roots: &mut RootCertStore, extra: &[CertificateDer<'static>]) {
 pub(crate) fn crypto() -> Arc<CryptoProvider> {
     static PROVIDER: OnceLock<Arc<CryptoProvider>> = OnceLock::new();
     PROVIDER
-        .get_or_init(|| Arc::new(aws_lc_rs::default_provider()))
+        .get_or_init(|| {
+            let mut provider = aws_lc_rs::default_provider();
+            // AES-128 with SHA-256 first: as strong as the key exchange beside it, and a handshake
+            // hashes with the processor's own instructions.
+            provider
+                .cipher_suites
+                .sort_by_key(|suite| suite.suite() != CipherSuite::TLS13_AES_128_GCM_SHA256);
+            Arc::new(provider)
+        })
         .clone()
 }

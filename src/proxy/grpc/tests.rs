@@ -207,10 +207,10 @@ fn odd_framing_is_refused() {
 /// Goal: a value that no field holds as a whole is still not given out.
 #[test]
 fn a_value_across_fields_is_resealed() {
-    let fixture = fixture("api.example", "abcdef\x12\x03ghijk");
-    let message = [&b"\x0a\x06abcdef\x12\x03ghi"[..], b"\x18j"].concat();
+    let fixture = fixture("api.example", "k7Q!zR\x12\x03wX9jP4");
+    let message = [&b"\x0a\x06k7Q!zR\x12\x03wX9"[..], b"\x18j"].concat();
     assert!(wire::reads(&message));
-    let text = [&message[..2], b"abcdef\x12\x03ghijk"].concat();
+    let text = [&message[..2], b"k7Q!zR\x12\x03wX9jP4"].concat();
     let out = run(down(&fixture, None), &framed(0, &text), 4).unwrap();
     let expected = [&message[..2], fixture.token.to_string().as_bytes()].concat();
     assert_eq!(out, framed(0, &expected));
