@@ -66,6 +66,7 @@ pub(crate) fn of_response(
     patterns: &Arc<Patterns>,
     tally: &Arc<Tally>,
 ) -> Result<ContentChange, Refusal> {
+    patterns.check_guesses()?;
     let codings = Series::of(headers).ok_or(Refusal::ResponseCoding)?;
     let essence = essence(headers);
     let plain: Box<dyn Transform> = if grpc::is_grpc(&essence) {

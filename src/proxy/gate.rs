@@ -98,7 +98,11 @@ impl SandboxProxy {
     /// Requests under way go on with the values they have, but those that carry a secret which
     /// this policy revokes are cut before this returns.
     pub fn set_policy(&self, policy: Policy) {
-        let policy = Arc::new(policy.joined(&self.revoked));
+        let mut policy = policy.joined(&self.revoked);
+        if let Some(before) = self.policy.borrow().as_ref() {
+            policy = policy.following(before);
+        }
+        let policy = Arc::new(policy);
         self.policy.send_replace(Some(policy.clone()));
         self.upstreams.keep(|host| policy.judge(host).is_ok());
     }

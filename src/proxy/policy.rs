@@ -19,6 +19,9 @@ use crate::secret::SecretValue;
 /// share one entry, so that real policies need a handful.
 const RULE_SETS_MAX: usize = 64;
 
+/// Policies with other values whose values are still searched for in answers.
+const FORMER_MAX: usize = 4;
+
 /// One secret as one sandbox holds it.
 pub struct Binding {
     /// The secret's name, for the audit trail.
@@ -48,6 +51,8 @@ pub struct Policy {
     sets: Mutex<HashMap<Vec<bool>, Arc<Applicable>>>,
     withdrawn: Vec<(SealedToken, String)>,
     revoked: Arc<Revoked>,
+    /// The secrets of policies before this one that had other values, newest first.
+    former: Vec<Arc<Secrets>>,
 }
 
 struct Secrets {
@@ -77,6 +82,7 @@ impl Policy {
             sets: Mutex::default(),
             withdrawn: Vec::new(),
             revoked: Arc::default(),
+            former: Vec::new(),
         }
     }
 
@@ -92,6 +98,22 @@ impl Policy {
     pub(crate) fn joined(mut self, revoked: &Arc<Revoked>) -> Self {
         revoked.add(&self.withdrawn);
         self.revoked = revoked.clone();
+        self
+    }
+
+    /// Goes on searching answers for the values that secrets of `before` had until now: a host may
+    /// have stored one, and it may still be valid there. The last [`FORMER_MAX`] are remembered.
+    pub(crate) fn following(mut self, before: &Self) -> Self {
+        let rotated = self.secrets.bindings.iter().any(|one| {
+            let old = before.secrets.by_token.get(&one.token);
+            let old = old.and_then(|&index| before.secrets.bindings.get(index));
+            old.is_some_and(|old| old.value.expose() != one.value.expose())
+        });
+        self.former = before.former.clone();
+        if rotated {
+            self.former.insert(0, before.secrets.clone());
+            self.former.truncate(FORMER_MAX);
+        }
         self
     }
 
@@ -146,6 +168,7 @@ impl Policy {
                 narrowed: applying.any(|(one, set)| *set && !one.placement.is_anywhere()),
                 secrets: self.secrets.clone(),
                 set: set.clone(),
+                former: self.former.clone(),
                 patterns: OnceLock::new(),
             })
         });
@@ -167,6 +190,7 @@ struct Applicable {
     set: Vec<bool>,
     /// One of them may not stand just anywhere.
     narrowed: bool,
+    former: Vec<Arc<Secrets>>,
     patterns: OnceLock<Option<Arc<Patterns>>>,
 }
 
@@ -174,6 +198,15 @@ impl Applicable {
     fn bindings(&self) -> impl Iterator<Item = &Binding> + Clone {
         let bindings = self.secrets.bindings.iter().zip(&self.set);
         bindings.filter(|(_, set)| **set).map(|(one, _)| one)
+    }
+
+    /// The same secrets with the values they had before.
+    fn former(&self) -> impl Iterator<Item = &Binding> {
+        let before = |one: &Binding, old: &'_ Arc<Secrets>| old.by_token.get(&one.token).copied();
+        self.former.iter().flat_map(move |old| {
+            let indices = self.bindings().filter_map(move |one| before(one, old));
+            indices.filter_map(|index| old.bindings.get(index))
+        })
     }
 }
 
@@ -322,7 +355,9 @@ impl HostRules {
         }
         let Applicable { patterns, .. } = &*self.applicable;
         patterns
-            .get_or_init(|| Patterns::new(self.applicable.bindings()))
+            .get_or_init(|| {
+                Patterns::new(self.applicable.bindings().chain(self.applicable.former()))
+            })
             .as_ref()
     }
 }
@@ -386,6 +421,35 @@ mod tests {
             placement: Placement::default(),
         };
         Policy::new(allowlist, vec![secret], network, true)
+    }
+
+    /// A value that was rotated away may lie at its host, and still be valid there.
+    #[test]
+    fn former_values_are_searched_for_after_a_rotation() {
+        let token = SealedToken::generate();
+        let policy = |value: &str| {
+            let binding = Binding {
+                name: "KEY".into(),
+                token,
+                value: SecretValue::from(value.to_owned()),
+                hosts: vec!["api.example".parse().unwrap()],
+                placement: Placement::default(),
+            };
+            Policy::new(Vec::new(), vec![binding], true, true)
+        };
+        let mut current = policy("real-value-0000");
+        for turn in 1..=6 {
+            current = policy(&format!("real-value-000{turn}")).following(&current);
+        }
+        let host = "api.example".parse().unwrap();
+        let rules = current.rules_for(&host, true, false);
+        let patterns = rules.patterns().unwrap();
+        for turn in 0..=6 {
+            let text = format!("<real-value-000{turn}>");
+            let sealed =
+                super::super::reseal::reseal_all(patterns, &Arc::default(), text.as_bytes());
+            assert_eq!(sealed.is_some(), turn >= 2, "{turn}");
+        }
     }
 
     #[test]

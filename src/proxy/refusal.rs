@@ -158,6 +158,11 @@ pub enum Refusal {
     /// The exchange with the host failed.
     #[error("the host closed the connection or sent a malformed answer")]
     Upstream,
+    /// Too many beginnings of a value came to nothing, as when a program guesses it.
+    #[error(
+        "answers of this host are closed to this sandbox: they paused too often within what looked like the beginning of a secret, as they would for one who guesses it; rotate the secret to go on"
+    )]
+    Guessing,
     /// The host switched protocols unasked.
     #[error("the host switched protocols without being asked")]
     UpstreamSwitched,
@@ -240,6 +245,7 @@ impl Refusal {
             Self::MultipartValue => ("multipart_value", S::FORBIDDEN),
             Self::RequestBody => ("request_body", S::BAD_REQUEST),
             Self::Upstream => ("upstream_failed", S::BAD_GATEWAY),
+            Self::Guessing => ("secret_guessing", S::FORBIDDEN),
             Self::UpstreamSwitched => ("upstream_switched", S::BAD_GATEWAY),
             Self::ConnectionLimit => ("connection_limit", S::TOO_MANY_REQUESTS),
             Self::RequestLimit => ("request_limit", S::TOO_MANY_REQUESTS),

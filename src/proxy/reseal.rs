@@ -9,6 +9,7 @@
 
 use std::collections::HashMap;
 use std::sync::Arc;
+use std::sync::atomic::{AtomicU64, Ordering};
 
 use aho_corasick::Anchored;
 use aho_corasick::automaton::{Automaton, StateID};
@@ -19,11 +20,16 @@ use super::body::{STEP_BYTES_MAX, StreamError, Transform};
 use super::entropy::reseal_possible;
 use super::forms::{Forms, Spelling, forms};
 use super::policy::Binding;
+use super::refusal::Refusal;
 use super::scout::{PREFIX_BYTES, Scout};
 use super::tally::Tally;
 
 /// Bytes read at a time while some are held back.
 const SETTLING_BYTES: usize = 128;
+/// Shorter beginnings are met everywhere.
+const GUESS_BYTES_MIN: usize = 5;
+/// Different lengths of beginnings that may come to nothing, for all answers under one policy.
+const GUESSES_MAX: u32 = 12;
 
 /// One automaton over every spelling of every value a host may receive.
 pub(crate) struct Patterns {
@@ -34,10 +40,36 @@ pub(crate) struct Patterns {
     /// Sorted by state: there are as many states as bytes in all spellings, so size matters.
     depth: Vec<(StateID, u32)>,
     finds: Vec<Find>,
+    guesses: Guesses,
     #[cfg(test)]
     longest: usize,
     /// The values as they look in the name of a field, which has no upper case.
     names: Vec<Zeroizing<Vec<u8>>>,
+}
+
+/// How often answers paused within the beginning of a value that then was none.
+///
+/// Where an answer pauses, the bytes that may be the beginning of a value are held back, and whoever
+/// reads the rest can tell how many they are. A program that has a host echo its guesses learns a
+/// value that way, byte by byte. It is stopped after a few bytes: each length at which a beginning
+/// came to nothing counts once, and honest text meets few.
+#[derive(Default)]
+pub(crate) struct Guesses(AtomicU64);
+
+impl Guesses {
+    fn count(&self, bytes: usize) {
+        if bytes >= GUESS_BYTES_MIN {
+            self.0.fetch_or(1 << bytes.min(63), Ordering::Relaxed);
+        }
+    }
+
+    /// Refuses when there were too many.
+    pub fn check(&self) -> Result<(), Refusal> {
+        match self.0.load(Ordering::Relaxed).count_ones() {
+            0..=GUESSES_MAX => Ok(()),
+            _ => Err(Refusal::Guessing),
+        }
+    }
 }
 
 /// What a pattern stands for.
@@ -101,10 +133,16 @@ impl Patterns {
             start,
             depth,
             finds,
+            guesses: Guesses::default(),
             #[cfg(test)]
             longest,
             names,
         }))
+    }
+
+    /// Refuses when a program was stopped from guessing values.
+    pub fn check_guesses(&self) -> Result<(), Refusal> {
+        self.guesses.check()
     }
 
     /// Whether the name of a header field holds a value.
@@ -160,6 +198,8 @@ pub(crate) struct Resealer {
     /// Bytes not yet given out; the automaton has read all of them between calls.
     held: Zeroizing<Vec<u8>>,
     best: Option<Candidate>,
+    /// How many bytes were held back when the answer last paused; 0: it did not, or none were.
+    paused: usize,
 }
 
 /// A find that another, which began earlier and is not complete, may still swallow.
@@ -179,6 +219,7 @@ impl Resealer {
             state,
             held: Zeroizing::default(),
             best: None,
+            paused: 0,
         }
     }
 
@@ -207,6 +248,23 @@ impl Resealer {
                     });
                     return;
                 }
+            }
+        }
+    }
+
+    /// Reads as [`run`](Self::run) does, and counts a beginning at which the answer had paused when
+    /// it comes to nothing.
+    fn read_on(&mut self, at: usize, last: bool, out: &mut Vec<u8>) {
+        let beginning = self.held.get(..self.paused).map(<[u8]>::to_vec);
+        let beginning = beginning.map(Zeroizing::new).unwrap_or_default();
+        let before = out.len();
+        self.run(at, last, out);
+        let given = out.get(before..).unwrap_or_default();
+        if !given.is_empty() {
+            self.paused = 0;
+            // A find would have its token there.
+            if given.starts_with(&beginning) {
+                self.patterns.guesses.count(beginning.len());
             }
         }
     }
@@ -255,16 +313,29 @@ impl Resealer {
     }
 }
 
+impl Drop for Resealer {
+    fn drop(&mut self) {
+        // Broken off where it paused: as good as an answer to a guess.
+        self.patterns.guesses.count(self.paused);
+    }
+}
+
 impl Transform for Resealer {
     fn push(&mut self, input: &[u8], out: &mut Vec<u8>) -> Result<(), StreamError> {
+        self.patterns.guesses.check()?;
         let at = self.held.len();
         self.held.extend_from_slice(input);
-        self.run(at, false, out);
+        self.read_on(at, false, out);
+        Ok(())
+    }
+
+    fn flush(&mut self, _out: &mut Vec<u8>) -> Result<(), StreamError> {
+        self.paused = self.held.len();
         Ok(())
     }
 
     fn finish(&mut self, out: &mut Vec<u8>) -> Result<(), StreamError> {
-        self.run(self.held.len(), true, out);
+        self.read_on(self.held.len(), true, out);
         Ok(())
     }
 
@@ -444,6 +515,38 @@ mod tests {
         assert!(out.ends_with(b"data: "));
         stream.push(b"lid\n\n", &mut out).unwrap();
         assert!(out.ends_with(b"data: real-valid\n\n"));
+    }
+
+    /// A program that has a host echo its guesses and watches where the answer pauses is stopped
+    /// before it knows much; values that really come in pieces are not guesses.
+    #[test]
+    fn guesses_at_pauses_are_stopped() {
+        let value = "k7Gq2xZpW9aB4nRt6mLsV3cD8fHj";
+        let one = binding("ONE", value);
+        let answer = |patterns: &Arc<Patterns>, pieces: &[&str]| {
+            let mut stream = Resealer::new(patterns.clone(), Arc::default());
+            let mut out = Vec::new();
+            for piece in pieces {
+                stream.push(piece.as_bytes(), &mut out)?;
+                stream.flush(&mut out)?;
+            }
+            Ok::<_, StreamError>(out)
+        };
+        for broken_off in [false, true] {
+            let patterns = Patterns::new([&one].into_iter()).unwrap();
+            for cut in 1..value.len() {
+                let whole = answer(&patterns, &[&value[..cut], &value[cut..], " "]).unwrap();
+                assert!(whole.starts_with(b"osb_sealed_"));
+            }
+            assert!(patterns.check_guesses().is_ok());
+            let known = (1..value.len()).find(|&cut| {
+                let rest: &[&str] = if broken_off { &[] } else { &["-", " "] };
+                answer(&patterns, &[&[&value[..cut]], rest].concat()).is_err()
+                    || patterns.check_guesses().is_err()
+            });
+            assert!(known.is_some_and(|cut| cut < 18), "{known:?}");
+            assert!(answer(&patterns, &["harmless"]).is_err());
+        }
     }
 
     #[test]

@@ -1,6 +1,6 @@
 //! The decisions of the proxy as lines of JSON.
 //!
-//! Invariants: every line is written out before the next is taken, by one thread; when that fails,
+//! Invariants: one thread writes them, in order, within moments and as whole lines; when that fails,
 //! the queue closes, and the engine refuses what it can't record.
 
 use std::fs::OpenOptions;
@@ -8,12 +8,15 @@ use std::io::{self, Write};
 use std::os::unix::fs::OpenOptionsExt;
 use std::path::Path;
 use std::thread;
+use std::time::Duration;
 
 use tokio::sync::mpsc::{Receiver, Sender, channel};
 use tokio::sync::oneshot;
 
 use crate::proxy::Decision;
 
+/// How long decisions are gathered before they are written.
+const GATHER: Duration = Duration::from_millis(10);
 /// Decisions waiting to be written.
 const BACKLOG_MAX: usize = 1024;
 
@@ -44,12 +47,20 @@ pub fn open(
 }
 
 fn write(mut decisions: Receiver<Decision>, mut out: impl Write) -> io::Result<()> {
-    while let Some(decision) = decisions.blocking_recv() {
-        let mut line = serde_json::to_vec(&decision)?;
-        line.push(b'\n');
-        // One call a line: lines of this process's log may come between, but not inside.
-        out.write_all(&line)?;
+    let mut lines = Vec::new();
+    while let Some(first) = decisions.blocking_recv() {
+        // Others follow when there is much to do: one call for all of them costs what one does.
+        thread::sleep(GATHER);
+        let mut next = Some(first);
+        while let Some(decision) = next {
+            serde_json::to_writer(&mut lines, &decision)?;
+            lines.push(b'\n');
+            next = decisions.try_recv().ok();
+        }
+        // Whole lines in one call: those of this process's log may come between, but not inside.
+        out.write_all(&lines)?;
         out.flush()?;
+        lines.clear();
     }
     Ok(())
 }
