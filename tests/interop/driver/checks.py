@@ -31,7 +31,7 @@ class Run:
     def sealed(self, places: int = 1) -> None:
         """The host saw the value so often and never the token; the program only its token."""
         arrived = json.dumps(self.seen)
-        assert arrived.count(VALUE) >= places, f"the host saw no value in {places} places: {arrived}"
+        assert arrived.count(VALUE) >= places, f"not {places} values arrived: {arrived}"
         assert self.token not in arrived, f"the token left: {arrived}"
         assert self.token in self.output, f"no token came back: {self.output}"
 
@@ -158,8 +158,9 @@ def python_checks() -> list[Check]:
 
 def node_checks() -> list[Check]:
     npm = (
-        'echo "//$TARGET/npm/:_authToken=\\${INTEROP_KEY}" >.npmrc && npm install --no-audit '
-        '--no-fund --loglevel=error --registry "$API/npm/" ws undici && ls node_modules/ws/package.json'
+        'echo "//$TARGET/npm/:_authToken=\\${INTEROP_KEY}" >.npmrc && '
+        "npm install --no-audit --no-fund --loglevel=error "
+        '--registry "$API/npm/" ws undici && ls node_modules/ws/package.json'
     )
     rows = [
         ("fetch", "POST", 3),

@@ -40,7 +40,8 @@ const programs = {
 
   http2: async () => {
     const session = http2.connect(API);
-    const call = session.request({ ":path": `/echo?nonce=${nonce}`, ":method": "POST", ...headers });
+    const first = { ":path": `/echo?nonce=${nonce}`, ":method": "POST" };
+    const call = session.request({ ...first, ...headers });
     call.end(post.body);
     const answer = await text(call);
     session.close();
@@ -49,7 +50,8 @@ const programs = {
 
   ws: async () => {
     const { WebSocket } = await import("ws");
-    const socket = new WebSocket(`${API.replace("https", "wss")}/socket?nonce=${nonce}`, { headers });
+    const where = `${API.replace("https", "wss")}/socket?nonce=${nonce}`;
+    const socket = new WebSocket(where, { headers });
     const came = [];
     return new Promise((done, failed) => {
       socket.on("error", failed);

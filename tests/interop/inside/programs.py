@@ -151,7 +151,8 @@ def strict_address(nonce: str) -> None:
 
 
 def greeter(nonce: str) -> None:
-    with socket.create_connection((os.environ["GREETER_HOST"], int(os.environ["GREETER_PORT"]))) as peer:
+    where = os.environ["GREETER_HOST"], int(os.environ["GREETER_PORT"])
+    with socket.create_connection(where) as peer:
         peer.settimeout(IO_SEC_MAX)
         lines = peer.makefile("rw", newline="\n")
         greeting = lines.readline()

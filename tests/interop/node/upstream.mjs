@@ -150,7 +150,7 @@ function git(request, response, url) {
     const all = Buffer.concat(parts);
     const end = all.indexOf("\r\n\r\n");
     const lines = all.subarray(0, end).toString().split("\r\n");
-    const fields = lines.map((line) => [line.slice(0, line.indexOf(":")), line.slice(line.indexOf(":") + 2)]);
+    const fields = lines.map((line) => line.split(/: (.*)/));
     const { Status: status = "200", ...rest } = Object.fromEntries(fields);
     response.writeHead(Number.parseInt(status, 10), rest);
     response.end(all.subarray(end + 4));
@@ -176,14 +176,14 @@ function npm(request, response, url) {
   record("npm", { authorization: sent });
   if (sent !== `Bearer ${process.env.INTEROP_VALUE}`) return json(response, { error: "who?" }, 401);
   const [, , name, archive] = url.pathname.split("/");
-  if (archive) return file(response, join(folder, "npm", basename(archive)), "application/octet-stream");
+  const bytes = "application/octet-stream";
+  if (archive) return file(response, join(folder, "npm", basename(archive)), bytes);
   const packages = JSON.parse(readFileSync(join(folder, "npm.json")));
   const found = packages[name];
   if (!found) return json(response, { error: "no such package" }, 404);
-  const dist = {
-    tarball: `https://${request.headers.host ?? request.headers[":authority"]}/npm/${name}/${found.archive}`,
-    integrity: found.integrity,
-  };
+  const host = request.headers.host ?? request.headers[":authority"];
+  const tarball = `https://${host}/npm/${name}/${found.archive}`;
+  const dist = { tarball, integrity: found.integrity };
   const versions = { [found.version]: { name, version: found.version, dist } };
   return json(response, { name, "dist-tags": { latest: found.version }, versions });
 }
@@ -207,7 +207,8 @@ const routes = [
 ];
 
 function answer(request, response) {
-  if (request.headers["content-type"]?.startsWith("application/grpc")) return grpc(request, response);
+  const type = request.headers["content-type"] ?? "";
+  if (type.startsWith("application/grpc")) return grpc(request, response);
   const url = new URL(request.url, "https://host");
   const [, handle] = routes.find(([path]) => url.pathname.startsWith(path)) ?? ["", echo];
   return handle(request, response, url);
