@@ -16,6 +16,7 @@ mod control;
 mod dns;
 pub(super) mod doctor;
 mod host_ids;
+mod java;
 mod launch;
 mod names;
 mod net;

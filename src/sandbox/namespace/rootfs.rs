@@ -25,6 +25,7 @@ use rustix::mount::{
     OpenTreeFlags, UnmountFlags,
 };
 
+use super::java::{TRUST_STORE, trust_store};
 use super::sys::{Step, StepError, fd_path, mount_setattr};
 use super::template::{GUEST_FILE, GUEST_INSIDE, SYSTEM_BUNDLE, Template};
 
@@ -134,6 +135,9 @@ impl Disk {
         write(&usr, EXTRA_BUNDLE, &bundle)?;
         write(&usr, OWN_CERTIFICATE, ca_pem.as_bytes())?;
         write(&root, SYSTEM_BUNDLE, &bundle)?;
+        if template.has_java() {
+            write(&root, TRUST_STORE, &trust_store(&bundle))?;
+        }
         let hosts = format!("127.0.0.1\tlocalhost\n127.0.1.1\t{host_name}\n");
         write(&root, "etc/hosts", hosts.as_bytes())?;
         write(&root, "etc/hostname", format!("{host_name}\n").as_bytes())?;

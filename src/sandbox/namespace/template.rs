@@ -53,6 +53,10 @@ const ETC_FILES: &[&str] = &[
 ];
 /// Folders of the host's `/etc`, likewise.
 const ETC_TREES: &[&str] = &["alternatives", "fonts", "ld.so.conf.d", "perl", "terminfo"];
+/// What the folders of `/etc` begin with in which Debian keeps the settings of each Java.
+const JAVA_SETTINGS: &str = "java-";
+/// Where Debian's Java keeps its roots.
+const JAVA_CERTIFICATES: &str = "etc/ssl/certs/java";
 /// Largest file copied, in bytes, and most files of one folder.
 const FILE_BYTES_MAX: u64 = 4 * 1024 * 1024;
 const TREE_FILES_MAX: usize = 4096;
@@ -126,6 +130,11 @@ impl Template {
             program: dir.join("program"),
             empty: dir.join("empty"),
         }
+    }
+
+    /// Whether the host has Java, whose trust store is then made for each sandbox.
+    pub fn has_java(&self) -> bool {
+        self.root.join(JAVA_CERTIFICATES).is_dir()
     }
 }
 
@@ -211,11 +220,32 @@ impl Plan {
                 0,
             );
         }
+        self.java();
         let bundle = HOST_BUNDLES
             .iter()
             .find_map(|path| read_public(Path::new(path)));
         self.file(&format!("root/{SYSTEM_BUNDLE}"), bundle.unwrap_or_default());
         Ok(())
+    }
+
+    /// Settings of every Java of the host, without which it does not start.
+    fn java(&mut self) {
+        let entries = fs::read_dir("/etc").into_iter().flatten().flatten();
+        let mut names: Vec<_> = entries
+            .filter_map(|entry| entry.file_name().into_string().ok())
+            .filter(|name| name.starts_with(JAVA_SETTINGS))
+            .collect();
+        names.sort();
+        for name in &names {
+            self.copy_tree(
+                &Path::new("/etc").join(name),
+                &format!("root/etc/{name}"),
+                0,
+            );
+        }
+        if !names.is_empty() {
+            self.dir(&format!("root/{JAVA_CERTIFICATES}"), 0o755, 0);
+        }
     }
 
     /// Small additions to `/usr`.

@@ -18,7 +18,7 @@ import urllib.error
 import urllib.request
 from pathlib import Path
 
-from .standin import HOSTS, StandIn
+from .standin import StandIn
 
 START_SEC_MAX = 30
 STOP_SEC_MAX = 15
@@ -27,17 +27,18 @@ LOG_TAIL_LINES = 30
 
 
 class Stage:
-    """Starts with `open`, ends with `close`."""
+    """Starts with `open`, ends with `close`. `hosts` is what stands in for the hosts called."""
 
-    def __init__(self, binary: Path):
+    def __init__(self, binary: Path, hosts: type = StandIn):
         self.binary = binary
+        self._hosts = hosts
         self.folder = Path(tempfile.mkdtemp(prefix="oc-clients-"))
         self.data = self.folder / "data"
         self.log = self.folder / "server.log"
         self.key = "osb_" + secrets.token_hex(32)
         self.url = ""
         self._server: subprocess.Popen | None = None
-        self._stand_in: StandIn | None = None
+        self.stand_in = None
 
     def open(self) -> None:
         """Starts the stand-in and the server; returns when requests are answered."""
@@ -45,19 +46,19 @@ class Stage:
         # Documents call it `oc`, whatever the tested file is called.
         (self.folder / "bin").mkdir()
         (self.folder / "bin" / "oc").symlink_to(self.binary)
-        self._stand_in = StandIn(self.folder)
+        self.stand_in = self._hosts(self.folder)
         self._start_server()
 
     def environment(self) -> dict[str, str]:
         """What a suite is told, and nothing of this machine's proxies or keys."""
-        stand_in = self._stand_in
+        stand_in = self.stand_in
         return self._bare() | {
             "OPENCOMPUTER_API_URL": self.url,
             "OPENCOMPUTER_API_KEY": self.key,
             # The names that Python 0.3.0 reads.
             "OPENSANDBOX_API_URL": self.url,
             "OPENSANDBOX_API_KEY": self.key,
-            "OC_STANDIN_HOSTS": ",".join(HOSTS),
+            "OC_STANDIN_HOSTS": ",".join(stand_in.hosts),
             "OC_STANDIN_PORT": str(stand_in.port),
             "OC_OBSERVER_URL": stand_in.observer_url,
             "OC_NO_UPDATE_CHECK": "1",
@@ -73,8 +74,8 @@ class Stage:
                 left += self._delete_sandboxes()
         finally:
             self._stop_server()
-            if self._stand_in:
-                self._stand_in.close()
+            if self.stand_in:
+                self.stand_in.close()
             left += self._sweep()
             shutil.rmtree(self.folder, ignore_errors=True)
             if self.folder.exists():
@@ -100,8 +101,8 @@ class Stage:
         endpoint.unlink(missing_ok=True)
         arguments = ["--data-dir", str(self.data), "--listen", "127.0.0.1:0"]
         arguments += ["--egress-allow-private", "127.0.0.0/8"]
-        arguments += ["--egress-root", str(self._stand_in.root)]
-        for host in HOSTS:
+        arguments += ["--egress-root", str(self.stand_in.root)]
+        for host in self.stand_in.hosts:
             arguments += ["--egress-host", f"{host}=127.0.0.1"]
         with self.log.open("ab") as log:
             self._server = subprocess.Popen(

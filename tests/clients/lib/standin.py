@@ -21,7 +21,7 @@ RECORDS_MAX = 1000
 CONNECTION_SEC_MAX = 30
 
 
-def make_certificates(folder: Path) -> None:
+def make_certificates(folder: Path, hosts: tuple[str, ...] = HOSTS) -> None:
     """A root (`ca.pem`) and a certificate for the stand-in's names (`leaf.pem`, `leaf.key`)."""
 
     def openssl(*args: str) -> None:
@@ -35,11 +35,11 @@ def make_certificates(folder: Path) -> None:
         "-subj", "/CN=stand-in root", "-addext", "basicConstraints=critical,CA:TRUE",
         "-addext", "keyUsage=critical,keyCertSign",
     )
-    names = ",".join(f"DNS:{host}" for host in HOSTS)
+    names = ",".join(f"DNS:{host}" for host in hosts)
     (folder / "leaf.ext").write_text(
         f"subjectAltName={names}\nextendedKeyUsage=serverAuth\nbasicConstraints=CA:FALSE\n"
     )
-    openssl("req", *key, "-keyout", "leaf.key", "-out", "leaf.csr", "-subj", f"/CN={HOSTS[0]}")
+    openssl("req", *key, "-keyout", "leaf.key", "-out", "leaf.csr", "-subj", f"/CN={hosts[0]}")
     openssl(
         "x509", "-req", "-in", "leaf.csr", "-CA", "ca.pem", "-CAkey", "ca.key",
         "-CAcreateserial", "-days", "2", "-extfile", "leaf.ext", "-out", "leaf.pem",
@@ -55,6 +55,8 @@ class _Server(http.server.ThreadingHTTPServer):
 
 class StandIn:
     """Both servers; `close` ends them."""
+
+    hosts = HOSTS
 
     def __init__(self, folder: Path):
         make_certificates(folder)
