@@ -17,6 +17,7 @@ use tokio::time::timeout;
 use super::answer::{Asked, Content, incoming};
 use super::body::{CountedBody, OutBody};
 use super::decision::{Outcome, Protocol, Record};
+use super::framing::Seat;
 use super::gate::SandboxProxy;
 use super::head::{check_request, rewrite_request};
 use super::origin::Origin;
@@ -54,8 +55,8 @@ impl Exchange {
         }
     }
 
-    /// Answers one request.
-    pub async fn answer(&self, request: Request<Incoming>) -> Response<OutBody> {
+    /// Answers one request, which sits there in its connection.
+    pub async fn answer(&self, request: Request<Incoming>, seat: Seat) -> Response<OutBody> {
         let origin = &*self.origin;
         let protocol = if origin.tls {
             Protocol::Https
@@ -69,7 +70,7 @@ impl Exchange {
         let forwarded = tokio::select! {
             biased;
             refusal = revoked.cut(&tally) => Err(refusal),
-            forwarded = self.forward(request, &mut record) => forwarded,
+            forwarded = self.forward(request, seat, &mut record) => forwarded,
         };
         match forwarded {
             Ok(response) => {
@@ -97,12 +98,14 @@ impl Exchange {
     async fn forward(
         &self,
         mut request: Request<Incoming>,
+        seat: Seat,
         record: &mut Record,
     ) -> Result<Response<Content>, Refusal> {
         let near = hyper::upgrade::on(&mut request);
         let (mut parts, body) = request.into_parts();
         let upload = Upload::new(body, &parts, record.up.clone());
         record.room().await?;
+        seat.check()?;
         let (policy, rule) = self.proxy.judge(&self.origin.host)?;
         check_request(&parts, &self.origin)?;
         let handshake = Handshake::of(&parts)?;

@@ -34,6 +34,7 @@ mod escape;
 mod exchange;
 mod explicit;
 mod forms;
+mod framing;
 #[cfg(fuzzing)]
 #[path = "../../fuzz/src/properties.rs"]
 pub mod fuzzing;
