@@ -34,14 +34,15 @@ pub(crate) async fn serve(proxy: Arc<SandboxProxy>, io: Rewind, meter: Arc<Meter
     let (opened_ref, exchange_ref, proxy_ref, own_ref) = (&opened, &exchange, &proxy, &own);
     let (io, watch) = Watched::new(io);
     let service = service_fn(move |request: Request<Incoming>| {
-        let (seat, connect) = (watch.next(), request.method() == Method::CONNECT);
+        let (seat, watch) = (watch.next(), watch.clone());
+        let connect = request.method() == Method::CONNECT;
         async move {
             let mut response = match connect {
                 true => connected(request, proxy_ref, own_ref, opened_ref).await,
                 false => answer(request, seat, proxy_ref, exchange_ref, own_ref).await,
             };
             let tunnel = connect && response.status().is_success();
-            seat.close(&mut response, tunnel);
+            watch.settle(seat, &mut response, tunnel);
             Ok::<_, Infallible>(response)
         }
     });

@@ -15,8 +15,8 @@
 //!
 //! Invariants:
 //! - Where the two readers could part ways, the connection carries no other request: a head whose
-//!   framing is unclear, `CONNECT` and whatever asks for an upgrade are the last of their
-//!   connection, and what comes after them passes unwatched, as a body or as another protocol.
+//!   framing is unclear and `CONNECT` are the last of their connection, and what comes after them
+//!   passes unwatched, as a body or in a tunnel. So does what comes after a switch of protocols.
 //! - Heads and calls of the service correspond: the n-th call is for the n-th head.
 //! - Constant memory: of a line that came in pieces, [`LINE_BYTES_KEPT`] at most are kept.
 //!
@@ -51,6 +51,8 @@ pub(crate) struct Watch {
     /// Number of the last head, counted from 1; 0 while there may be others.
     last: AtomicU64,
     unclear: AtomicBool,
+    /// Another protocol is spoken from here on.
+    switched: AtomicBool,
 }
 
 /// One request's place in its connection.
@@ -88,6 +90,17 @@ impl Watch {
             _ => Seat::Last,
         }
     }
+
+    /// Sees the answer to a request before it is sent: with the last one the connection ends,
+    /// unless it turns into a `tunnel`; after a switch of protocols nothing is watched any more.
+    pub fn settle<B>(&self, seat: Seat, response: &mut Response<B>, tunnel: bool) {
+        if response.status() == StatusCode::SWITCHING_PROTOCOLS {
+            self.switched.store(true, Ordering::Relaxed);
+        } else if seat != Seat::Any && !tunnel {
+            let close = HeaderValue::from_static("close");
+            response.headers_mut().insert(header::CONNECTION, close);
+        }
+    }
 }
 
 impl Seat {
@@ -98,15 +111,6 @@ impl Seat {
                 "exactly one Content-Length, or Transfer-Encoding: chunked alone, is needed",
             )),
             Self::Any | Self::Last => Ok(()),
-        }
-    }
-
-    /// Ends the connection with the answer to its last request, unless it turns into a tunnel.
-    pub fn close<B>(self, response: &mut Response<B>, tunnel: bool) {
-        let switched = tunnel || response.status() == StatusCode::SWITCHING_PROTOCOLS;
-        if self != Self::Any && !switched {
-            let close = HeaderValue::from_static("close");
-            response.headers_mut().insert(header::CONNECTION, close);
         }
     }
 }
@@ -123,6 +127,9 @@ impl<S: AsyncRead + Unpin> AsyncRead for Watched<S> {
         }
         let before = buf.filled().len();
         ready!(Pin::new(&mut self.inner).poll_read(cx, buf))?;
+        if self.reader.watch.switched.load(Ordering::Relaxed) {
+            return Poll::Ready(Ok(()));
+        }
         let new = buf.filled_mut().get_mut(before..).unwrap_or_default();
         if let Err(at) = self.reader.read(new) {
             self.broken = true;
@@ -190,8 +197,7 @@ struct Framing {
     begun: bool,
     length: Option<u64>,
     chunked: bool,
-    /// Leaves HTTP, maybe.
-    leaves: bool,
+    connect: bool,
     unclear: bool,
 }
 
@@ -324,7 +330,7 @@ impl Reader {
         self.heads += 1;
         let framing = std::mem::take(&mut self.framing);
         let unclear = framing.unclear || (framing.chunked && framing.length.is_some());
-        if unclear || framing.leaves {
+        if unclear || framing.connect {
             self.watch.unclear.store(unclear, Ordering::Relaxed);
             self.watch.last.store(self.heads, Ordering::Relaxed);
             return Part::Rest;
@@ -340,7 +346,7 @@ impl Reader {
 impl Framing {
     fn read(&mut self, line: &[u8], beyond: bool) {
         if !std::mem::replace(&mut self.begun, true) {
-            self.leaves = line.starts_with(b"CONNECT ");
+            self.connect = line.starts_with(b"CONNECT ");
             return;
         }
         let colon = line.iter().position(|&byte| byte == b':');
@@ -357,8 +363,6 @@ impl Framing {
         } else if name.eq_ignore_ascii_case(b"transfer-encoding") {
             self.unclear |= self.chunked || beyond || !value.eq_ignore_ascii_case(b"chunked");
             self.chunked = true;
-        } else if name.eq_ignore_ascii_case(b"upgrade") {
-            self.leaves = true;
         }
     }
 }

@@ -98,10 +98,10 @@ pub(crate) async fn requests(
 async fn serve_one(exchange: &Exchange, io: impl Duplex + 'static) -> hyper::Result<()> {
     let (io, watch) = Watched::new(io);
     let service = service_fn(move |request: Request<Incoming>| {
-        let seat = watch.next();
+        let (seat, watch) = (watch.next(), watch.clone());
         async move {
             let mut response = exchange.answer(request, seat).await;
-            seat.close(&mut response, false);
+            watch.settle(seat, &mut response, false);
             Ok::<_, Infallible>(response)
         }
     });

@@ -118,17 +118,43 @@ async fn what_is_unclear_is_the_last() {
     let padded = format!("content-length: {}5", " ".repeat(LINE_BYTES_KEPT));
     let whole = format!("POST / HTTP/1.1\r\n{padded}\r\n\r\n{after}");
     assert_eq!(through(whole.as_bytes(), 9).await.2[0], Seat::Unclear);
-    for last in [
-        "CONNECT a:1 HTTP/1.1\r\n\r\n",
-        "GET / HTTP/1.1\r\nUpgrade: websocket\r\n\r\n",
-    ] {
-        let whole = format!("{first}{last}{after}");
-        let (out, broken, seats) = through(whole.as_bytes(), 3).await;
-        assert_eq!((out, broken), (whole.into_bytes(), false));
-        assert_eq!(seats, [Seat::Any, Seat::Last, Seat::Last]);
-        assert!(seats[1].check().is_ok());
+    let whole = format!("{first}CONNECT a:1 HTTP/1.1\r\n\r\n{after}");
+    let (out, broken, seats) = through(whole.as_bytes(), 3).await;
+    assert_eq!((out, broken), (whole.into_bytes(), false));
+    assert_eq!(seats, [Seat::Any, Seat::Last, Seat::Last]);
+    assert!(seats[1].check().is_ok());
+    let (watch, mut response) = (Watch::default(), Response::new(()));
+    watch.settle(Seat::Last, &mut response, true);
+    assert!(response.headers().is_empty());
+    watch.settle(Seat::Last, &mut response, false);
+    assert_eq!(response.headers()["connection"], "close");
+}
+
+/// Goal: after a switch of protocols, and no earlier, every byte passes.
+#[tokio::test]
+async fn another_protocol_is_not_watched() {
+    let head = b"GET / HTTP/1.1\r\nupgrade: websocket\r\n\r\n";
+    for switches in [true, false] {
+        let (near, mut far) = tokio::io::duplex(100);
+        let (mut watched, watch) = Watched::new(near);
+        far.write_all(head).await.unwrap();
+        watched.read_exact(&mut [0; 38]).await.unwrap();
         let mut response = Response::new(());
-        seats[1].close(&mut response, false);
-        assert_eq!(response.headers()["connection"], "close");
+        if switches {
+            *response.status_mut() = StatusCode::SWITCHING_PROTOCOLS;
+        }
+        watch.settle(watch.next(), &mut response, false);
+        far.write_all(b"a\n\0").await.unwrap();
+        drop(far);
+        let mut out = Vec::new();
+        assert_eq!(watched.read_to_end(&mut out).await.is_ok(), switches);
+        assert_eq!(
+            out,
+            if switches {
+                b"a\n\0".to_vec()
+            } else {
+                b"a\0".to_vec()
+            }
+        );
     }
 }
