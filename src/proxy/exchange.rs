@@ -9,7 +9,6 @@ use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::time::Duration;
 
 use http::{Request, Response, StatusCode, Version};
-use http_body::Body;
 use http_body_util::BodyExt;
 use hyper::body::Incoming;
 use tokio::time::timeout;
@@ -118,15 +117,20 @@ impl Exchange {
 
         let (asked, version) = (Asked::of(&parts), parts.version);
         let lease = self.lease(version).await?;
-        let gathering = self.proxy.gathering();
-        let body = upload::outgoing(&parts, upload, &rules, &record.tally, gathering).await?;
-        // A body of unknown length is substituted while it is sent.
-        let more_to_come = body.size_hint().exact().is_none();
+        let (gathering, upstreams) = (self.proxy.gathering(), self.proxy.upstreams());
+        let spools = upstreams.spools_for(&self.origin);
+        let outgoing =
+            upload::outgoing(&parts, upload, &rules, &record.tally, gathering, spools).await?;
         rewrite_request(&mut parts, &rules, &record.tally)?;
-        self.proxy.announce(&rules, record, more_to_come).await?;
+        self.proxy
+            .announce(&rules, record, outgoing.more_to_come)
+            .await?;
         record.passed(Outcome::Allowed, rule);
-        let request = Request::from_parts(parts, body);
+        let request = Request::from_parts(parts, outgoing.body);
         let (response, lease) = self.send(request, version, lease, record).await?;
+        if outgoing.lost_length && response.status() == StatusCode::LENGTH_REQUIRED {
+            upstreams.wants_length(&self.origin);
+        }
         incoming(response, &asked, &rules, lease, record)
     }
 

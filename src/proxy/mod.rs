@@ -55,6 +55,7 @@ mod revoked;
 mod scout;
 mod serve;
 mod settings;
+mod spool;
 mod streams;
 mod substitute;
 mod tally;
