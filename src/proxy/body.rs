@@ -38,6 +38,16 @@ pub(crate) enum StreamError {
     Peer(#[from] hyper::Error),
 }
 
+impl StreamError {
+    /// What a program is told when its body ended so before anything was sent.
+    pub fn into_refusal(self) -> Refusal {
+        match self {
+            Self::Refused(refusal) => refusal,
+            Self::Coding(_) | Self::Peer(_) => Refusal::RequestBody,
+        }
+    }
+}
+
 /// The body type of everything this proxy sends, in both directions.
 pub(crate) type OutBody = UnsyncBoxBody<Bytes, StreamError>;
 

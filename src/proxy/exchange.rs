@@ -9,7 +9,6 @@ use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::time::Duration;
 
 use http::{Request, Response, StatusCode, Version};
-use http_body::Body;
 use http_body_util::BodyExt;
 use hyper::body::Incoming;
 use tokio::time::timeout;
@@ -17,6 +16,7 @@ use tokio::time::timeout;
 use super::answer::{Asked, Content, incoming};
 use super::body::{CountedBody, OutBody};
 use super::decision::{Outcome, Protocol, Record};
+use super::framing::Seat;
 use super::gate::SandboxProxy;
 use super::head::{check_request, rewrite_request};
 use super::origin::Origin;
@@ -54,8 +54,8 @@ impl Exchange {
         }
     }
 
-    /// Answers one request.
-    pub async fn answer(&self, request: Request<Incoming>) -> Response<OutBody> {
+    /// Answers one request, which sits there in its connection.
+    pub async fn answer(&self, request: Request<Incoming>, seat: Seat) -> Response<OutBody> {
         let origin = &*self.origin;
         let protocol = if origin.tls {
             Protocol::Https
@@ -69,7 +69,7 @@ impl Exchange {
         let forwarded = tokio::select! {
             biased;
             refusal = revoked.cut(&tally) => Err(refusal),
-            forwarded = self.forward(request, &mut record) => forwarded,
+            forwarded = self.forward(request, seat, &mut record) => forwarded,
         };
         match forwarded {
             Ok(response) => {
@@ -97,12 +97,14 @@ impl Exchange {
     async fn forward(
         &self,
         mut request: Request<Incoming>,
+        seat: Seat,
         record: &mut Record,
     ) -> Result<Response<Content>, Refusal> {
         let near = hyper::upgrade::on(&mut request);
         let (mut parts, body) = request.into_parts();
         let upload = Upload::new(body, &parts, record.up.clone());
         record.room().await?;
+        seat.check()?;
         let (policy, rule) = self.proxy.judge(&self.origin.host)?;
         check_request(&parts, &self.origin)?;
         let handshake = Handshake::of(&parts)?;
@@ -115,15 +117,20 @@ impl Exchange {
 
         let (asked, version) = (Asked::of(&parts), parts.version);
         let lease = self.lease(version).await?;
-        let gathering = self.proxy.gathering();
-        let body = upload::outgoing(&parts, upload, &rules, &record.tally, gathering).await?;
-        // A body of unknown length is substituted while it is sent.
-        let more_to_come = body.size_hint().exact().is_none();
+        let (gathering, upstreams) = (self.proxy.gathering(), self.proxy.upstreams());
+        let spools = upstreams.spools_for(&self.origin);
+        let outgoing =
+            upload::outgoing(&parts, upload, &rules, &record.tally, gathering, spools).await?;
         rewrite_request(&mut parts, &rules, &record.tally)?;
-        self.proxy.announce(&rules, record, more_to_come).await?;
+        self.proxy
+            .announce(&rules, record, outgoing.more_to_come)
+            .await?;
         record.passed(Outcome::Allowed, rule);
-        let request = Request::from_parts(parts, body);
+        let request = Request::from_parts(parts, outgoing.body);
         let (response, lease) = self.send(request, version, lease, record).await?;
+        if outgoing.lost_length && response.status() == StatusCode::LENGTH_REQUIRED {
+            upstreams.wants_length(&self.origin);
+        }
         incoming(response, &asked, &rules, lease, record)
     }
 

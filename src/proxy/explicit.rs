@@ -18,6 +18,7 @@ use super::body::OutBody;
 use super::connection::transparent;
 use super::decision::Protocol;
 use super::exchange::Exchange;
+use super::framing::{Seat, Watched};
 use super::gate::SandboxProxy;
 use super::io::{Meter, Rewind};
 use super::name::Host;
@@ -31,9 +32,19 @@ pub(crate) async fn serve(proxy: Arc<SandboxProxy>, io: Rewind, meter: Arc<Meter
     // Of the last absolute request: the next one is often to the same host.
     let exchange: Mutex<Option<Arc<Exchange>>> = Mutex::new(None);
     let (opened_ref, exchange_ref, proxy_ref, own_ref) = (&opened, &exchange, &proxy, &own);
-    let service = service_fn(move |request: Request<Incoming>| async move {
-        let answer = answer(request, proxy_ref, exchange_ref, own_ref, opened_ref).await;
-        Ok::<_, Infallible>(answer)
+    let (io, watch) = Watched::new(io);
+    let service = service_fn(move |request: Request<Incoming>| {
+        let (seat, watch) = (watch.next(), watch.clone());
+        let connect = request.method() == Method::CONNECT;
+        async move {
+            let mut response = match connect {
+                true => connected(request, proxy_ref, own_ref, opened_ref).await,
+                false => answer(request, seat, proxy_ref, exchange_ref, own_ref).await,
+            };
+            let tunnel = connect && response.status().is_success();
+            watch.settle(seat, &mut response, tunnel);
+            Ok::<_, Infallible>(response)
+        }
     });
     let served = http_server()
         .serve_connection(TokioIo::new(io), service)
@@ -60,23 +71,31 @@ pub(crate) async fn serve(proxy: Arc<SandboxProxy>, io: Rewind, meter: Arc<Meter
     }
 }
 
+/// Answers an absolute request.
 async fn answer(
-    mut request: Request<Incoming>,
+    request: Request<Incoming>,
+    seat: Seat,
     proxy: &Arc<SandboxProxy>,
     last: &Mutex<Option<Arc<Exchange>>>,
     own: &Host,
+) -> Response<OutBody> {
+    match plain_origin(request.uri()) {
+        Ok(Some(origin)) => {
+            let exchange = exchange_with(origin, proxy, last);
+            exchange.answer(request, seat).await
+        }
+        Ok(None) => refuse(proxy, &Refusal::ProxyMethod, own, 0, request.method()).await,
+        Err(refusal) => refuse(proxy, &refusal, own, 0, request.method()).await,
+    }
+}
+
+/// Answers CONNECT.
+async fn connected(
+    mut request: Request<Incoming>,
+    proxy: &Arc<SandboxProxy>,
+    own: &Host,
     opened: &Mutex<Option<(Host, u16, OnUpgrade)>>,
 ) -> Response<OutBody> {
-    if request.method() != Method::CONNECT {
-        return match plain_origin(request.uri()) {
-            Ok(Some(origin)) => {
-                let exchange = exchange_with(origin, proxy, last);
-                exchange.answer(request).await
-            }
-            Ok(None) => refuse(proxy, &Refusal::ProxyMethod, own, 0, request.method()).await,
-            Err(refusal) => refuse(proxy, &refusal, own, 0, request.method()).await,
-        };
-    }
     let (host, port) = match connect_target(request.uri()) {
         Ok(target) => target,
         Err(refusal) => return refuse(proxy, &refusal, own, 0, request.method()).await,

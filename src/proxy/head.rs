@@ -1,7 +1,8 @@
 //! Heads of requests and responses: what is refused, what is dropped, what is rewritten.
 //!
-//! hyper parses strictly (no obs-fold, one framing, no NUL) and writes one canonical form, so two
-//! parsers can't read a request differently; what it accepts and we do not is refused here.
+//! `framing` lets only lines through that have one reading, hyper parses strictly (no obs-fold, no
+//! NUL) and writes one canonical form, so two parsers can't read a request differently; what it
+//! accepts and we do not is refused here.
 
 use std::sync::Arc;
 

@@ -34,6 +34,7 @@ mod escape;
 mod exchange;
 mod explicit;
 mod forms;
+mod framing;
 #[cfg(fuzzing)]
 #[path = "../../fuzz/src/properties.rs"]
 pub mod fuzzing;
@@ -54,6 +55,7 @@ mod revoked;
 mod scout;
 mod serve;
 mod settings;
+mod spool;
 mod streams;
 mod substitute;
 mod tally;

@@ -20,6 +20,7 @@ use hyper_util::rt::{TokioIo, TokioTimer};
 use super::body::OutBody;
 use super::connection::{HEAD_BYTES_MAX, HEAD_FIELDS_MAX};
 use super::exchange::Exchange;
+use super::framing::{Seat, Watched};
 use super::gate::SandboxProxy;
 use super::io::Duplex;
 use super::origin::Origin;
@@ -95,8 +96,14 @@ pub(crate) async fn requests(
 }
 
 async fn serve_one(exchange: &Exchange, io: impl Duplex + 'static) -> hyper::Result<()> {
-    let service = service_fn(move |request: Request<Incoming>| async move {
-        Ok::<_, Infallible>(exchange.answer(request).await)
+    let (io, watch) = Watched::new(io);
+    let service = service_fn(move |request: Request<Incoming>| {
+        let (seat, watch) = (watch.next(), watch.clone());
+        async move {
+            let mut response = exchange.answer(request, seat).await;
+            watch.settle(seat, &mut response, false);
+            Ok::<_, Infallible>(response)
+        }
     });
     let served = http_server()
         .serve_connection(TokioIo::new(io), service)
@@ -110,7 +117,7 @@ async fn serve_two(exchange: Exchange, io: impl Duplex + 'static) -> hyper::Resu
     let exchange = Arc::new(exchange);
     let service = service_fn(move |request: Request<Incoming>| {
         let exchange = exchange.clone();
-        async move { Ok::<Response<OutBody>, Infallible>(exchange.answer(request).await) }
+        async move { Ok::<Response<OutBody>, Infallible>(exchange.answer(request, Seat::Any).await) }
     });
     let streams = Streams::default();
     let connection = http2_server(streams.clone()).serve_connection(TokioIo::new(io), service);

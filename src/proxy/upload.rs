@@ -4,7 +4,10 @@
 //! |---|---|---|
 //! | any | no | as it came, its length kept |
 //! | up to a mebibyte | yes | gathered, with its new length |
+//! | any, to a host that wants one | yes | set down in a file, with its new length |
 //! | more, or none | yes | as a stream, without a length |
+//!
+//! A host wants a length when it answered `411` to a body that lost its own.
 //!
 //! Invariant: nothing is read from the program before a connection to the host stands, so that a
 //! refusal is told before a `100 Continue` asks for the body.
@@ -25,8 +28,10 @@ use tokio::sync::{OwnedSemaphorePermit, Semaphore};
 
 use super::body::{CountedBody, OutBody, StreamError, TransformedBody};
 use super::content;
+use super::head::rewrite_request;
 use super::policy::HostRules;
 use super::refusal::{Refusal, full};
+use super::spool::{self, Exact, Spooled, Spools};
 use super::tally::Tally;
 use super::trailers::{self, Trailing};
 
@@ -125,36 +130,98 @@ async fn drain(mut body: Incoming) {
     }
 }
 
-/// The body that goes upstream. Its length is left to hyper, which knows it exactly when the
-/// body is passed as it came or was gathered, and chunks it otherwise.
+/// What goes upstream.
+pub(crate) struct Outgoing {
+    /// Its length is left to hyper, which knows it exactly when the body is passed as it came, was
+    /// gathered or set down in a file, and chunks it otherwise.
+    pub body: OutBody,
+    /// It is substituted while it is sent: which secrets it holds is not known before.
+    pub more_to_come: bool,
+    /// It came with a length and goes without.
+    pub lost_length: bool,
+}
+
+impl Outgoing {
+    fn settled(body: OutBody) -> Self {
+        Self {
+            body,
+            more_to_come: false,
+            lost_length: false,
+        }
+    }
+}
+
+/// Makes the body that goes upstream; with `spools`, to a host that wants to know its length.
 pub(crate) async fn outgoing(
     parts: &request::Parts,
     upload: Upload,
     rules: &Arc<HostRules>,
     tally: &Arc<Tally>,
     gathering: &Arc<Semaphore>,
-) -> Result<OutBody, Refusal> {
+    spools: Option<&Spools>,
+) -> Result<Outgoing, Refusal> {
     if upload.is_end_stream() {
-        return Ok(full(Bytes::new()));
+        return Ok(Outgoing::settled(full(Bytes::new())));
     }
     let length = upload.size_hint().exact();
     let trailers = trailers::of_request(rules, tally);
     let Some(change) = content::of_request(&parts.headers, rules, tally)? else {
-        return Ok(Trailing::new(upload, trailers).boxed_unsync());
+        return Ok(Outgoing {
+            more_to_come: length.is_none(),
+            ..Outgoing::settled(Trailing::new(upload, trailers).boxed_unsync())
+        });
     };
     let changes = !change.keeps_length;
-    let body =
-        TransformedBody::new(upload, change.transform, change.keeps_length).with_trailers(trailers);
-    match length {
-        Some(length) if changes && length <= GATHERED_BODY_BYTES_MAX => {
-            match gathering.clone().try_acquire_owned() {
-                Ok(place) => gather(body, place).await,
-                // So many at once: this one goes in chunks, and its length stays unknown.
-                Err(_) => Ok(body.boxed_unsync()),
-            }
+    if changes && let Some(length) = length {
+        if length <= GATHERED_BODY_BYTES_MAX
+            && let Ok(place) = gathering.clone().try_acquire_owned()
+        {
+            let body = TransformedBody::new(upload, change.transform, false);
+            return gather(body.with_trailers(trailers), place)
+                .await
+                .map(Outgoing::settled);
         }
-        _ => Ok(body.boxed_unsync()),
+        // Without room it goes in chunks, and the host says what it thinks of that.
+        if let Some(room) = spools.and_then(|spools| spools.room(length)) {
+            return spool(parts, upload, (rules, tally), length, room).await;
+        }
     }
+    let body = TransformedBody::new(upload, change.transform, change.keeps_length);
+    Ok(Outgoing {
+        body: body.with_trailers(trailers).boxed_unsync(),
+        more_to_come: changes || length.is_none(),
+        lost_length: changes && length.is_some(),
+    })
+}
+
+/// Sets a body down as it came, counts what it becomes, and sends it with that length.
+async fn spool(
+    parts: &request::Parts,
+    mut upload: Upload,
+    (rules, tally): (&Arc<HostRules>, &Arc<Tally>),
+    length: u64,
+    room: OwnedSemaphorePermit,
+) -> Result<Outgoing, Refusal> {
+    // What counts as sent, for the record and for patience with the host, is what is read again.
+    let sent = std::mem::take(&mut upload.bytes);
+    let spooled = Spooled::new(upload, length, room).await;
+    let spooled = spooled.map_err(StreamError::into_refusal)?;
+    // On an account of its own, that begins like the other with what the head uses up.
+    let counted = Arc::new(Tally::of(tally.share()));
+    rewrite_request(&mut parts.clone(), rules, &counted)?;
+    let transformed = |tally: &Arc<Tally>, moved| {
+        let change = content::of_request(&parts.headers, rules, tally)?;
+        let change = change.ok_or(Refusal::Internal)?;
+        let body = TransformedBody::new(spooled.read(moved), change.transform, false);
+        Ok::<_, Refusal>(body.with_trailers(trailers::of_request(rules, tally)))
+    };
+    let length = spool::count(transformed(&counted, Arc::default())?).await;
+    let length = length.map_err(StreamError::into_refusal)?;
+    Ok(Outgoing {
+        body: Exact::new(transformed(tally, sent)?, length).boxed_unsync(),
+        more_to_come: true,
+        lost_length: false,
+    })
 }
 
 /// Reads a short body whole, substituted; it keeps its place until it is sent.
@@ -176,10 +243,7 @@ async fn gather(
             })
         }
         Err(error) => match error.downcast::<StreamError>() {
-            Ok(reason) => match *reason {
-                StreamError::Refused(refusal) => Err(refusal),
-                StreamError::Coding(_) | StreamError::Peer(_) => Err(Refusal::RequestBody),
-            },
+            Ok(reason) => Err(reason.into_refusal()),
             Err(_) => Err(Refusal::RequestBody),
         },
     }

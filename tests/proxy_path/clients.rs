@@ -10,7 +10,7 @@ use tokio::process::Command;
 use crate::world::{Setup, VALUE, World, echo, soon};
 
 /// A port on loopback that is the sandbox's explicit proxy.
-async fn explicit_proxy(world: &World) -> String {
+pub async fn explicit_proxy(world: &World) -> String {
     let listener = TcpListener::bind((Ipv4Addr::LOCALHOST, 0)).await.unwrap();
     let url = format!("http://{}", listener.local_addr().unwrap());
     let proxy = world.proxy.clone();

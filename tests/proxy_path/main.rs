@@ -6,9 +6,11 @@
 mod bodies;
 mod clients;
 mod codings;
+mod edges;
 mod grpc;
 mod hosts;
 mod http2;
+mod lengths;
 mod multipart;
 mod narrowing;
 mod refusals;

@@ -53,6 +53,18 @@ async fn smuggled_requests_do_not_reach_the_host() {
         format!("transfer-encoding: chunked\r\n\r\n3\r\nabcXX{chunked_end}"),
         format!("transfer-encoding: chunked\r\n\r\nfffffffffffffffff\r\n{hidden}"),
         format!("transfer-encoding: chunked\r\n\r\n1 \nX\r\n{chunked_end}"),
+        // Bare line feeds: in a head, at its end, in the lines of chunks, after them, in trailers.
+        format!("x-a: b\ntransfer-encoding: chunked\r\n\r\n{chunked_end}"),
+        format!("transfer-encoding: chunked\nx-a: b\r\n\r\n{chunked_end}"),
+        format!("x-a: b\n\n{hidden}"),
+        format!("x-a: b\r\n\n{hidden}"),
+        format!("x-a: b\n\r\n{hidden}"),
+        format!("content-length: 0\n\r\n{hidden}"),
+        format!("transfer-encoding: chunked\r\n\r\n0;\n{hidden}\r\n\r\n"),
+        format!("transfer-encoding: chunked\r\n\r\n0\n\n{hidden}"),
+        format!("transfer-encoding: chunked\r\n\r\n0\r\n\n{hidden}"),
+        format!("transfer-encoding: chunked\r\n\r\n0\r\nx: y\nz: 1\r\n\r\n{hidden}"),
+        format!("transfer-encoding: chunked\r\n\r\n1\r\nX\n{chunked_end}"),
     ];
     for framing in corpus {
         let host = world.host(echo()).await;
@@ -80,6 +92,91 @@ async fn smuggled_requests_do_not_reach_the_host() {
             assert!(!sent.contains("\r\nx-key: CANARY"), "{framing:?}");
         }
     }
+    world.finish();
+}
+
+/// Goal: a fault after well-formed requests costs only what comes after it, in TLS, in plain HTTP
+/// and through the explicit proxy: the ones before are answered, the faulty one and the hidden one
+/// reach nobody.
+#[tokio::test]
+async fn a_bare_line_feed_is_found_behind_other_requests() {
+    let world = World::new(&Setup::default());
+    let tls = world.host(echo()).await;
+    let plain = crate::world::upstream(None, echo()).await;
+    let before = |target: &str| {
+        format!(
+            "POST {target} HTTP/1.1\r\nhost: api.test\r\ncontent-length: 3\r\n\r\n\na\n\
+             POST {target} HTTP/1.1\r\nhost: api.test\r\ntransfer-encoding: chunked\r\n\r\n\
+             3\r\n\na\n\r\n0\r\n\r\n"
+        )
+    };
+    let fault = |target: &str| {
+        format!(
+            "POST {target} HTTP/1.1\r\nhost: api.test\r\nx-a: b\ntransfer-encoding: chunked\r\n\r\n\
+             0\r\n\r\n{}",
+            get("api.test", "/smuggled", "")
+        )
+    };
+    let own = std::net::Ipv4Addr::new(169, 254, 169, 253);
+    let plain_target = format!("http://api.test:{}/", plain.port);
+    let ways: [(crate::wire::Io, String, &crate::world::Upstream); 3] = [
+        (
+            world.secure("api.test", tls.port).await,
+            "/".to_owned(),
+            &tls,
+        ),
+        (
+            Box::new(world.connect("api.test", plain.port).await),
+            "/".to_owned(),
+            &plain,
+        ),
+        (
+            Box::new(world.connect_ip(own.into(), 3128).await),
+            plain_target,
+            &plain,
+        ),
+    ];
+    for (mut stream, target, host) in ways {
+        let reached = host.count();
+        let host_field = format!("host: api.test:{}", host.port);
+        let all = format!("{}{}", before(&target), fault(&target));
+        let all = all.replace("host: api.test", &host_field);
+        stream.write_all(all.as_bytes()).await.unwrap();
+        stream.flush().await.unwrap();
+        let mut replies = Vec::new();
+        soon(stream.read_to_end(&mut replies)).await.unwrap();
+        let replies = String::from_utf8_lossy(&replies);
+        assert_eq!(replies.matches("HTTP/1.1 200 ").count(), 2, "{replies}");
+        assert_eq!(replies.matches("HTTP/1.1 400 ").count(), 1, "{replies}");
+        assert_eq!(host.count(), reached + 2);
+    }
+    assert!(
+        tls.heads()
+            .iter()
+            .chain(&plain.heads())
+            .all(|head| !head.contains("x-a"))
+    );
+    world.finish();
+}
+
+/// A request framed twice is refused in words, and its connection ends.
+#[tokio::test]
+async fn a_request_with_two_framings_is_told_so() {
+    let mut world = World::new(&Setup::default());
+    let host = world.host(echo()).await;
+    for fields in [
+        "content-length: 3\r\ntransfer-encoding: chunked\r\n",
+        "transfer-encoding: chunked\r\ncontent-length: 3\r\n",
+        "content-length: 3\r\ncontent-length: 3\r\n",
+    ] {
+        let request =
+            format!("POST / HTTP/1.1\r\nhost: api.test\r\n{fields}\r\n3\r\nabc\r\n0\r\n\r\n");
+        let reply = world.ask("api.test", host.port, request).await;
+        assert_eq!((reply.status(), reply.rule().as_str()), (400, "framing"));
+        assert_eq!(reply.field("connection"), Some("close"));
+        assert_eq!(world.decision().await.reason, "framing");
+    }
+    assert_eq!(host.count(), 0);
     world.finish();
 }
 
@@ -298,32 +395,21 @@ async fn hostile_answers_do_not_poison_the_connection() {
     world.finish();
 }
 
-/// A bare line feed ends a line here (RFC 9112, section 2.2, permits it); what goes out has one
-/// canonical spelling, and what follows is a request of its own, judged like any other.
+/// A head whose lines end in bare line feeds is nobody's: it is answered with 400, recorded, and
+/// nothing of it reaches the host.
 #[tokio::test]
-async fn bare_line_feeds_go_out_as_canonical_lines() {
-    let world = World::new(&Setup::default());
+async fn a_head_of_bare_line_feeds_is_refused() {
+    let mut world = World::new(&Setup::default());
     let host = world.host(Arc::new(|_| ok(b"done"))).await;
-    let mut stream = world.secure("api.test", host.port).await;
-    let request = "POST /a HTTP/1.1\nhost: api.test\ncontent-length: 0\n\n\
-                   GET /b HTTP/1.1\nhost: other.test\n\n";
-    crate::wire::send(&mut stream, request).await;
-    let mut ahead = Vec::new();
-    let first = soon(crate::wire::read_message(&mut stream, &mut ahead, false))
-        .await
-        .unwrap();
-    let second = soon(crate::wire::read_message(&mut stream, &mut ahead, false))
-        .await
-        .unwrap();
-    assert_eq!(
-        (first.status(), second.rule().as_str()),
-        (200, "host_mismatch")
-    );
-    let heads = host.heads();
-    assert_eq!(heads.len(), 1);
-    assert_eq!(
-        heads[0].matches('\n').count(),
-        heads[0].matches("\r\n").count()
-    );
+    for request in [
+        "POST /a HTTP/1.1\nhost: api.test\ncontent-length: 0\n\n",
+        "POST /a HTTP/1.1\r\nhost: api.test\r\ncontent-length: 0\r\n\n",
+    ] {
+        let reply = world.ask("api.test", host.port, request).await;
+        assert_eq!(reply.status(), 400);
+        assert_eq!(reply.field("connection"), Some("close"));
+        assert_eq!(world.decision().await.reason, "framing");
+    }
+    assert_eq!(host.count(), 0);
     world.finish();
 }

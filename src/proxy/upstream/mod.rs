@@ -31,6 +31,7 @@ use super::dial::{Alpn, Dialer};
 use super::name::Host;
 use super::origin::Origin;
 use super::refusal::Refusal;
+use super::spool::Spools;
 
 /// Requests of one sandbox under way at once.
 const REQUESTS_MAX: usize = 512;
@@ -53,6 +54,7 @@ pub(crate) struct Upstreams {
     shelves: Mutex<Shelves>,
     places: Arc<Semaphore>,
     idle_timeout: Duration,
+    spools: Spools,
 }
 
 /// Where a request gets its connection from.
@@ -82,7 +84,18 @@ impl Upstreams {
             shelves: Mutex::default(),
             places: Arc::new(Semaphore::new(REQUESTS_MAX)),
             idle_timeout,
+            spools: Spools::new(),
         })
+    }
+
+    /// Remembers that a host answered `411` to a body that lost its length here.
+    pub fn wants_length(&self, origin: &Arc<Origin>) {
+        self.lock().of(origin).wants_length = true;
+    }
+
+    /// Where to set down bodies for a host that wants their length; `None` for others.
+    pub fn spools_for(&self, origin: &Origin) -> Option<&Spools> {
+        self.lock().wants_length(origin).then_some(&self.spools)
     }
 
     /// Forgets every connection; those in use end with their request.

@@ -28,6 +28,8 @@ pub(super) enum Speaks {
 /// One host's.
 pub(super) struct Shelf {
     pub speaks: Speaks,
+    /// It answered `411` to a body without a length.
+    pub wants_length: bool,
     /// Places for HTTP/1.1 exchanges.
     pub exchanges: Arc<Semaphore>,
     idle: Vec<(One, Instant)>,
@@ -40,6 +42,7 @@ impl Shelf {
     fn new() -> Self {
         Self {
             speaks: Speaks::Unknown,
+            wants_length: false,
             exchanges: Arc::new(Semaphore::new(EXCHANGES_MAX)),
             idle: Vec::new(),
             shared: Vec::new(),
@@ -102,6 +105,13 @@ impl Shelves {
             .or_insert_with(Shelf::new);
         shelf.asked = Instant::now();
         shelf
+    }
+
+    /// Whether a host is known to want the length of every body.
+    pub fn wants_length(&self, origin: &Origin) -> bool {
+        self.by_origin
+            .get(origin)
+            .is_some_and(|shelf| shelf.wants_length)
     }
 
     fn forget_one(&mut self) {
