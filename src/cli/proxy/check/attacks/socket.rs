@@ -144,11 +144,7 @@ async fn packed(world: &World) -> Found {
         pings: true,
         ..PACKED
     };
-    echo(
-        world,
-        &[(PLAIN_TEXT, PACKED), (PACKED, cut), (cut, PLAIN_TEXT)],
-    )
-    .await
+    echo(world, &[(PLAIN_TEXT, PACKED), (PACKED, cut), (cut, PACKED)]).await
 }
 
 /// The token in a message of each shape: it is replaced whole, or nothing of it is.
