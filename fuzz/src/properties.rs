@@ -3,33 +3,28 @@
 //! Each function takes what the fuzzer made up and panics when its property is broken. A few byte
 //! values stand for tokens and values, which the fuzzer would never find by itself.
 
-use std::cell::RefCell;
-use std::convert::Infallible;
-use std::io::{Read, Write};
+mod bodies;
+mod heads;
+
 use std::sync::{Arc, OnceLock};
 
 use base64::Engine;
 use base64::engine::general_purpose::STANDARD;
 use bytes::BytesMut;
-use http::{Request, Response, header};
-use http_body_util::{BodyExt, Limited};
-use hyper::body::Incoming;
-use hyper::service::service_fn;
-use hyper_util::rt::TokioIo;
 
-use super::body::{Coding, StreamError, Transform};
-use super::connection::http_server;
+use super::body::{StreamError, Transform};
 use super::escape::Place;
-use super::head::{Origin, check_request, rewrite_request};
 use super::name::{CanonicalName, Host};
+use super::placement::Placement;
 use super::policy::{Binding, HostRules, Policy};
-use super::refusal::full;
 use super::reseal::Resealer;
 use super::substitute::Substituter;
-use super::tally::Tally;
 use super::token::SealedToken;
 use super::websocket::{self, Way};
 use crate::secret::SecretValue;
+
+pub use bodies::{codings, grpc, multipart};
+pub use heads::{framing, heads};
 
 const TOKEN: &str = "osb_sealed_00112233445566778899aabbccddeeff";
 const ELSEWHERE: &str = "osb_sealed_ffeeddccbbaa99887766554433221100";
@@ -44,6 +39,7 @@ fn rules() -> Arc<HostRules> {
         token: token.parse::<SealedToken>().expect("a token"),
         value: SecretValue::from(value.to_owned()),
         hosts: vec![host.parse().expect("a pattern")],
+        placement: Placement::default(),
     };
     let make = || {
         let bindings = vec![
@@ -109,6 +105,9 @@ fn run<'a>(
     for piece in pieces {
         for step in piece.chunks(transform.step_bytes_max()) {
             transform.push(step, &mut out)?;
+            while transform.has_more() {
+                transform.push(&[], &mut out)?;
+            }
         }
         if pauses {
             transform.flush(&mut out)?;
@@ -160,40 +159,6 @@ pub fn reseal(data: &[u8]) {
     }
 }
 
-/// The text inside a compressed body is the same however it is cut, or damaged however it is cut.
-pub fn codings(data: &[u8]) {
-    let Some((control, sizes, rest)) = controls(data) else {
-        return;
-    };
-    let text = expand(rest);
-    let body = match control & 1 {
-        0 => {
-            let mut encoder =
-                flate2::write::GzEncoder::new(Vec::new(), flate2::Compression::fast());
-            encoder.write_all(&text).expect("into memory");
-            encoder.finish().expect("into memory")
-        }
-        _ => text,
-    };
-    let new = || Coding::Gzip.within(Substituter::new(rules(), Place::Raw, Arc::default()));
-    let open = |body: Vec<u8>| {
-        let mut text = Vec::new();
-        // An empty body stays one.
-        if !body.is_empty() {
-            let mut decoder = flate2::read::MultiGzDecoder::new(body.as_slice());
-            decoder.read_to_end(&mut text).expect("what we wrote");
-        }
-        text
-    };
-    let whole = run(new(), std::iter::once(body.as_slice()), false).map(open);
-    let cut = run(new(), pieces(&body, sizes), control & 128 != 0).map(open);
-    assert_eq!(whole.is_ok(), cut.is_ok());
-    if let (Ok(whole), Ok(cut)) = (whole, cut) {
-        assert_eq!(whole, cut);
-        assert!(!holds(&whole, TOKEN));
-    }
-}
-
 /// A name has one canonical form, which is its own, and no reader takes it for an address.
 pub fn names(data: &[u8]) {
     let Ok(text) = std::str::from_utf8(data) else {
@@ -216,77 +181,6 @@ pub fn names(data: &[u8]) {
         assert!(canonical.bytes().all(legal) && canonical.len() <= 253);
         assert!(!canonical.ends_with('.') && !canonical.contains(".."));
         assert!(canonical.parse::<std::net::IpAddr>().is_err());
-    }
-}
-
-/// Requests that pass go out with one host, ours, no field of the connection, nothing that could
-/// be read as another field, and no token of the host's own in the head.
-pub fn framing(data: &[u8]) {
-    thread_local! {
-        static RUNTIME: RefCell<tokio::runtime::Runtime> = RefCell::new(
-            tokio::runtime::Builder::new_current_thread()
-                .enable_all()
-                .build()
-                .expect("a runtime"),
-        );
-    }
-    let mut bytes = expand(data);
-    if !bytes.contains(&b'\n') {
-        // A head is long to write: one that is not there is begun.
-        bytes = [
-            b"GET / HTTP/1.1\r\nhost: api.example\r\n",
-            bytes.as_slice(),
-            b"\r\n\r\n",
-        ]
-        .concat();
-    }
-    let io = tokio::io::join(bytes.as_slice(), tokio::io::sink());
-    let service = service_fn(|request: Request<Incoming>| async {
-        let (mut parts, body) = request.into_parts();
-        let origin = Origin {
-            host: HOST.parse().expect("a host"),
-            port: 443,
-            tls: true,
-        };
-        if check_request(&parts, &origin).is_ok() {
-            let asked = websocket::Handshake::of(&parts);
-            let tally = Arc::<Tally>::default();
-            if rewrite_request(&mut parts, &origin, &rules(), &tally).is_ok() {
-                check_outgoing(&parts);
-                if let Ok(Some(mut handshake)) = asked {
-                    handshake.write_request(&mut parts.headers);
-                }
-            }
-        }
-        let _ = Limited::new(body, 1 << 20).collect().await;
-        Ok::<_, Infallible>(Response::new(full("")))
-    });
-    RUNTIME.with_borrow_mut(|runtime| {
-        let served = async {
-            let connection = http_server().serve_connection(TokioIo::new(io), service);
-            let _ = connection.await;
-        };
-        runtime.block_on(served);
-    });
-}
-
-fn check_outgoing(parts: &http::request::Parts) {
-    let headers = &parts.headers;
-    assert_eq!(headers.get_all(header::HOST).iter().count(), 1);
-    assert_eq!(headers[header::HOST], HOST);
-    for name in [
-        header::CONNECTION,
-        header::TRANSFER_ENCODING,
-        header::CONTENT_LENGTH,
-        header::UPGRADE,
-    ] {
-        assert!(!headers.contains_key(name));
-    }
-    assert!(parts.uri.authority().is_none() && parts.uri.scheme().is_none());
-    for value in headers.values() {
-        let odd = |&byte: &u8| matches!(byte, b'\r' | b'\n' | 0);
-        assert!(!value.as_bytes().iter().any(odd));
-        assert!(!holds(value.as_bytes(), TOKEN));
     }
 }
 

@@ -20,6 +20,12 @@ use super::token::SealedToken;
 /// which keeps the automaton of a usual key file under a mebibyte or two.
 const THOROUGH_VALUE_BYTES_MAX: usize = 1024;
 
+/// Every character of ASCII that can be seen, or is the space, and is no letter and no digit.
+const MARKS: [char; 33] = [
+    ' ', '!', '"', '#', '$', '%', '&', '\'', '(', ')', '*', '+', ',', '-', '.', '/', ':', ';', '<',
+    '=', '>', '?', '@', '[', '\\', ']', '^', '_', '`', '{', '|', '}', '~',
+];
+
 /// One spelling of a value: secret as the value is, and wiped like it.
 #[derive(PartialEq, Eq)]
 pub(crate) struct Spelling(Zeroizing<Vec<u8>>);
@@ -134,10 +140,13 @@ fn json_forms(text: &str, thorough: bool, add: &mut impl FnMut(Zeroizing<Vec<u8>
             }
         }
     }
-    // The default encoders of .NET (System.Text.Json) and of Gson go further.
+    // The default encoders of .NET (System.Text.Json) and of Gson go further, and the strictest
+    // escape all but letters and digits.
     for (also, ascii, upper) in [
         (&['"', '\'', '+', '`'][..], true, true),
         (&['\'', '='], false, false),
+        (&MARKS, true, false),
+        (&MARKS, true, true),
     ] {
         let style = Json {
             html: true,

@@ -203,7 +203,12 @@ fn rewrite_target(uri: &Uri, rules: &Arc<HostRules>, tally: &Arc<Tally>) -> Resu
     let changed = substitute_all(rules, Place::Url, tally, target.as_str().as_bytes())?;
     let slash = !matches!(target.as_str().as_bytes(), [b'/' | b'*', ..]);
     if changed.is_none() && !slash {
-        return Ok(Uri::from(target.clone()));
+        // Without a path (`https://host#x`) it reads as "/" and must be one: no authority can
+        // stand before nothing.
+        return Ok(match target.as_str() {
+            "/" => Uri::default(),
+            _ => Uri::from(target.clone()),
+        });
     }
     let bytes = changed
         .as_deref()
@@ -315,6 +320,22 @@ mod tests {
         }
         let (parts, ()) = request.body(()).unwrap().into_parts();
         check_request(&parts, &origin()).map_err(|refusal| refusal.rule())
+    }
+
+    /// A target without a path still names the host to one that speaks HTTP/2.
+    #[test]
+    fn a_target_without_a_path_has_one_when_it_is_sent() {
+        let fixture = fixture("api.example", "real-value-0001");
+        for target in ["https://api.example#x", "https://api.example", "/"] {
+            let request = http::Request::get(target).version(Version::HTTP_2);
+            let (mut parts, ()) = request.body(()).unwrap().into_parts();
+            rewrite_request(&mut parts, &fixture.rules, &Arc::default()).unwrap();
+            for version in [Version::HTTP_11, Version::HTTP_2] {
+                origin().address(&mut parts.uri, &mut parts.headers, version);
+                assert_eq!(parts.uri.path(), "/", "{target}");
+            }
+            assert_eq!(parts.uri, "https://api.example/", "{target}");
+        }
     }
 
     #[test]

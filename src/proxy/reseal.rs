@@ -413,6 +413,11 @@ mod tests {
             .encode_utf16()
             .map(|unit| format!("\\u{unit:04x}"))
             .collect();
+        let marks = |escape: fn(u16) -> String| -> String {
+            let plain = |unit: u16| char::from_u32(unit.into()).filter(char::is_ascii_alphanumeric);
+            let one = |unit| plain(unit).map_or_else(|| escape(unit), String::from);
+            value.encode_utf16().map(one).collect()
+        };
         let form: String = "s3cr%2Fet%2B%22%3Cv%3E%26%C3%A9%27%5C+%7Ex".to_owned();
         let spellings = [
             value.to_owned(),
@@ -423,6 +428,9 @@ mod tests {
             // .NET and Gson.
             "s3cr/et\\u002B\\u0022\\u003Cv\\u003E\\u0026\\u00E9\\u0027\\\\ ~x".to_owned(),
             "s3cr/et+\\\"\\u003cv\\u003e\\u0026é\\u0027\\\\ ~x".to_owned(),
+            // Everything but letters and digits.
+            marks(|unit| format!("\\u{unit:04x}")),
+            marks(|unit| format!("\\u{unit:04X}")),
             full,
             form.clone(),
             form.to_lowercase(),

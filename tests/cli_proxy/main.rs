@@ -2,5 +2,6 @@
 
 mod check;
 mod naive;
+mod narrowed;
 mod program;
 mod run;

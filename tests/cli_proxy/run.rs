@@ -10,6 +10,7 @@ use rcgen::{BasicConstraints, CertificateParams, IsCa, Issuer, KeyPair};
 use rustix::process::Signal;
 use rustls::pki_types::pem::PemObject;
 use rustls::pki_types::{CertificateDer, PrivateKeyDer, PrivatePkcs8KeyDer, ServerName};
+use rustls::server::WebPkiClientVerifier;
 use rustls::{ClientConfig, ClientConnection, RootCertStore, ServerConfig, ServerConnection};
 
 use crate::program::{PATIENCE, Proxy, oc, until};
@@ -18,13 +19,18 @@ use crate::program::{PATIENCE, Proxy, oc, until};
 pub const VALUE: &str = "CANARY-standalone-value-0001";
 
 /// A host for `api.test` on loopback that says back what it is sent.
-struct Host {
-    port: u16,
-    heads: Arc<Mutex<Vec<String>>>,
+pub struct Host {
+    pub port: u16,
+    pub heads: Arc<Mutex<Vec<String>>>,
 }
 
 /// Makes the host and writes its authority to `root.pem` of the folder.
-fn host(folder: &Path) -> Host {
+pub fn host(folder: &Path) -> Host {
+    host_for(folder, None)
+}
+
+/// The same, for clients with a certificate of `clients` alone when that is given.
+pub fn host_for(folder: &Path, clients: Option<CertificateDer<'static>>) -> Host {
     let authority = KeyPair::generate().unwrap();
     let mut params = CertificateParams::default();
     params.is_ca = IsCa::Ca(BasicConstraints::Unconstrained);
@@ -35,10 +41,20 @@ fn host(folder: &Path) -> Host {
     let leaf = CertificateParams::new(vec!["api.test".to_owned()]).unwrap();
     let leaf = leaf.signed_by(&key, &issuer).unwrap();
     let key = PrivateKeyDer::Pkcs8(PrivatePkcs8KeyDer::from(key.serialize_der()));
+    let verifier = match clients {
+        Some(root) => {
+            let mut roots = RootCertStore::empty();
+            roots.add(root).unwrap();
+            WebPkiClientVerifier::builder_with_provider(Arc::new(roots), crypto())
+                .build()
+                .unwrap()
+        }
+        None => WebPkiClientVerifier::no_client_auth(),
+    };
     let config = ServerConfig::builder_with_provider(crypto())
         .with_safe_default_protocol_versions()
         .unwrap()
-        .with_no_client_auth()
+        .with_client_cert_verifier(verifier)
         .with_single_cert(vec![leaf.der().clone()], key)
         .unwrap();
     let config = Arc::new(config);
@@ -64,7 +80,7 @@ fn host(folder: &Path) -> Host {
     Host { port, heads }
 }
 
-fn crypto() -> Arc<rustls::crypto::CryptoProvider> {
+pub fn crypto() -> Arc<rustls::crypto::CryptoProvider> {
     Arc::new(rustls::crypto::aws_lc_rs::default_provider())
 }
 
@@ -79,7 +95,7 @@ fn head(stream: &mut impl Read) -> String {
 }
 
 /// Asks `api.test` through the proxy with the token in a header; the whole answer.
-fn ask(proxy: &Proxy, host: &Host, ca: &Path, token: &str) -> String {
+pub fn ask(proxy: &Proxy, host: &Host, ca: &Path, token: &str) -> String {
     let mut stream = TcpStream::connect(&proxy.address).unwrap();
     stream.set_read_timeout(Some(PATIENCE)).unwrap();
     let port = host.port;
@@ -113,7 +129,7 @@ fn ask(proxy: &Proxy, host: &Host, ca: &Path, token: &str) -> String {
     String::from_utf8_lossy(&answer).into_owned()
 }
 
-const POLICY: &str = r#"
+pub const POLICY: &str = r#"
 [[secret]]
 name = "KEY"
 value_env = "OC_TEST_VALUE"
@@ -125,7 +141,7 @@ extra_roots = ["root.pem"]
 resolve = { "api.test" = "127.0.0.1" }
 "#;
 
-fn write_policy(folder: &Path, text: &str) {
+pub fn write_policy(folder: &Path, text: &str) {
     // In place of the old one, as editors and deployments do.
     fs::write(folder.join("next"), text).unwrap();
     fs::rename(folder.join("next"), folder.join("policy.toml")).unwrap();

@@ -6,23 +6,20 @@
 use std::collections::HashMap;
 use std::fs::File;
 use std::io::{self, Read};
-use std::net::{IpAddr, SocketAddr};
 use std::ops::Range;
 use std::os::unix::ffi::OsStringExt;
 use std::path::{Path, PathBuf};
 
-use ipnet::IpNet;
-use rustls::pki_types::CertificateDer;
-use rustls::pki_types::pem::PemObject;
 use serde::Serialize;
 
-use super::authority::{self, PEM_BYTES_MAX};
+use super::authority;
+use super::egress::Egress;
 use super::policy_error::{Place, PolicyError};
-use super::policy_file::{self, POLICY_BYTES_MAX, PolicyFile, SecretTable};
+use super::policy_file::{self, POLICY_BYTES_MAX, SecretTable};
 use super::watch::Watch;
 use crate::proxy::{
-    Binding, EgressSettings, HostPattern, Placement, Policy, RESEAL_VALUE_BYTES_MIN, SandboxCa,
-    SealedToken, reseal_possible,
+    Binding, HostPattern, Policy, RESEAL_BITS_MIN, RESEAL_DISTINCT_BYTES_MIN,
+    RESEAL_VALUE_BYTES_MIN, SandboxCa, SealedToken, reseal_possible,
 };
 use crate::secret::{SECRET_VALUE_BYTES_MAX, SecretValue};
 
@@ -49,31 +46,6 @@ pub struct Loaded {
     pub warnings: Vec<String>,
 }
 
-/// The part of a policy that an engine keeps for life.
-#[derive(PartialEq, Clone)]
-pub struct Egress {
-    allow_private: Vec<IpNet>,
-    pinned: HashMap<String, IpAddr>,
-    roots: Vec<CertificateDer<'static>>,
-    strict: bool,
-    inspect_all: bool,
-}
-
-impl Egress {
-    /// As the engine takes it; `own` is where this process listens.
-    pub fn settings(&self, own: SocketAddr) -> EgressSettings {
-        EgressSettings {
-            allow_private: self.allow_private.clone(),
-            pinned: self.pinned.clone(),
-            extra_roots: self.roots.clone(),
-            own: vec![own],
-            inspect_all: self.inspect_all,
-            strict_tokens: self.strict,
-            ..EgressSettings::default()
-        }
-    }
-}
-
 /// A secret as it may be shown.
 #[derive(Serialize)]
 pub struct Shown {
@@ -86,10 +58,10 @@ pub struct Shown {
 }
 
 /// Files to read, with the folder they are relative to.
-struct Reading<'a> {
-    place: Place<'a>,
+pub(super) struct Reading<'a> {
+    pub(super) place: Place<'a>,
     folder: &'a Path,
-    watch: Watch,
+    pub(super) watch: Watch,
 }
 
 /// Reads the policy in `path` and all it names; secrets without a token of their own keep that of
@@ -121,8 +93,9 @@ pub fn load(path: &Path, mut tokens: Tokens) -> Result<Loaded, PolicyError> {
         let binding = reading.binding(index, table, &mut tokens)?;
         if !reseal_possible(binding.value.expose()) {
             warnings.push(format!(
-                "secret {}: the value is shorter than {RESEAL_VALUE_BYTES_MIN} bytes and can't be \
-                 recognised in answers; a host that repeats it shows it to clients",
+                "secret {}: the value is too easy to guess to be searched for in answers (fewer than \
+                 {RESEAL_VALUE_BYTES_MIN} bytes, {RESEAL_DISTINCT_BYTES_MIN} distinct ones or about \
+                 {RESEAL_BITS_MIN} bits); a host that repeats it shows it to clients",
                 binding.name
             ));
         }
@@ -154,41 +127,8 @@ pub fn load(path: &Path, mut tokens: Tokens) -> Result<Loaded, PolicyError> {
 }
 
 impl Reading<'_> {
-    fn path(&self, path: &Path) -> PathBuf {
+    pub(super) fn path(&self, path: &Path) -> PathBuf {
         self.folder.join(path)
-    }
-
-    fn egress(&mut self, file: &PolicyFile) -> Result<Egress, PolicyError> {
-        let table = &file.egress;
-        let mut roots = Vec::new();
-        for (index, path) in table.extra_roots.iter().enumerate() {
-            let error = |reason: String| {
-                let key = format!("egress.extra_roots[{index}]");
-                self.place.error(Some(path.span()), key, reason)
-            };
-            let full = self.path(path.get_ref());
-            self.watch.add(full.clone());
-            let pem = read(&full, PEM_BYTES_MAX).map_err(|e| error(e.to_string()))?;
-            let found: Result<Vec<_>, _> = CertificateDer::pem_slice_iter(&pem).collect();
-            let found = found.map_err(|_| error("not PEM".to_owned()))?;
-            let mut store = rustls::RootCertStore::empty();
-            if found.is_empty() || found.iter().any(|root| store.add(root.clone()).is_err()) {
-                return Err(error(
-                    "holds no certificate, or one that can't be used".to_owned(),
-                ));
-            }
-            roots.extend(found);
-        }
-        let pinned = table.resolve.iter();
-        Ok(Egress {
-            allow_private: table.allow_private.iter().map(|net| net.0).collect(),
-            pinned: pinned
-                .map(|(name, ip)| (name.0.to_string(), ip.0))
-                .collect(),
-            roots,
-            strict: table.strict,
-            inspect_all: table.inspect_all,
-        })
     }
 
     fn binding(
@@ -210,7 +150,7 @@ impl Reading<'_> {
             token,
             value: self.value(index, table)?,
             hosts: table.hosts.0.clone(),
-            placement: Placement::default(),
+            placement: table.placement.0.clone(),
         })
     }
 
@@ -271,7 +211,7 @@ fn without_line_end(mut bytes: Vec<u8>) -> SecretValue {
 }
 
 /// A file of at most `limit` bytes, read into one buffer that does not move.
-fn read(path: &Path, limit: u64) -> io::Result<Vec<u8>> {
+pub(super) fn read(path: &Path, limit: u64) -> io::Result<Vec<u8>> {
     let file = File::open(path)?;
     let about = file.metadata()?;
     if !about.is_file() || about.len() > limit {
@@ -347,21 +287,5 @@ mod tests {
             fs::write(&path, text).unwrap();
             assert!(error().ends_with(":3: secret[0].value_env: this variable is not set"));
         }
-    }
-
-    #[test]
-    fn roots_must_be_certificates() {
-        let (folder, path) = folder("[egress]\nextra_roots = [\"r.pem\"]\n");
-        let error = || load(&path, Tokens::new()).err().unwrap().to_string();
-        assert!(
-            error().contains(":2: egress.extra_roots[0]: "),
-            "{}",
-            error()
-        );
-        fs::write(folder.path().join("r.pem"), "nothing").unwrap();
-        assert!(error().contains("holds no certificate"), "{}", error());
-        let ca = SandboxCa::generate("test").unwrap();
-        fs::write(folder.path().join("r.pem"), ca.certificate_pem()).unwrap();
-        assert!(load(&path, Tokens::new()).is_ok());
     }
 }

@@ -8,6 +8,7 @@
 mod audit;
 mod authority;
 mod check;
+mod egress;
 mod load;
 mod policy_error;
 mod policy_file;

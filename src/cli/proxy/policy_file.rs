@@ -6,6 +6,7 @@
 //! token = "osb_sealed_…"         # made, and printed, when absent
 //! value_env = "OPENAI_API_KEY"   # or value_file = "key.txt"
 //! hosts = ["api.openai.com"]     # names, "*.suffix", or "*"
+//! placement = { headers = ["authorization"], methods = ["POST"] }   # anywhere when absent
 //!
 //! [egress]
 //! allow = ["*.openai.com"]       # hosts that may be spoken to; any public one when absent
@@ -14,6 +15,12 @@
 //! resolve = { "api.internal" = "10.1.0.5" }
 //! strict = false                 # refuse a token whose secret is not for the host
 //! inspect_all = false            # decrypt traffic to hosts without secrets too
+//!
+//! [[egress.tls]]                 # the first whose pattern matches a host counts
+//! hosts = "*.internal"
+//! extra_roots = ["internal.pem"]
+//! client_certificate = "us.pem"  # shown when such a host asks; with its key
+//! client_key = "us.key"
 //!
 //! [ca]
 //! cert = "ca.pem"                # made when absent, both, the key with mode 0600
@@ -33,7 +40,7 @@ use serde::{Deserialize, Deserializer, de};
 use toml::Spanned;
 
 use super::policy_error::{Place, PolicyError};
-use crate::proxy::{CanonicalName, HostPattern, SealedToken};
+use crate::proxy::{CanonicalName, HostPattern, Placement, PlacementText, SealedToken};
 
 /// What a spanned value adds to its path.
 const SPANNED: &str = ".$__serde_spanned_private_value";
@@ -73,6 +80,9 @@ pub struct SecretTable {
     pub value_file: Option<Spanned<PathBuf>>,
     /// Who may receive the value.
     pub hosts: Patterns,
+    /// Where in requests it may stand.
+    #[serde(default)]
+    pub placement: Narrowed,
 }
 
 /// What may be reached and how.
@@ -96,6 +106,67 @@ pub struct EgressTable {
     /// Look into TLS to hosts without secrets too.
     #[serde(default)]
     pub inspect_all: bool,
+    /// What is different about TLS with some hosts.
+    #[serde(default)]
+    pub tls: Vec<TlsTable>,
+}
+
+/// TLS with some hosts.
+#[derive(Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct TlsTable {
+    /// Which hosts.
+    pub hosts: Pattern,
+    /// Certificates trusted for them too (PEM).
+    #[serde(default)]
+    pub extra_roots: Vec<Spanned<PathBuf>>,
+    /// What this proxy shows them, with the chain behind it (PEM).
+    pub client_certificate: Option<Spanned<PathBuf>>,
+    /// Its key (PEM).
+    pub client_key: Option<Spanned<PathBuf>>,
+}
+
+/// A placement as it is written; what is absent restricts nothing.
+#[derive(Deserialize)]
+#[serde(deny_unknown_fields)]
+struct PlacementTable {
+    headers: Option<Vec<String>>,
+    methods: Option<Vec<String>>,
+    path_prefix: Option<String>,
+    max_per_request: Option<u32>,
+    #[serde(default)]
+    exclusive: bool,
+    #[serde(default)]
+    keep_cookies: bool,
+}
+
+/// Where a secret may stand; anywhere when nothing is said.
+#[derive(Deserialize, Default)]
+#[serde(try_from = "PlacementTable")]
+pub struct Narrowed(pub Placement);
+
+impl TryFrom<PlacementTable> for Narrowed {
+    type Error = String;
+
+    fn try_from(table: PlacementTable) -> Result<Self, String> {
+        let text = PlacementText {
+            headers: table.headers.as_deref(),
+            methods: table.methods.as_deref(),
+            path_prefix: table.path_prefix.as_deref(),
+            max_per_request: table.max_per_request,
+            exclusive: table.exclusive,
+            keep_cookies: table.keep_cookies,
+        };
+        // Elsewhere these keys are spelled as JSON has them.
+        let respelled = |reason: String| {
+            reason
+                .replace("placement.", "")
+                .replace("pathPrefix", "path_prefix")
+                .replace("maxPerRequest", "max_per_request")
+        };
+        let placement = Placement::new(&text).map_err(|error| respelled(error.to_string()))?;
+        Ok(Self(placement))
+    }
 }
 
 /// The authority clients trust.
@@ -138,7 +209,7 @@ impl<'de> Deserialize<'de> for Patterns {
 }
 
 /// A host pattern. Elsewhere a port in it is ignored; here it would promise what is not kept.
-struct Pattern(HostPattern);
+pub struct Pattern(pub HostPattern);
 
 impl<'de> Deserialize<'de> for Pattern {
     fn deserialize<D: Deserializer<'de>>(deserializer: D) -> Result<Self, D::Error> {
@@ -259,6 +330,18 @@ mod tests {
                 "p.toml:2: egress.resolve",
             ),
             (
+                "[[egress.tls]]\nhosts = \"a.b\"\nkey = \"k\"\n",
+                "p.toml:3: egress.tls[0].key: unknown field",
+            ),
+            (
+                "[[egress.tls]]\nhosts = \"a.b:443\"\n",
+                "p.toml:2: egress.tls[0].hosts: a pattern is",
+            ),
+            (
+                "[[egress.tls]]\n",
+                "p.toml:1: egress.tls[0]: missing field `hosts`",
+            ),
+            (
                 "[egress]\nresolve = { \"127.1\" = \"1.2.3.4\" }\n",
                 "p.toml:2: egress.resolve",
             ),
@@ -297,6 +380,36 @@ mod tests {
                 "hosts = [\"api.example\"]\n",
                 "",
                 "p.toml:1: secret[0]: missing field `hosts`",
+            ),
+            (
+                "value_env",
+                "placement = { header = [\"x\"] }\nvalue_env",
+                "p.toml:3: secret[0].placement.header: unknown field",
+            ),
+            (
+                "value_env",
+                "placement = { headers = [] }\nvalue_env",
+                "p.toml:3: secret[0].placement: headers must have",
+            ),
+            (
+                "value_env",
+                "placement = { headers = [\"host\"] }\nvalue_env",
+                "p.toml:3: secret[0].placement: headers: `host` can't be used",
+            ),
+            (
+                "value_env",
+                "placement = { methods = [\"post\"] }\nvalue_env",
+                "p.toml:3: secret[0].placement: methods: `post` can't be used",
+            ),
+            (
+                "value_env",
+                "placement = { path_prefix = \"/a/../b\" }\nvalue_env",
+                "p.toml:3: secret[0].placement: path_prefix must be a path",
+            ),
+            (
+                "value_env",
+                "placement = { max_per_request = 0 }\nvalue_env",
+                "p.toml:3: secret[0].placement: max_per_request must be",
             ),
         ] {
             let found = error(&GOOD.replace(change, with));

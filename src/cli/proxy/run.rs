@@ -21,7 +21,8 @@ use tokio::time::{MissedTickBehavior, interval, sleep, timeout};
 use tokio_util::task::TaskTracker;
 
 use super::audit;
-use super::load::{Egress, Loaded, Shown, Tokens, load};
+use super::egress::Egress;
+use super::load::{Loaded, Shown, Tokens, load};
 use super::watch::Watch;
 use crate::cli::error::CliError;
 use crate::cli::output::{Output, printable, write_stdout};

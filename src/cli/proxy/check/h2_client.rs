@@ -23,6 +23,7 @@ const RST_STREAM: u8 = 3;
 const SETTINGS: u8 = 4;
 const PING: u8 = 6;
 const GOAWAY: u8 = 7;
+const CONTINUATION: u8 = 9;
 const END_STREAM: u8 = 1;
 const ACK: u8 = 1;
 const END_HEADERS: u8 = 4;
@@ -87,6 +88,55 @@ impl H2 {
             write(&mut self.stream, &frame(DATA, flags, id, part)).await?;
         }
         Ok(())
+    }
+
+    /// Sends a request with a body and trailers.
+    pub async fn post_with_trailers(
+        &mut self,
+        id: u32,
+        fields: &[(&str, &[u8])],
+        body: &[u8],
+        trailers: &[(&str, &[u8])],
+    ) -> Result<(), Trouble> {
+        let frames = [
+            frame(HEADERS, END_HEADERS, id, &block(fields)),
+            frame(DATA, 0, id, body),
+            frame(HEADERS, END_STREAM | END_HEADERS, id, &block(trailers)),
+        ];
+        write(&mut self.stream, &frames.concat()).await
+    }
+
+    /// Begins `count` requests on `first` and the streams after it, and ends none of them.
+    pub async fn begin(
+        &mut self,
+        first: u32,
+        count: u32,
+        fields: &[(&str, &[u8])],
+    ) -> Result<(), Trouble> {
+        let block = block(fields);
+        let ids = (0..count).map(|index| first + index * 2);
+        let frames = ids.flat_map(|id| frame(HEADERS, END_HEADERS, id, &block));
+        write(&mut self.stream, &frames.collect::<Vec<_>>()).await
+    }
+
+    /// Begins a head on `id` that further frames may go on with.
+    pub async fn begin_head(&mut self, id: u32, fields: &[(&str, &[u8])]) -> Result<(), Trouble> {
+        write(
+            &mut self.stream,
+            &frame(HEADERS, END_STREAM, id, &block(fields)),
+        )
+        .await
+    }
+
+    /// Goes on with a head, `count` times, and does not end it.
+    pub async fn more_head(
+        &mut self,
+        id: u32,
+        count: usize,
+        fields: &[(&str, &[u8])],
+    ) -> Result<(), Trouble> {
+        let one = frame(CONTINUATION, 0, id, &block(fields));
+        write(&mut self.stream, &one.repeat(count)).await
     }
 
     /// Resets a stream.

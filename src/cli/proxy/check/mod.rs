@@ -8,7 +8,9 @@
 mod attacks;
 mod authority;
 mod client;
+mod frames;
 mod h2_client;
+mod h2_honest;
 mod h2_host;
 mod kit;
 mod kit_text;

@@ -14,6 +14,7 @@ use tokio::time::{sleep, timeout};
 use tokio_rustls::TlsAcceptor;
 use tokio_util::task::AbortOnDropHandle;
 
+use super::frames::{self, Shape};
 use super::h2_host;
 use super::message::{Io, Message, Reader, SILENCE, has};
 
@@ -31,6 +32,8 @@ pub struct Reply {
     pub pieces: Vec<Vec<u8>>,
     /// Close after that.
     pub close: bool,
+    /// After a switch of protocols: say messages back in this shape.
+    pub frames: Option<Shape>,
 }
 
 impl Reply {
@@ -38,7 +41,7 @@ impl Reply {
     pub fn raw(bytes: impl Into<Vec<u8>>) -> Self {
         Self {
             pieces: vec![bytes.into()],
-            close: false,
+            ..Self::default()
         }
     }
 
@@ -60,7 +63,7 @@ impl Reply {
         pieces.push(format!("0\r\n{trailers}\r\n").into_bytes());
         Self {
             pieces,
-            close: false,
+            ..Self::default()
         }
     }
 }
@@ -206,6 +209,9 @@ async fn serve(mut io: Io, script: &Script, tap: &Mutex<Tap>) {
                 return;
             }
             sleep(PIECE_PAUSE).await;
+        }
+        if let Some(shape) = reply.frames {
+            return frames::echo(io, reader.ahead().to_vec(), shape, tap).await;
         }
         if switched {
             return overhear(io, reader, tap).await;

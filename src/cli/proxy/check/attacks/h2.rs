@@ -21,13 +21,12 @@ pub fn attacks() -> Vec<Check> {
         attack!("5", "another :authority inside HTTP/2", authority),
         attack!("11", "line breaks and framing fields in HTTP/2", downgrade),
         attack!("21", "the token cut by HTTP/2 frames", frames),
-        attack!("35", "streams that are reset at once", resets),
     ]
 }
 
-const NO_H2: &str = "the target does not speak HTTP/2 with clients";
+pub(super) const NO_H2: &str = "the target does not speak HTTP/2 with clients";
 
-async fn host(world: &World) -> Result<Upstream, Trouble> {
+pub(super) async fn host(world: &World) -> Result<Upstream, Trouble> {
     let script = Arc::new(|message: &crate::cli::proxy::check::message::Message| {
         Reply::ok("", &message.raw)
     });
@@ -38,12 +37,15 @@ async fn host(world: &World) -> Result<Upstream, Trouble> {
 }
 
 async fn echo(world: &World) -> Found {
-    let host = host(world).await?;
+    let ip = Ipv4Addr::LOCALHOST.into();
+    let script = Arc::new(|_: &_| Reply::default());
+    // A host that speaks nothing else: one that is asked in HTTP/1.1 may prefer that.
+    let host = world.host_with(Flaw::None, ip, &["h2"], script).await?;
     let answer = world
         .ask(&world.kit.api, host.port, world.request("/", ""))
         .await;
     if !host.look(|tap| tap.h2) {
-        return skipped("the target speaks HTTP/1.1 with this host");
+        return skipped("the target does not speak HTTP/2 with hosts");
     }
     if !host.got(world.kit.primary.real()) {
         return skipped("the value did not reach the host");
@@ -152,32 +154,4 @@ async fn frames(world: &World) -> Found {
         }
     }
     pass("replaced at every cut")
-}
-
-async fn resets(world: &World) -> Found {
-    const STREAMS: u32 = 2000;
-    let api = world.kit.api.as_str();
-    let host = host(world).await?;
-    let Some(mut h2) = H2::open(world, api, host.port).await? else {
-        return skipped(NO_H2);
-    };
-    let mut sent = 0;
-    for index in 0..STREAMS {
-        let id = index * 2 + 1;
-        if h2.request(id, &get(api, &[])).await.is_err() || h2.reset(id).await.is_err() {
-            break;
-        }
-        sent += 1;
-    }
-    let reached = host.count();
-    match world.ask(api, host.port, world.request("/after", "")).await {
-        Ok(answer) if answer.status() == 200 => pass(format!(
-            "{sent} streams, {reached} requests at the host; others still served"
-        )),
-        Ok(answer) => fail(format!(
-            "after {sent} resets others get status {}",
-            answer.status()
-        )),
-        Err(trouble) => fail(format!("after {sent} resets others get nothing: {trouble}")),
-    }
 }

@@ -40,7 +40,7 @@ async fn alive(world: &World) -> Result<Duration, Trouble> {
     }
 }
 
-async fn still(world: &World, what: String) -> Found {
+pub(super) async fn still(world: &World, what: String) -> Found {
     match alive(world).await {
         Ok(took) if took < PROMPT => {
             pass(format!("{what}; others served in {} ms", took.as_millis()))
@@ -130,6 +130,7 @@ async fn answer_head(world: &World) -> Found {
             Reply {
                 pieces,
                 close: true,
+                ..Reply::default()
             }
         })
         .await?;

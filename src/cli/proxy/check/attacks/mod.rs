@@ -4,11 +4,15 @@ mod addresses;
 mod answers;
 mod echo;
 mod h2;
+mod h2_flood;
+mod h2_places;
+mod hello;
 mod identity;
 mod injection;
 mod limits;
 mod names;
 mod smuggling;
+mod socket;
 mod tokens;
 mod upgrade;
 mod upstream_tls;
@@ -31,16 +35,20 @@ use attack;
 pub fn all() -> Vec<Check> {
     let mut all = Vec::new();
     all.extend(echo::attacks());
+    all.extend(socket::attacks());
     all.extend(answers::attacks());
     all.extend(identity::attacks());
+    all.extend(hello::attacks());
     all.extend(names::attacks());
     all.extend(addresses::attacks());
     all.extend(smuggling::attacks());
     all.extend(h2::attacks());
+    all.extend(h2_places::attacks());
     all.extend(tokens::attacks());
     all.extend(upgrade::attacks());
     all.extend(injection::attacks());
     all.extend(upstream_tls::attacks());
     all.extend(limits::attacks());
+    all.extend(h2_flood::attacks());
     all
 }
