@@ -7,7 +7,7 @@
 use std::sync::Arc;
 
 use http::header::{ACCEPT_ENCODING, CONTENT_TYPE};
-use http::{HeaderMap, HeaderValue};
+use http::{HeaderMap, HeaderValue, Method, request};
 
 use super::body::{Transform, Work};
 use super::coding::{Coding, Series, offered};
@@ -60,15 +60,26 @@ pub(crate) fn of_request(
     }))
 }
 
+/// Whether a request with this head asks for messages.
+pub(crate) fn asks_for_messages(parts: &request::Parts) -> bool {
+    parts.method == Method::POST && grpc::is_grpc(&essence(&parts.headers))
+}
+
 /// What a response body with this head goes through, from a host whose values are `patterns`.
+/// It is read as messages only where `messages` were asked for: a host that serves any text under
+/// any type would else let a value be cut in two by the head of a message inside it.
 pub(crate) fn of_response(
     headers: &HeaderMap,
+    messages: bool,
     patterns: &Arc<Patterns>,
     tally: &Arc<Tally>,
 ) -> Result<ContentChange, Refusal> {
     let codings = Series::of(headers).ok_or(Refusal::ResponseCoding)?;
+    if headers.get_all(CONTENT_TYPE).iter().count() > 1 {
+        return Err(Refusal::ResponseType);
+    }
     let essence = essence(headers);
-    let plain: Box<dyn Transform> = if grpc::is_grpc(&essence) {
+    let plain: Box<dyn Transform> = if messages && grpc::is_grpc(&essence) {
         let coding = grpc::coding(headers).ok_or(Refusal::ResponseCoding)?;
         Box::new(grpc::response(&essence, coding, patterns, tally))
     } else {

@@ -131,6 +131,30 @@ impl Patterns {
             .max_by_key(|&pattern| self.finds.get(pattern).map_or(0, |find| find.length))
     }
 
+    /// Tells beginning and end of each spelling in `bytes`, of those that end at one place the
+    /// shortest, in the order of their ends.
+    pub fn each_find(&self, bytes: &[u8], mut tell: impl FnMut(usize, usize)) {
+        let (mut at, mut state) = (0, self.start);
+        loop {
+            if state == self.start {
+                at = self.skip(bytes, at);
+            }
+            let Some(&byte) = bytes.get(at) else {
+                return;
+            };
+            state = self.nfa.next_state(Anchored::No, state, byte);
+            at += 1;
+            if self.nfa.is_match(state) {
+                let ended = (0..self.nfa.match_len(state))
+                    .map(|index| self.nfa.match_pattern(state, index).as_usize());
+                let lengths = ended.filter_map(|pattern| Some(self.finds.get(pattern)?.length));
+                if let Some(shortest) = lengths.min() {
+                    tell(at - shortest, at);
+                }
+            }
+        }
+    }
+
     /// Where in `bytes`, from `at` on, something may begin that needs reading.
     fn skip(&self, bytes: &[u8], at: usize) -> usize {
         // A spelling may begin in the tail and go on in what is still to come.
