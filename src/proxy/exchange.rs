@@ -192,6 +192,7 @@ impl Exchange {
         lease: &mut Lease,
         record: &Record,
     ) -> Result<Result<Response<Incoming>, Option<Request<OutBody>>>, Refusal> {
+        record.tally.leave();
         patiently(lease.send(request), &record.up, ANSWER_TIMEOUT).await
     }
 }
