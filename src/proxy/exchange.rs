@@ -107,7 +107,7 @@ impl Exchange {
         check_request(&parts, &self.origin)?;
         let handshake = Handshake::of(&parts)?;
         let rules = self.rules(&policy).for_request(&parts)?;
-        rules.prepare().await;
+        rules.prepare().await?;
         if let Some(handshake) = handshake {
             record.passed(Outcome::Allowed, rule);
             return self.upgrade((handshake, parts, near), &rules, record).await;

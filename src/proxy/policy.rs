@@ -167,7 +167,7 @@ struct Applicable {
     set: Vec<bool>,
     /// One of them may not stand just anywhere.
     narrowed: bool,
-    patterns: OnceLock<Option<Arc<Patterns>>>,
+    patterns: OnceLock<Result<Option<Arc<Patterns>>, Refusal>>,
 }
 
 impl Applicable {
@@ -307,23 +307,33 @@ impl HostRules {
 
     /// Builds what [`patterns`](Self::patterns) gives, away from the runtime's threads: for a long
     /// value it takes long enough to be felt by other connections.
-    pub async fn prepare(self: &Arc<Self>) {
+    pub async fn prepare(self: &Arc<Self>) -> Result<(), Refusal> {
         if self.applicable.patterns.get().is_none() {
             let rules = self.clone();
             // A build that panicked or was cancelled is tried again where it is needed.
-            let _ = spawn_blocking(move || rules.patterns().is_some()).await;
+            let _ = spawn_blocking(move || rules.check_searchable()).await;
         }
+        self.check_searchable()
     }
 
-    /// What to look for in responses, built on first use.
+    /// Refuses a host whose answers can't be searched: its values are too many or too long.
+    pub fn check_searchable(&self) -> Result<(), Refusal> {
+        self.built().map(drop)
+    }
+
+    /// What to look for in responses, built on first use. Also `None` where that failed: whoever
+    /// sends anything asks [`check_searchable`](Self::check_searchable) first.
     pub fn patterns(&self) -> Option<&Arc<Patterns>> {
+        self.built().ok().flatten()
+    }
+
+    fn built(&self) -> Result<Option<&Arc<Patterns>>, Refusal> {
         if !self.reseal || !self.applicable.set.contains(&true) {
-            return None;
+            return Ok(None);
         }
         let Applicable { patterns, .. } = &*self.applicable;
-        patterns
-            .get_or_init(|| Patterns::new(self.applicable.bindings()))
-            .as_ref()
+        let built = patterns.get_or_init(|| Patterns::build(self.applicable.bindings()));
+        built.as_ref().map(Option::as_ref).map_err(Refusal::clone)
     }
 }
 
