@@ -3,12 +3,12 @@
 use std::collections::HashMap;
 use std::sync::{Arc, Mutex, OnceLock, PoisonError};
 
-use http::header::HeaderName;
+use http::header::{HeaderMap, HeaderName};
 use http::request;
 use tokio::task::spawn_blocking;
 
 use super::name::{CanonicalName, Host, HostPattern};
-use super::placement::{Judged, Placement, Why, foreign};
+use super::placement::{Judged, Placement, Why, foreign, foreign_behind};
 use super::refusal::Refusal;
 use super::reseal::Patterns;
 use super::revoked::Revoked;
@@ -218,6 +218,14 @@ impl HostRules {
             judged: Some(Judged::request(parts, bindings)),
             ..*self
         }))
+    }
+
+    /// Refuses another credential behind a body, where a secret is to be the only one.
+    pub fn check_trailers(&self, trailers: &HeaderMap) -> Result<(), Refusal> {
+        match foreign_behind(trailers, self.applicable.bindings()) {
+            Some(place) => Err(Refusal::ForeignCredential { place }),
+            None => Ok(()),
+        }
     }
 
     /// What `token` stands for in a field of the head, or (`None`) in path, query, body or frames.
