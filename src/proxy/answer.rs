@@ -141,7 +141,8 @@ impl Body for Arrival {
         let frame = ready!(Pin::new(&mut self.inner).poll_frame(cx));
         match &frame {
             Some(Err(_)) => self.lease = None,
-            Some(Ok(_)) if !self.inner.is_end_stream() => {}
+            // Nothing follows trailers, and nobody asks again after them.
+            Some(Ok(frame)) if !frame.is_trailers() && !self.inner.is_end_stream() => {}
             _ => {
                 if let Some(lease) = self.lease.take() {
                     lease.give_back();

@@ -33,7 +33,7 @@ pub(crate) fn of_request(
     rules: &Arc<HostRules>,
     tally: &Arc<Tally>,
 ) -> Result<Option<ContentChange>, Refusal> {
-    if !rules.watches_tokens() {
+    if !rules.watches_tokens() && !rules.strict() {
         return Ok(None);
     }
     let changes = rules.substitutes() || rules.strict();
@@ -131,5 +131,26 @@ pub(crate) fn place_of(essence: &[u8]) -> Place {
         b"application/json" | b"text/json" | b"application/x-ndjson" => Place::Json,
         other if other.ends_with(b"+json") => Place::Json,
         _ => Place::Raw,
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::proxy::policy::Policy;
+
+    /// Goal: in strict mode a sandbox without a secret sends no token in a body either.
+    #[test]
+    fn strict_rules_look_at_bodies_without_a_secret() {
+        let policy = Policy::new(Vec::new(), Vec::new(), true, true);
+        let host = "api.example".parse().unwrap();
+        let body = |strict| {
+            let rules = policy.rules_for(&host, true, strict);
+            of_request(&HeaderMap::new(), &rules, &Arc::default()).unwrap()
+        };
+        assert!(body(false).is_none());
+        let mut strict = body(true).expect("a look").transform.transform;
+        let token = crate::proxy::SealedToken::generate().to_string();
+        assert!(strict.push(token.as_bytes(), &mut Vec::new()).is_err());
     }
 }

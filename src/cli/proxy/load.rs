@@ -121,8 +121,8 @@ pub fn load(path: &Path, mut tokens: Tokens) -> Result<Loaded, PolicyError> {
         let binding = reading.binding(index, table, &mut tokens)?;
         if !reseal_possible(binding.value.expose()) {
             warnings.push(format!(
-                "secret {}: the value is shorter than {RESEAL_VALUE_BYTES_MIN} bytes and can't be \
-                 recognised in answers; a host that repeats it shows it to clients",
+                "secret {}: the value is too short (under {RESEAL_VALUE_BYTES_MIN} bytes) or too easy to \
+                 guess to be searched for in answers; a host that repeats it shows it to clients",
                 binding.name
             ));
         }
