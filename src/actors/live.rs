@@ -36,7 +36,7 @@ pub struct LiveSandbox {
 
 impl LiveSandbox {
     /// Has the proxy use `policy`, unless it was sent a newer one already. When this returns, it
-    /// does: what the policy revokes is cut. A proxy that is gone carries nothing.
+    /// does: what the policy revokes is told to end. A proxy that is gone carries nothing.
     pub async fn renew_policy(&self, policy: Policy, revision: u64) {
         let _ = self.proxy.send(SetPolicy { policy, revision }).await;
         self.policy_revision.fetch_max(revision, Ordering::Relaxed);

@@ -154,7 +154,7 @@ impl Project {
 impl Aggregate for Project {
     type Command = ProjectCommand;
     type Event = ProjectEvent;
-    const STATE_VERSION: u32 = 2;
+    const STATE_VERSION: u32 = 3;
 
     fn decide(&self, command: &ProjectCommand) -> Result<Decision<ProjectEvent>, Reject> {
         match command {

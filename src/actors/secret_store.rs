@@ -81,7 +81,7 @@ impl SecretStore {
 impl Aggregate for SecretStore {
     type Command = StoreCommand;
     type Event = StoreEvent;
-    const STATE_VERSION: u32 = 2;
+    const STATE_VERSION: u32 = 3;
 
     fn decide(&self, command: &StoreCommand) -> Result<Decision<StoreEvent>, Reject> {
         match command {

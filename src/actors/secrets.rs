@@ -1,6 +1,6 @@
 //! Secret entries, the same rules in projects and stores. Only ciphertexts pass through here.
 
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, BTreeSet};
 
 use serde::{Deserialize, Serialize};
 use time::OffsetDateTime;
@@ -29,7 +29,7 @@ pub enum SecretCommand {
         /// Now.
         at: OffsetDateTime,
     },
-    /// Delete it, and take it from the sandboxes that have it.
+    /// Delete it if it is still there, and take it from the sandboxes that have it.
     Revoke {
         /// Its name.
         name: String,
@@ -84,6 +84,8 @@ pub struct Secrets {
     entries: BTreeMap<String, Secret>,
     /// Revision of the last revocation of each name: values older than it are dead everywhere.
     revoked: BTreeMap<String, u64>,
+    /// Names that were deleted: sandboxes may hold their values still.
+    deleted: BTreeSet<String>,
 }
 
 impl Secrets {
@@ -140,16 +142,22 @@ impl Secrets {
         }
     }
 
+    /// Of a name that was here at any time: what was deleted is still in running sandboxes.
     pub(super) fn decide_revoke(
         &self,
         name: &str,
         at: OffsetDateTime,
     ) -> Result<SecretRevoked, Reject> {
-        let deleted = self.decide_delete(name, at)?;
-        Ok(SecretRevoked {
-            name: deleted.name,
-            at,
-        })
+        let known = self.entries.contains_key(name)
+            || self.deleted.contains(name)
+            || self.revoked.contains_key(name);
+        match known {
+            true => Ok(SecretRevoked {
+                name: name.to_owned(),
+                at,
+            }),
+            false => Err(Reject::not_found("secret")),
+        }
     }
 
     pub(super) fn apply_set(&mut self, set: &SecretSet, version: u64) {
@@ -171,6 +179,7 @@ impl Secrets {
 
     pub(super) fn apply_delete(&mut self, deleted: &SecretDeleted) {
         self.entries.remove(&deleted.name);
+        self.deleted.insert(deleted.name.clone());
     }
 
     pub(super) fn apply_revoke(&mut self, revoked: &SecretRevoked, revision: u64) {

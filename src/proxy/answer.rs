@@ -28,6 +28,8 @@ pub(crate) struct Asked {
     method: Method,
     /// Whether the program can read fields behind the body.
     trailers: bool,
+    /// Whether the program reads the body as gRPC messages.
+    messages: bool,
 }
 
 impl Asked {
@@ -35,6 +37,7 @@ impl Asked {
         Self {
             method: parts.method.clone(),
             trailers: parts.version == Version::HTTP_2 || takes_trailers(&parts.headers),
+            messages: content::asks_for_messages(parts),
         }
     }
 
@@ -66,7 +69,13 @@ pub(crate) fn incoming(
     // Before a field can be lost for being named in `Connection`.
     let change = match patterns {
         Some(patterns) if has_body => {
-            Some(content::of_response(&headers, patterns, &record.tally)?)
+            let messages = asked.messages;
+            Some(content::of_response(
+                &headers,
+                messages,
+                patterns,
+                &record.tally,
+            )?)
         }
         _ => None,
     };
@@ -132,7 +141,8 @@ impl Body for Arrival {
         let frame = ready!(Pin::new(&mut self.inner).poll_frame(cx));
         match &frame {
             Some(Err(_)) => self.lease = None,
-            Some(Ok(_)) if !self.inner.is_end_stream() => {}
+            // Nothing follows trailers, and nobody asks again after them.
+            Some(Ok(frame)) if !frame.is_trailers() && !self.inner.is_end_stream() => {}
             _ => {
                 if let Some(lease) = self.lease.take() {
                     lease.give_back();

@@ -147,8 +147,6 @@ impl<B> TransformedBody<B> {
     }
 
     /// Lets the trailers pass, with this change; without one they are dropped.
-    // Until HTTP/2 forwards them only tests do.
-    #[allow(dead_code)]
     pub fn with_trailers(mut self, change: TrailerChange) -> Self {
         self.change = Some(change);
         self

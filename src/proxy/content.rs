@@ -7,7 +7,7 @@
 use std::sync::Arc;
 
 use http::header::{ACCEPT_ENCODING, CONTENT_TYPE};
-use http::{HeaderMap, HeaderValue};
+use http::{HeaderMap, HeaderValue, Method, request};
 
 use super::body::{Transform, Work};
 use super::coding::{Coding, Series, offered};
@@ -33,7 +33,7 @@ pub(crate) fn of_request(
     rules: &Arc<HostRules>,
     tally: &Arc<Tally>,
 ) -> Result<Option<ContentChange>, Refusal> {
-    if !rules.watches_tokens() {
+    if !rules.watches_tokens() && !rules.strict() {
         return Ok(None);
     }
     let changes = rules.substitutes() || rules.strict();
@@ -60,16 +60,27 @@ pub(crate) fn of_request(
     }))
 }
 
+/// Whether a request with this head asks for messages.
+pub(crate) fn asks_for_messages(parts: &request::Parts) -> bool {
+    parts.method == Method::POST && grpc::is_grpc(&essence(&parts.headers))
+}
+
 /// What a response body with this head goes through, from a host whose values are `patterns`.
+/// It is read as messages only where `messages` were asked for: a host that serves any text under
+/// any type would else let a value be cut in two by the head of a message inside it.
 pub(crate) fn of_response(
     headers: &HeaderMap,
+    messages: bool,
     patterns: &Arc<Patterns>,
     tally: &Arc<Tally>,
 ) -> Result<ContentChange, Refusal> {
     patterns.check_guesses()?;
     let codings = Series::of(headers).ok_or(Refusal::ResponseCoding)?;
+    if headers.get_all(CONTENT_TYPE).iter().count() > 1 {
+        return Err(Refusal::ResponseType);
+    }
     let essence = essence(headers);
-    let plain: Box<dyn Transform> = if grpc::is_grpc(&essence) {
+    let plain: Box<dyn Transform> = if messages && grpc::is_grpc(&essence) {
         let coding = grpc::coding(headers).ok_or(Refusal::ResponseCoding)?;
         Box::new(grpc::response(&essence, coding, patterns, tally))
     } else {
@@ -121,5 +132,26 @@ pub(crate) fn place_of(essence: &[u8]) -> Place {
         b"application/json" | b"text/json" | b"application/x-ndjson" => Place::Json,
         other if other.ends_with(b"+json") => Place::Json,
         _ => Place::Raw,
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::proxy::policy::Policy;
+
+    /// Goal: in strict mode a sandbox without a secret sends no token in a body either.
+    #[test]
+    fn strict_rules_look_at_bodies_without_a_secret() {
+        let policy = Policy::new(Vec::new(), Vec::new(), true, true);
+        let host = "api.example".parse().unwrap();
+        let body = |strict| {
+            let rules = policy.rules_for(&host, true, strict);
+            of_request(&HeaderMap::new(), &rules, &Arc::default()).unwrap()
+        };
+        assert!(body(false).is_none());
+        let mut strict = body(true).expect("a look").transform.transform;
+        let token = crate::proxy::SealedToken::generate().to_string();
+        assert!(strict.push(token.as_bytes(), &mut Vec::new()).is_err());
     }
 }

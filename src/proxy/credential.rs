@@ -3,7 +3,7 @@
 //! Known places only: the fields and query parameters that common APIs read credentials from. A
 //! key inside a body or in a field nobody knows is not found; SECURITY.md says so.
 
-use http::header::{self, HeaderName, HeaderValue};
+use http::header::{self, HeaderMap, HeaderName, HeaderValue};
 use http::request;
 use percent_encoding::percent_decode;
 
@@ -11,10 +11,11 @@ use super::head::basic_credentials;
 use super::token::{SealedToken, TOKEN_BYTES};
 
 /// Fields that hold a credential and nothing else.
-const FIELDS: [&str; 14] = [
+const FIELDS: [&str; 16] = [
     "api-key",
     "apikey",
     "authentication",
+    "job-token",
     "ocp-apim-subscription-key",
     "private-token",
     "x-access-token",
@@ -26,9 +27,10 @@ const FIELDS: [&str; 14] = [
     "x-auth-token",
     "x-goog-api-key",
     "x-token",
+    "x-vault-token",
 ];
 /// Query parameters that hold one.
-const PARAMETERS: [&str; 14] = [
+const PARAMETERS: [&str; 16] = [
     "access_key",
     "access_token",
     "api-key",
@@ -36,7 +38,9 @@ const PARAMETERS: [&str; 14] = [
     "api_token",
     "apikey",
     "auth_token",
+    "job_token",
     "key",
+    "private_token",
     "sig",
     "signature",
     "subscription-key",
@@ -44,6 +48,8 @@ const PARAMETERS: [&str; 14] = [
     "x-amz-signature",
     "x-goog-signature",
 ];
+/// Longest name of a WebSocket's subprotocol; what is longer is taken for a key.
+const PROTOCOL_BYTES_MAX: usize = 24;
 /// Names that stand beside a token in Basic credentials and are no credential themselves.
 const NO_CREDENTIAL: [&[u8]; 8] = [
     b"",
@@ -61,13 +67,32 @@ pub(crate) fn foreign_credential(
     parts: &request::Parts,
     is_ours: impl Fn(&SealedToken) -> bool,
 ) -> Option<&'static str> {
+    if let Some(name) = foreign_field(&parts.headers, &is_ours) {
+        return Some(name);
+    }
+    let query = parts.uri.query().unwrap_or_default();
+    query.split(['&', ';']).find_map(|pair| {
+        let (name, value) = pair.split_once('=').unwrap_or((pair, ""));
+        let name = percent_decode(name.as_bytes()).collect::<Vec<u8>>();
+        let known = PARAMETERS
+            .into_iter()
+            .find(|known| name.eq_ignore_ascii_case(known.as_bytes()))?;
+        (!is_token(value.as_bytes(), &is_ours)).then_some(known)
+    })
+}
+
+/// The name of the field that has such a credential.
+pub(crate) fn foreign_field(
+    headers: &HeaderMap,
+    is_ours: impl Fn(&SealedToken) -> bool,
+) -> Option<&'static str> {
     let ours = |bytes: &[u8]| is_token(bytes, &is_ours);
-    for value in parts.headers.get_all(header::AUTHORIZATION) {
+    for value in headers.get_all(header::AUTHORIZATION) {
         if !is_our_authorization(value, &ours) {
             return Some("authorization");
         }
     }
-    for value in parts.headers.get_all(header::COOKIE) {
+    for value in headers.get_all(header::COOKIE) {
         let mut cookies = value.as_bytes().split(|&b| b == b';');
         let ours = |cookie: &[u8]| {
             let value = cookie.splitn(2, |&b| b == b'=').last().unwrap_or_default();
@@ -77,20 +102,20 @@ pub(crate) fn foreign_credential(
             return Some("cookie");
         }
     }
-    for name in FIELDS {
-        let mut values = parts.headers.get_all(HeaderName::from_static(name)).iter();
-        if !values.all(|value| ours(value.as_bytes().trim_ascii())) {
-            return Some(name);
+    for value in headers.get_all(header::SEC_WEBSOCKET_PROTOCOL) {
+        // Browsers can set no other field on a WebSocket, so keys are put behind a prefix here.
+        let mut names = value
+            .as_bytes()
+            .split(|&b| b == b',')
+            .map(<[u8]>::trim_ascii);
+        let last = |name: &[u8]| ours(&name[name.len().saturating_sub(TOKEN_BYTES)..]);
+        if !names.all(|name| name.len() <= PROTOCOL_BYTES_MAX || last(name)) {
+            return Some("sec-websocket-protocol");
         }
     }
-    let query = parts.uri.query().unwrap_or_default();
-    query.split(['&', ';']).find_map(|pair| {
-        let (name, value) = pair.split_once('=').unwrap_or((pair, ""));
-        let name = percent_decode(name.as_bytes()).collect::<Vec<u8>>();
-        let known = PARAMETERS
-            .into_iter()
-            .find(|known| name.eq_ignore_ascii_case(known.as_bytes()))?;
-        (!ours(value.as_bytes())).then_some(known)
+    FIELDS.into_iter().find(|name| {
+        let mut values = headers.get_all(HeaderName::from_static(name)).iter();
+        !values.all(|value| ours(value.as_bytes().trim_ascii()))
     })
 }
 
@@ -180,6 +205,17 @@ mod tests {
         for name in PARAMETERS {
             assert_eq!(found(&format!("/?a=1&{name}={ours}"), &[]), None);
             assert_eq!(found(&format!("/?a=1;{name}=sk"), &[]), Some(name));
+        }
+        for (names, place) in [
+            ("graphql-transport-ws, v5.channel.k8s.io".to_owned(), None),
+            (format!("realtime, openai-insecure-api-key.{ours}"), None),
+            (
+                "realtime, openai-insecure-api-key.sk-attacker".to_owned(),
+                Some("sec-websocket-protocol"),
+            ),
+        ] {
+            let fields = [("sec-websocket-protocol", names)];
+            assert_eq!(found("/", &fields), place, "{fields:?}");
         }
         assert_eq!(found("/?%4bey=sk", &[]), Some("key"));
         assert_eq!(

@@ -25,6 +25,9 @@ use super::tally::Tally;
 /// How long a request waits for room in the audit trail, and a record of a finished one too.
 const BACKLOG_WAIT: Duration = Duration::from_secs(5);
 
+/// Why a secret that was substituted did not reach its host: the request was refused before.
+const NOT_SENT: &str = "not_sent";
+
 /// How something left the sandbox, or tried to.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize)]
 #[serde(rename_all = "lowercase")]
@@ -69,13 +72,14 @@ pub struct Decision {
     pub outcome: Outcome,
     /// The rule that decided ([`Refusal::rule`] for refusals).
     pub reason: String,
-    /// Names of the secrets substituted.
+    /// Names of the secrets substituted in what was handed to the host.
     pub secrets: Vec<String>,
-    /// Names of the secrets whose token passed inert.
+    /// Names of the secrets whose token passed inert, or whose request was refused before any of
+    /// it was sent.
     pub unbound: Vec<String>,
     /// Why, by name, where that is more than that the host is not one of the secret's:
     /// `host_of_another_secret` (a key of one provider sent to another), `place`, `method`, `path`,
-    /// `count`, `plain_http` or `revoked`.
+    /// `count`, `plain_http`, `revoked` or `not_sent`.
     #[serde(skip_serializing_if = "BTreeMap::is_empty")]
     pub unbound_why: BTreeMap<String, &'static str>,
     /// Names of the secrets found in the response.
@@ -262,7 +266,13 @@ impl Drop for Record {
         };
         decision.bytes_up = self.up.load(Ordering::Relaxed);
         decision.bytes_down = self.down.load(Ordering::Relaxed);
-        let names = self.tally.names().clone();
+        let mut names = self.tally.names().clone();
+        if !self.tally.has_left() {
+            for name in std::mem::take(&mut names.substituted) {
+                names.unbound_why.insert(name.clone(), NOT_SENT);
+                names.unbound.insert(name);
+            }
+        }
         decision.secrets = names.substituted.into_iter().collect();
         decision.unbound = names.unbound.into_iter().collect();
         decision.unbound_why = names.unbound_why;
@@ -301,6 +311,31 @@ fn lost(decision: &Decision) {
 #[cfg(test)]
 mod tests {
     use super::*;
+
+    /// Goal: only what was handed to the host is told as sent to it.
+    #[test]
+    fn what_was_refused_before_it_left_was_not_sent() {
+        let (trail, mut decisions) = tokio::sync::mpsc::channel(8);
+        let mut decide = |leaves: bool| {
+            let host = "a.example".parse().unwrap();
+            let mut record = Record::new(trail.clone(), &host, 443, Protocol::Https);
+            record.tally.names().substituted.insert("KEY".to_owned());
+            if leaves {
+                record.tally.leave();
+            }
+            record.refused(&Refusal::AuditUnrecorded);
+            drop(record);
+            decisions.try_recv().unwrap()
+        };
+        let kept = decide(false);
+        assert!(kept.secrets.is_empty());
+        assert_eq!(
+            (&*kept.unbound[0], kept.unbound_why["KEY"]),
+            ("KEY", "not_sent")
+        );
+        let sent = decide(true);
+        assert_eq!((sent.secrets.len(), sent.unbound.len()), (1, 0));
+    }
 
     /// Goal: the same refusal again and again takes one entry; whatever tells more stays.
     #[test]

@@ -8,9 +8,10 @@
 pub const RESEAL_VALUE_BYTES_MIN: usize = 8;
 /// Fewest distinct bytes of a value that is searched for.
 pub const RESEAL_DISTINCT_BYTES_MIN: usize = 6;
-/// Fewest bits of a value that is searched for, by [`estimated_bits`]. At the hundreds of
-/// requests a second that one sandbox may have recorded, trying half of them takes decades.
-pub const RESEAL_BITS_MIN: f64 = 40.0;
+/// Fewest bits of a value that is searched for, by [`estimated_bits`]. Guesses are not one for each
+/// request: every byte of a body that a host echoes may begin one. At a hundred megabytes a second,
+/// without a pause, trying half of these takes a week.
+pub const RESEAL_BITS_MIN: f64 = 47.0;
 
 /// Whether a value can be recognised in responses without telling what it is; a caller should
 /// warn about one that can't.
@@ -26,15 +27,19 @@ pub fn reseal_possible(value: &[u8]) -> bool {
 }
 
 /// Bits of a value, from above: its bytes that neither repeat nor continue the one before them
-/// (`aa`, `ab`, `21`), each worth the logarithm of the classes of characters that occur. A word of
-/// a dictionary is worth less than this says.
+/// (`aa`, `ab`, `21`), each worth the logarithm of the classes of characters that occur; in nothing
+/// but hex digits, four bits. A word of a dictionary is worth less than this says.
 fn estimated_bits(value: &[u8]) -> f64 {
     let occurs = |class: fn(&u8) -> bool, size: u32| if value.iter().any(class) { size } else { 0 };
-    let alphabet = occurs(u8::is_ascii_digit, 10)
+    let digit = |b: &u8| b.is_ascii_digit();
+    let hex = value.iter().all(|b| digit(b) || matches!(b, b'a'..=b'f'))
+        || value.iter().all(|b| digit(b) || matches!(b, b'A'..=b'F'));
+    let classes = occurs(u8::is_ascii_digit, 10)
         + occurs(u8::is_ascii_lowercase, 26)
         + occurs(u8::is_ascii_uppercase, 26)
         + occurs(|b| b.is_ascii_punctuation() || *b == b' ', 33)
         + occurs(|b| !b.is_ascii() || b.is_ascii_control(), 128);
+    let alphabet = if hex { classes.min(16) } else { classes };
     let continues = value
         .windows(2)
         .filter(|pair| matches!(pair, [a, b] if a.abs_diff(*b) <= 1))
@@ -60,6 +65,10 @@ mod tests {
             "abababababababababab",
             "987654321987654321",
             "hunter22",
+            "9f86d081",
+            "9F86D0814C",
+            "31415926535897",
+            "h8f#kQ2",
         ] {
             assert!(!reseal_possible(weak.as_bytes()), "{weak}");
         }

@@ -109,7 +109,7 @@ impl Exchange {
         check_request(&parts, &self.origin)?;
         let handshake = Handshake::of(&parts)?;
         let rules = self.rules(&policy).for_request(&parts)?;
-        rules.prepare().await;
+        rules.prepare().await?;
         if let Some(handshake) = handshake {
             record.passed(Outcome::Allowed, rule);
             return self.upgrade((handshake, parts, near), &rules, record).await;
@@ -199,6 +199,7 @@ impl Exchange {
         lease: &mut Lease,
         record: &Record,
     ) -> Result<Result<Response<Incoming>, Option<Request<OutBody>>>, Refusal> {
+        record.tally.leave();
         patiently(lease.send(request), &record.up, ANSWER_TIMEOUT).await
     }
 }

@@ -14,11 +14,16 @@ use base64::engine::general_purpose::{GeneralPurpose, STANDARD_NO_PAD, URL_SAFE_
 use zeroize::Zeroizing;
 
 use super::escape::{Hex, Json, UNRESERVED, json, percent};
+use super::policy::Binding;
 use super::token::SealedToken;
 
 /// Longest value whose every spelling is searched for; of longer ones only the common spellings,
 /// which keeps the automaton of a usual key file under a mebibyte or two.
 const THOROUGH_VALUE_BYTES_MAX: usize = 1024;
+/// Bytes of all spellings for one set of hosts; the automaton takes some ten times as much.
+const SPELLINGS_BYTES_MAX: usize = 4 * 1024 * 1024;
+/// Bytes of all values of one set of hosts as they are; beyond it, its hosts are closed.
+const VALUES_BYTES_MAX: usize = 16 * 1024 * 1024;
 
 /// Every character of ASCII that can be seen, or is the space, and is no letter and no digit.
 const MARKS: [char; 33] = [
@@ -43,23 +48,89 @@ impl Hash for Spelling {
 }
 
 /// Spelling to replacement.
-pub(crate) type Forms = HashMap<Spelling, Vec<u8>>;
+type Forms = HashMap<Spelling, Vec<u8>>;
+
+/// Spelling to replacement, and the name of the secret.
+pub(crate) type Spellings<'a> = HashMap<Spelling, (Vec<u8>, &'a str)>;
+
+/// What is searched for on account of `bindings`; `None` when their values are too much for that.
+///
+/// All spellings together have a bound: the shortest values have all of theirs, the longest ones
+/// fewer and fewer until they fit.
+pub(crate) fn spellings(mut bindings: Vec<&Binding>) -> Option<Spellings<'_>> {
+    bindings.sort_by_key(|binding| binding.value.expose().len());
+    let lengths = bindings.iter().map(|binding| binding.value.expose().len());
+    let plain: usize = lengths.sum();
+    if plain > VALUES_BYTES_MAX {
+        return None;
+    }
+    let mut all = Spellings::new();
+    // As they are, all values have their place.
+    let mut room = SPELLINGS_BYTES_MAX.saturating_sub(plain);
+    for binding in bindings {
+        let (forms, bytes) = forms_within(room, binding.value.expose(), &binding.token);
+        room = room.saturating_sub(bytes);
+        for (pattern, replacement) in forms {
+            all.entry(pattern).or_insert((replacement, &binding.name));
+        }
+    }
+    Some(all)
+}
+
+/// How many spellings of a value are searched for.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+enum Extent {
+    /// All we know.
+    All,
+    /// As it is, in JSON, percent-encoded and in base64.
+    Common,
+    /// As it is.
+    Plain,
+}
+
+/// As many spellings of `value` as take at most `room` bytes beside the value as it is, and how
+/// many they take.
+fn forms_within(room: usize, value: &[u8], token: &SealedToken) -> (Forms, usize) {
+    // Base64 alone takes eight times the value, in both extents.
+    let extents = [Extent::All, Extent::Common];
+    let may_fit = value.len().saturating_mul(8) <= room;
+    for extent in extents.into_iter().filter(|_| may_fit) {
+        let forms = forms_to(extent, value, token);
+        let lengths = forms.keys().map(|spelling| spelling.bytes().len());
+        let bytes = lengths.sum::<usize>().saturating_sub(value.len());
+        if bytes <= room {
+            return (forms, bytes);
+        }
+    }
+    (forms_to(Extent::Plain, value, token), 0)
+}
 
 /// Every spelling of `value`, with what stands for it in the sandbox: the token, in the same
 /// encoding for base64 and hex, so that what decodes it reads the token.
-pub(crate) fn forms(value: &[u8], token: &SealedToken) -> Forms {
+#[cfg(test)]
+fn forms(value: &[u8], token: &SealedToken) -> Forms {
+    forms_to(Extent::All, value, token)
+}
+
+/// The spellings of `value` to this extent, each with what stands for it.
+fn forms_to(extent: Extent, value: &[u8], token: &SealedToken) -> Forms {
     let token = token.to_string().into_bytes();
-    let thorough = value.len() <= THOROUGH_VALUE_BYTES_MAX;
+    let thorough = extent == Extent::All && value.len() <= THOROUGH_VALUE_BYTES_MAX;
     let mut forms = Forms::new();
     let mut plain = |form: Zeroizing<Vec<u8>>| {
         forms.insert(Spelling(form), token.clone());
     };
     plain(Zeroizing::new(value.to_vec()));
+    if extent == Extent::Plain {
+        return forms;
+    }
     percent_forms(value, thorough, &mut plain);
     if let Ok(text) = std::str::from_utf8(value) {
         json_forms(text, thorough, &mut plain);
-        html_forms(text, &mut plain);
-        if thorough {
+        if extent == Extent::All {
+            html_forms(text, &mut plain);
+        }
+        if thorough && extent == Extent::All {
             wide_forms(text, &token, &mut forms);
         }
     }
@@ -68,6 +139,9 @@ pub(crate) fn forms(value: &[u8], token: &SealedToken) -> Forms {
             let (pattern, replacement) = base64_form(engine, value, &token, alignment);
             forms.entry(Spelling(pattern)).or_insert(replacement);
         }
+    }
+    if extent == Extent::Common {
+        return forms;
     }
     let digits = Zeroizing::new(hex::encode(value).into_bytes());
     let upper = Zeroizing::new(digits.to_ascii_uppercase());
@@ -251,7 +325,55 @@ fn whole_characters(engine: &GeneralPurpose, bytes: &[u8], alignment: usize) -> 
 #[cfg(test)]
 mod tests {
     use super::*;
+    use crate::proxy::placement::Placement;
+    use crate::proxy::policy::Policy;
+    use crate::proxy::refusal::Refusal;
+    use crate::secret::SecretValue;
     use base64::engine::general_purpose::STANDARD;
+
+    /// Goal: a host whose values can't be searched for is sent nothing.
+    #[tokio::test]
+    async fn values_that_cant_be_searched_for_close_their_host() {
+        let binding = |n: usize| Binding {
+            name: format!("KEY{n}"),
+            token: SealedToken::generate(),
+            value: SecretValue::from(format!("{n:05}-k7Gq2xZp").repeat(5_000)),
+            hosts: Vec::new(),
+            placement: Placement::default(),
+        };
+        let bindings = (0..300).map(binding).collect();
+        let policy = Policy::new(Vec::new(), bindings, true, true);
+        let rules = policy.rules_for(&"api.example".parse().unwrap(), true, false);
+        assert_eq!(rules.prepare().await, Err(Refusal::Internal));
+        assert_eq!(rules.check_searchable(), Err(Refusal::Internal));
+    }
+
+    /// Goal: however many and long the values of a host are, what is searched for has a bound, and
+    /// each value is in it at least as it is.
+    #[test]
+    fn spellings_take_no_more_room_than_there_is() {
+        let token = SealedToken::generate();
+        let value = b"k7Gq2xZp \"+/".repeat(100);
+        let size = |forms: &Forms| forms.keys().map(|one| one.bytes().len()).sum::<usize>();
+        let all = forms(&value, &token);
+        let common = forms_to(Extent::Common, &value, &token);
+        assert!(size(&common) < size(&all) && common.len() > 6);
+        for (room, expected) in [
+            (usize::MAX, &all),
+            (size(&all) - value.len(), &all),
+            (size(&all) - value.len() - 1, &common),
+            (size(&common) - value.len(), &common),
+        ] {
+            let (forms, bytes) = forms_within(room, &value, &token);
+            assert_eq!(forms.len(), expected.len(), "{room}");
+            assert_eq!(bytes + value.len(), size(expected));
+        }
+        for room in [0, 100, size(&common) - value.len() - 1] {
+            let (forms, bytes) = forms_within(room, &value, &token);
+            assert_eq!((forms.len(), bytes), (1, 0), "{room}");
+            assert!(forms.keys().all(|one| one.bytes() == value));
+        }
+    }
 
     /// At every alignment and length the run is found in real base64 and its replacement decodes
     /// to text with the token, with the neighbours unharmed.

@@ -96,7 +96,7 @@ impl SandboxProxy {
 
     /// Swaps the policy; the next request is judged by it, and tunnels it no longer permits end.
     /// Requests under way go on with the values they have, but those that carry a secret which
-    /// this policy revokes are cut before this returns.
+    /// this policy revokes are told to end before this returns.
     pub fn set_policy(&self, policy: Policy) {
         let mut policy = policy.joined(&self.revoked);
         if let Some(before) = self.policy.borrow().as_ref() {

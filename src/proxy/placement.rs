@@ -11,8 +11,9 @@
 
 use http::header::{self, HeaderMap, HeaderName};
 use http::{Method, request};
+use percent_encoding::percent_decode;
 
-use super::credential::foreign_credential;
+use super::credential::{foreign_credential, foreign_field};
 use super::path::{is_below, is_canonical};
 use super::policy::Binding;
 
@@ -173,7 +174,9 @@ impl Placement {
             fields.any(|field| parts.headers.contains_key(*field))
         };
         if !self.methods.is_empty()
-            && (!self.methods.contains(&parts.method) || names_another(&METHOD_OVERRIDES))
+            && (!self.methods.contains(&parts.method)
+                || names_another(&METHOD_OVERRIDES)
+                || asks_for_another_method(parts.uri.query()))
         {
             return Some(Why::Method);
         }
@@ -220,6 +223,14 @@ impl Judged {
     }
 }
 
+/// Whether a query has the parameter by which Rails, Laravel and others take another method.
+fn asks_for_another_method(query: Option<&str>) -> bool {
+    query.unwrap_or_default().split(['&', ';']).any(|pair| {
+        let name = pair.split('=').next().unwrap_or_default();
+        percent_decode(name.as_bytes()).eq(*b"_method")
+    })
+}
+
 /// The name of a credential in a request that is not a token for this host, when one of the host's
 /// secrets is to be the only credential there.
 pub(crate) fn foreign<'a>(
@@ -231,6 +242,20 @@ pub(crate) fn foreign<'a>(
         return None;
     }
     foreign_credential(parts, |token| {
+        ours.clone().any(|binding| binding.token == *token)
+    })
+}
+
+/// The same of fields behind a body.
+pub(crate) fn foreign_behind<'a>(
+    trailers: &HeaderMap,
+    mut bindings: impl Iterator<Item = &'a Binding> + Clone,
+) -> Option<&'static str> {
+    let ours = bindings.clone();
+    if !bindings.any(|binding| binding.placement.exclusive) {
+        return None;
+    }
+    foreign_field(trailers, |token| {
         ours.clone().any(|binding| binding.token == *token)
     })
 }
@@ -332,6 +357,10 @@ mod tests {
         for method in ["POST", "get", "HEAD", "GETS"] {
             let judged = placement.judge(&parts(method, "/", &[]));
             assert_eq!(judged, Some(Why::Method), "{method}");
+        }
+        for target in ["/?_method=DELETE", "/?a&%5Fmethod=PUT", "/?_method"] {
+            let other = parts("GET", target, &[]);
+            assert_eq!(placement.judge(&other), Some(Why::Method), "{target}");
         }
         for field in METHOD_OVERRIDES {
             let other = parts("GET", "/", &[(field, "DELETE")]);

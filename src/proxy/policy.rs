@@ -3,12 +3,12 @@
 use std::collections::HashMap;
 use std::sync::{Arc, Mutex, OnceLock, PoisonError};
 
-use http::header::HeaderName;
+use http::header::{HeaderMap, HeaderName};
 use http::request;
 use tokio::task::spawn_blocking;
 
 use super::name::{CanonicalName, Host, HostPattern};
-use super::placement::{Judged, Placement, Why, foreign};
+use super::placement::{Judged, Placement, Why, foreign, foreign_behind};
 use super::refusal::Refusal;
 use super::reseal::Patterns;
 use super::revoked::Revoked;
@@ -191,7 +191,7 @@ struct Applicable {
     /// One of them may not stand just anywhere.
     narrowed: bool,
     former: Vec<Arc<Secrets>>,
-    patterns: OnceLock<Option<Arc<Patterns>>>,
+    patterns: OnceLock<Result<Option<Arc<Patterns>>, Refusal>>,
 }
 
 impl Applicable {
@@ -251,6 +251,14 @@ impl HostRules {
             judged: Some(Judged::request(parts, bindings)),
             ..*self
         }))
+    }
+
+    /// Refuses another credential behind a body, where a secret is to be the only one.
+    pub fn check_trailers(&self, trailers: &HeaderMap) -> Result<(), Refusal> {
+        match foreign_behind(trailers, self.applicable.bindings()) {
+            Some(place) => Err(Refusal::ForeignCredential { place }),
+            None => Ok(()),
+        }
     }
 
     /// What `token` stands for in a field of the head, or (`None`) in path, query, body or frames.
@@ -340,25 +348,37 @@ impl HostRules {
 
     /// Builds what [`patterns`](Self::patterns) gives, away from the runtime's threads: for a long
     /// value it takes long enough to be felt by other connections.
-    pub async fn prepare(self: &Arc<Self>) {
+    pub async fn prepare(self: &Arc<Self>) -> Result<(), Refusal> {
         if self.applicable.patterns.get().is_none() {
             let rules = self.clone();
             // A build that panicked or was cancelled is tried again where it is needed.
-            let _ = spawn_blocking(move || rules.patterns().is_some()).await;
+            let _ = spawn_blocking(move || rules.check_searchable()).await;
         }
+        self.check_searchable()
     }
 
-    /// What to look for in responses, built on first use.
+    /// Refuses a host whose answers can't be searched: its values are too many or too long.
+    pub fn check_searchable(&self) -> Result<(), Refusal> {
+        self.built().map(drop)
+    }
+
+    /// What to look for in responses, built on first use. Also `None` where that failed: whoever
+    /// sends anything asks [`check_searchable`](Self::check_searchable) first.
     pub fn patterns(&self) -> Option<&Arc<Patterns>> {
+        self.built().ok().flatten()
+    }
+
+    fn built(&self) -> Result<Option<&Arc<Patterns>>, Refusal> {
         if !self.reseal || !self.applicable.set.contains(&true) {
-            return None;
+            return Ok(None);
         }
         let Applicable { patterns, .. } = &*self.applicable;
-        patterns
-            .get_or_init(|| {
-                Patterns::new(self.applicable.bindings().chain(self.applicable.former()))
-            })
-            .as_ref()
+        let built = patterns.get_or_init(|| {
+            let (bindings, former) = (self.applicable.bindings(), self.applicable.former());
+            // Rotated values must not be in the way of the present ones.
+            Patterns::build(bindings.clone().chain(former)).or_else(|_| Patterns::build(bindings))
+        });
+        built.as_ref().map(Option::as_ref).map_err(Refusal::clone)
     }
 }
 

@@ -136,6 +136,9 @@ pub enum Refusal {
     /// A compressed response body we can't look into.
     #[error("the host answered with a content encoding that can't be inspected")]
     ResponseCoding,
+    /// An answer of more than one content type, which readers would read differently.
+    #[error("the host answered with more than one content type")]
+    ResponseType,
     /// A part of the content from a host with secrets: ranges are not asked for there, and a value
     /// cut in two by them could not be recognised.
     #[error("the host answered with a part of the content that was not asked for")]
@@ -238,6 +241,7 @@ impl Refusal {
             Self::Inexpressible { .. } => ("secret_inexpressible", S::FORBIDDEN),
             Self::RequestCoding => ("request_encoding", S::UNSUPPORTED_MEDIA_TYPE),
             Self::ResponseCoding => ("response_encoding", S::BAD_GATEWAY),
+            Self::ResponseType => ("response_type", S::BAD_GATEWAY),
             Self::ResponsePart => ("response_part", S::BAD_GATEWAY),
             Self::Expansion => ("compression_ratio", S::PAYLOAD_TOO_LARGE),
             Self::BodyMemory => ("body_memory", S::TOO_MANY_REQUESTS),

@@ -18,7 +18,7 @@ use zeroize::Zeroizing;
 
 use super::body::{STEP_BYTES_MAX, StreamError, Transform};
 use super::entropy::reseal_possible;
-use super::forms::{Forms, Spelling, forms};
+use super::forms::{Spelling, Spellings, spellings};
 use super::policy::Binding;
 use super::refusal::Refusal;
 use super::scout::{PREFIX_BYTES, Scout};
@@ -80,17 +80,30 @@ struct Find {
 }
 
 impl Patterns {
-    /// `None` when none of the values can be recognised (all too short).
-    pub fn new<'a>(bindings: impl Iterator<Item = &'a Binding>) -> Option<Arc<Self>> {
-        let mut all: HashMap<Spelling, (Vec<u8>, &str)> = HashMap::new();
-        let mut names = Vec::new();
-        for binding in bindings.filter(|binding| reseal_possible(binding.value.expose())) {
-            names.push(Zeroizing::new(binding.value.expose().to_ascii_lowercase()));
-            let spellings: Forms = forms(binding.value.expose(), &binding.token);
-            for (pattern, replacement) in spellings {
-                all.entry(pattern).or_insert((replacement, &binding.name));
-            }
+    /// `None` when none of the values can be recognised (all too short), [`Refusal::Internal`] when
+    /// there is something to search for that can't be.
+    pub fn build<'a>(
+        bindings: impl Iterator<Item = &'a Binding>,
+    ) -> Result<Option<Arc<Self>>, Refusal> {
+        let bindings = bindings.filter(|binding| reseal_possible(binding.value.expose()));
+        let bindings: Vec<&Binding> = bindings.collect();
+        let lower = |binding: &&Binding| binding.value.expose().to_ascii_lowercase();
+        let names = bindings.iter().map(lower).map(Zeroizing::new).collect();
+        let all = spellings(bindings).ok_or(Refusal::Internal)?;
+        if all.is_empty() {
+            return Ok(None);
         }
+        let built = Self::of(&all, names);
+        built.map(Some).ok_or(Refusal::Internal)
+    }
+
+    /// [`build`](Self::build) of values that can be searched for.
+    #[cfg(test)]
+    pub fn new<'a>(bindings: impl Iterator<Item = &'a Binding>) -> Option<Arc<Self>> {
+        Self::build(bindings).expect("few and short values")
+    }
+
+    fn of(all: &Spellings<'_>, names: Vec<Zeroizing<Vec<u8>>>) -> Option<Arc<Self>> {
         let scout = Scout::new(all.keys().map(Spelling::bytes))?;
         let nfa = NFA::new(all.keys().map(Spelling::bytes)).ok()?;
         let start = nfa.start_state(Anchored::No).ok()?;
@@ -167,6 +180,30 @@ impl Patterns {
         (0..self.nfa.match_len(state))
             .map(|index| self.nfa.match_pattern(state, index).as_usize())
             .max_by_key(|&pattern| self.finds.get(pattern).map_or(0, |find| find.length))
+    }
+
+    /// Tells beginning and end of each spelling in `bytes`, of those that end at one place the
+    /// shortest, in the order of their ends.
+    pub fn each_find(&self, bytes: &[u8], mut tell: impl FnMut(usize, usize)) {
+        let (mut at, mut state) = (0, self.start);
+        loop {
+            if state == self.start {
+                at = self.skip(bytes, at);
+            }
+            let Some(&byte) = bytes.get(at) else {
+                return;
+            };
+            state = self.nfa.next_state(Anchored::No, state, byte);
+            at += 1;
+            if self.nfa.is_match(state) {
+                let ended = (0..self.nfa.match_len(state))
+                    .map(|index| self.nfa.match_pattern(state, index).as_usize());
+                let lengths = ended.filter_map(|pattern| Some(self.finds.get(pattern)?.length));
+                if let Some(shortest) = lengths.min() {
+                    tell(at - shortest, at);
+                }
+            }
+        }
     }
 
     /// Where in `bytes`, from `at` on, something may begin that needs reading.

@@ -1,6 +1,7 @@
 //! What happened to the secrets of one request, by name, gathered from headers and streams.
 
 use std::collections::{BTreeMap, BTreeSet};
+use std::sync::atomic::{AtomicBool, Ordering};
 use std::sync::{Mutex, MutexGuard, OnceLock, PoisonError};
 
 use super::placement::Why;
@@ -17,6 +18,8 @@ pub(crate) struct Tally {
     names: Mutex<Names>,
     refusal: OnceLock<Refusal>,
     share: Option<Share>,
+    /// The request was handed to the connection to its host.
+    left: AtomicBool,
 }
 
 /// Names of secrets; bounded by the number of bindings of a policy.
@@ -52,6 +55,17 @@ impl Tally {
     pub fn names(&self) -> MutexGuard<'_, Names> {
         // A set of names can't be left half-written by a panic.
         self.names.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+
+    /// The request is handed to the connection to its host: from now on, what is put into it may
+    /// be read there.
+    pub fn leave(&self) {
+        self.left.store(true, Ordering::SeqCst);
+    }
+
+    /// Whether anything of the request may have come to its host.
+    pub fn has_left(&self) -> bool {
+        self.left.load(Ordering::SeqCst)
     }
 
     /// Remembers why a stream was broken off; the first reason stays.

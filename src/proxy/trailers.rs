@@ -37,6 +37,9 @@ pub(crate) fn of_request(rules: &Arc<HostRules>, tally: &Arc<Tally>) -> TrailerC
     let (rules, tally) = (rules.clone(), tally.clone());
     Box::new(move |trailers| {
         drop_forbidden(trailers);
+        rules
+            .check_trailers(trailers)
+            .inspect_err(|refusal| tally.refuse(refusal.clone()))?;
         substitute_fields(trailers, &rules, &tally)
             .inspect_err(|refusal| tally.refuse(refusal.clone()))?;
         Ok(())
@@ -112,7 +115,12 @@ where
 #[cfg(test)]
 mod tests {
     use super::*;
+    use crate::proxy::SealedToken;
+    use crate::proxy::placement::{Placement, PlacementText};
     use crate::proxy::policy::testing::fixture;
+    use crate::proxy::policy::{Binding, Policy};
+    use crate::proxy::refusal::Refusal;
+    use crate::secret::SecretValue;
 
     fn fields(pairs: &[(&'static str, &str)]) -> HeaderMap {
         let pairs = pairs
@@ -145,5 +153,36 @@ mod tests {
         let mut strict = fields(&[("x-sum", &fixture.elsewhere.to_string())]);
         assert!(of_request(&fixture.strict, &tally)(&mut strict).is_err());
         assert!(tally.refusal().is_some());
+    }
+
+    /// Goal: a credential of somebody else's does not pass for standing behind the body.
+    #[test]
+    fn an_exclusive_secret_is_alone_behind_the_body_too() {
+        let placement = Placement::new(&PlacementText {
+            exclusive: true,
+            ..PlacementText::default()
+        });
+        let token = SealedToken::generate();
+        let secret = Binding {
+            name: "KEY".into(),
+            token,
+            value: SecretValue::from("real-value-0001".to_owned()),
+            hosts: Vec::new(),
+            placement: placement.unwrap(),
+        };
+        let policy = Policy::new(Vec::new(), vec![secret], true, true);
+        let rules = policy.rules_for(&"api.example".parse().unwrap(), true, false);
+        let trailers = |value: &str| {
+            let mut trailers = HeaderMap::new();
+            trailers.insert("x-api-key", value.parse().unwrap());
+            of_request(&rules, &Arc::default())(&mut trailers)
+        };
+        assert!(trailers(&token.to_string()).is_ok());
+        assert!(matches!(
+            trailers("sk-theirs"),
+            Err(StreamError::Refused(Refusal::ForeignCredential {
+                place: "x-api-key"
+            }))
+        ));
     }
 }

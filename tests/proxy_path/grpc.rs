@@ -3,7 +3,7 @@
 
 use std::sync::Arc;
 
-use crate::wire::{Message, ask, send};
+use crate::wire::{Message, ask, get, send};
 use crate::world::{Setup, VALUE, World};
 
 fn field(number: u8, payload: &[u8]) -> Vec<u8> {
@@ -109,5 +109,41 @@ async fn messages_that_cant_be_opened_are_refused() {
     let reply = crate::wire::receive(&mut stream).await;
     assert_eq!(reply.status(), 502);
     assert_eq!(host.count(), 1);
+    world.finish();
+}
+
+/// Goal: a stored text that a host serves as gRPC can't tell the first bytes of a value by ending a
+/// message in it: it is a text unless messages were asked for. An answer of two types is refused.
+#[tokio::test]
+async fn messages_are_read_only_where_they_were_asked_for() {
+    let world = World::new(&Setup::default());
+    let head = [&[0, 0, 0, 0, 9][..], b"keep"].concat();
+    let text = [&head[..], VALUE.as_bytes()].concat();
+    let host = world
+        .host(Arc::new(move |message: &Message| {
+            let types = match message.head.contains("/two") {
+                true => "application/grpc\r\ncontent-type: text/plain",
+                false => "application/grpc",
+            };
+            let length = text.len();
+            let head = format!(
+                "HTTP/1.1 200 OK\r\ncontent-type: {types}\r\ncontent-length: {length}\r\n\r\n"
+            );
+            [head.as_bytes(), &text].concat()
+        }))
+        .await;
+    let as_grpc = "content-type: application/grpc\r\n";
+    for fields in ["", as_grpc] {
+        let request = get("api.test", "/text", fields);
+        let reply = world.ask("api.test", host.port, request).await;
+        let sealed = [&head[..], world.token.to_string().as_bytes()].concat();
+        assert_eq!(reply.body, sealed, "{fields}");
+    }
+    let request = get("api.test", "/two", "");
+    let reply = world.ask("api.test", host.port, request).await;
+    assert_eq!(
+        (reply.status(), reply.rule().as_str()),
+        (502, "response_type")
+    );
     world.finish();
 }

@@ -11,8 +11,8 @@ use crate::actors::project::Project;
 use crate::actors::sandbox::{Phase, Sandbox};
 use crate::actors::secret_store::SecretStore;
 use crate::events::families::{
-    KeyCreated, OrgCreated, OrgEvent, ProjectEvent, SandboxEvent, SecretRevoked, SecretTaken,
-    StoreEvent,
+    KeyCreated, OrgCreated, OrgEvent, ProjectEvent, SandboxEvent, SecretDeleted, SecretRevoked,
+    SecretTaken, StoreEvent,
 };
 
 /// Every field is set, and what is written down reads back as the same.
@@ -53,16 +53,30 @@ fn a_changed_layout_needs_a_new_state_version() {
         name: name.to_owned(),
         at: at(2),
     };
+    let gone = || SecretDeleted {
+        name: "GONE".to_owned(),
+        at: at(2),
+    };
     let dead = ProjectEvent::SecretRevoked(revoked("OLD"));
     check(
         "project",
-        &after::<Project>(&[project::created(), secret, dead]),
+        &after::<Project>(&[
+            project::created(),
+            secret,
+            dead,
+            ProjectEvent::SecretDeleted(gone()),
+        ]),
     );
     let dead = StoreEvent::SecretRevoked(revoked("OLD"));
     let secret = StoreEvent::SecretSet(secret_was_set("KEY", 1));
     check(
         "store",
-        &after::<SecretStore>(&[secret_store::created(), secret, dead]),
+        &after::<SecretStore>(&[
+            secret_store::created(),
+            secret,
+            dead,
+            StoreEvent::SecretDeleted(gone()),
+        ]),
     );
     let mut with_alias = sandbox::running();
     if let Some(SandboxEvent::Created(created)) = with_alias.first_mut() {

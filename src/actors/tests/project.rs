@@ -138,6 +138,41 @@ fn update_changes_what_is_given() {
     insta::assert_snapshot!(scenes.concat());
 }
 
+/// Goal: what was deleted is revoked still, for the sandboxes that have it; what never was, is not.
+#[test]
+fn a_name_that_was_ever_here_can_be_revoked() {
+    let revoke = |events: &[ProjectEvent], name: &str| {
+        let command = SecretCommand::Revoke {
+            name: name.to_owned(),
+            at: at(5),
+        };
+        let state = after::<Project>(events);
+        let decision = state.decide(&ProjectCommand::Secret(org(), command));
+        decision.map(|decision| decision.events)
+    };
+    let mut events = vec![
+        created(),
+        ProjectEvent::SecretSet(secret_was_set("TOKEN", 2)),
+        ProjectEvent::SecretDeleted(SecretDeleted {
+            name: "TOKEN".to_owned(),
+            at: at(4),
+        }),
+    ];
+    assert!(revoke(&events[..1], "TOKEN").is_err());
+    assert!(revoke(&events, "OTHER").is_err());
+    let revoked = revoke(&events, "TOKEN").expect("a deleted one");
+    assert!(matches!(
+        revoked.as_slice(),
+        [ProjectEvent::SecretRevoked(_)]
+    ));
+    events.extend(revoked);
+    assert_eq!(
+        after::<Project>(&events).secrets.revoked_at("TOKEN"),
+        Some(3)
+    );
+    assert!(revoke(&events, "TOKEN").is_ok());
+}
+
 #[test]
 fn secrets_are_set_replaced_and_deleted() {
     let held = [

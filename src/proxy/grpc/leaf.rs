@@ -12,10 +12,36 @@ use crate::proxy::refusal::Refusal;
 use crate::proxy::reseal::{Patterns, Resealer, reseal_all};
 use crate::proxy::substitute::Substituter;
 use crate::proxy::tally::Tally;
-use crate::proxy::token::{PREFIX, SealedToken};
+use crate::proxy::token::{PREFIX, SealedToken, TOKEN_BYTES};
 
 /// A piece with values in place may be so much longer than any message.
-const SWAPPED_BYTES_MAX: usize = 2 * MESSAGE_BYTES_MAX;
+pub(super) const SWAPPED_BYTES_MAX: usize = 2 * MESSAGE_BYTES_MAX;
+
+/// Where a text holds what is looked for: by ends, in their order, each with the latest beginning
+/// of any that ends there or before. A message is at most 4 MiB, so both fit 32 bits.
+#[derive(Default)]
+pub(super) struct Spans(Vec<(u32, u32)>);
+
+impl Spans {
+    fn add(&mut self, start: usize, end: usize) {
+        let (start, end) = (start as u32, end as u32);
+        // One that begins before another that ended already tells nothing more.
+        if self.0.last().is_none_or(|(_, latest)| *latest < start) {
+            self.0.push((end, start));
+        }
+    }
+
+    pub fn is_empty(&self) -> bool {
+        self.0.is_empty()
+    }
+
+    /// Whether one lies within `start..end`.
+    pub fn any_within(&self, start: usize, end: usize) -> bool {
+        let ended = self.0.partition_point(|(at, _)| *at as usize <= end);
+        let last = ended.checked_sub(1).and_then(|at| self.0.get(at));
+        last.is_some_and(|(_, latest)| *latest as usize >= start)
+    }
+}
 
 /// One direction.
 pub(super) struct Leaf {
@@ -51,13 +77,23 @@ pub(super) fn values(patterns: &Arc<Patterns>, tally: &Arc<Tally>) -> Leaf {
 impl Leaf {
     /// Whether there is something in `bytes` that may have to be swapped.
     pub fn is_in(&self, bytes: &[u8]) -> bool {
+        !self.spans(bytes).is_empty()
+    }
+
+    /// Where in `bytes` there is something that may have to be swapped.
+    pub fn spans(&self, bytes: &[u8]) -> Spans {
+        let mut spans = Spans::default();
         match &self.way {
             Way::Tokens { .. } => {
-                let mut found = memmem::find_iter(bytes, PREFIX);
-                found.any(|at| SealedToken::at(bytes.get(at..).unwrap_or_default()).is_some())
+                for at in memmem::find_iter(bytes, PREFIX) {
+                    if SealedToken::at(bytes.get(at..).unwrap_or_default()).is_some() {
+                        spans.add(at, at + TOKEN_BYTES);
+                    }
+                }
             }
-            Way::Values(patterns) => reseal_all(patterns, &self.tally, bytes).is_some(),
+            Way::Values(patterns) => patterns.each_find(bytes, |start, end| spans.add(start, end)),
         }
+        spans
     }
 
     /// Whether nothing of it may be left, for it would be a value; tokens may be.
@@ -138,7 +174,11 @@ impl Probe {
     fn judge(&self) -> Result<(), StreamError> {
         let mut names = self.seen.names();
         if names.substituted.is_empty() && names.resealed.is_empty() {
-            self.tally.names().unbound.append(&mut names.unbound);
+            let mut passed = self.tally.names();
+            passed.unbound.append(&mut names.unbound);
+            for (name, why) in std::mem::take(&mut names.unbound_why) {
+                passed.unbound_why.entry(name).or_insert(why);
+            }
             return Ok(());
         }
         self.tally.refuse(self.refusal.clone());

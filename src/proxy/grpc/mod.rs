@@ -12,7 +12,9 @@
 //! - A message up to [`MESSAGE_BYTES_MAX`] is gathered, and its memory is set aside from the
 //!   sandbox's share; a longer one streams through and is broken off at the first thing that would
 //!   have to be swapped in it.
-//! - What leaves towards the sandbox was searched as a whole after the change.
+//! - What leaves towards the sandbox was searched as a whole after the change; compressed, also as
+//!   the bytes that pass, since compressed forms have room for names and comments.
+//! - One step does the work of one long message or of some short ones, however many were pushed.
 //! - Framing that can't be read ends the stream.
 
 mod leaf;
@@ -26,7 +28,7 @@ use http::{HeaderMap, HeaderName, HeaderValue};
 use self::leaf::Leaf;
 pub(crate) use self::leaf::Probe;
 use super::body::{STEP_BYTES_MAX, StreamError, Transform};
-use super::coding::{Coding, split, unpack};
+use super::coding::{Coding, FREE_TEXT_BYTES, RATIO_MAX, split, unpack};
 use super::policy::HostRules;
 use super::refusal::Refusal;
 use super::reseal::Patterns;
@@ -108,6 +110,11 @@ pub(crate) struct Messages {
     coding: Option<Coding>,
     share: Share,
     stage: Stage,
+    /// What was pushed and is left for the next steps: less than one push.
+    waiting: Vec<u8>,
+    /// Bytes of all compressed messages so far, as they came and opened.
+    packed_bytes: u64,
+    text_bytes: u64,
 }
 
 enum Stage {
@@ -132,6 +139,9 @@ impl Messages {
             coding,
             share: tally.share(),
             stage: Stage::Head(Vec::new()),
+            waiting: Vec::new(),
+            packed_bytes: 0,
+            text_bytes: 0,
         }
     }
 
@@ -160,27 +170,53 @@ impl Messages {
         })
     }
 
-    fn whole(&self, flags: u8, message: &[u8], out: &mut Vec<u8>) -> Result<(), StreamError> {
+    /// Brings out a message; returns about how many bytes that took looking at.
+    fn whole(
+        &mut self,
+        flags: u8,
+        message: &[u8],
+        out: &mut Vec<u8>,
+    ) -> Result<usize, StreamError> {
         let descend = !self.text && flags & WEB_TRAILERS == 0;
-        let changed = if flags & COMPRESSED == 0 {
-            self.swapped(message, descend)?
+        let before = out.len();
+        let (text_bytes, changed) = if flags & COMPRESSED == 0 {
+            (message.len(), self.swapped(message, descend)?)
         } else {
-            let coding = self
-                .coding
-                .ok_or_else(|| damaged("compressed by nothing"))?;
-            let text = unpack(coding, message, MESSAGE_BYTES_MAX)?;
-            let (text, packer) = text.ok_or(Refusal::MessageLength)?;
-            match self.swapped(&text, descend)? {
-                Some(changed) => Some(packer.pack(&changed)?),
-                None => None,
-            }
+            self.repacked(message, descend)?
         };
         let message = changed.as_deref().unwrap_or(message);
         let length = u32::try_from(message.len()).map_err(|_| Refusal::MessageLength)?;
         out.push(flags);
         out.extend(length.to_be_bytes());
         out.extend_from_slice(message);
-        Ok(())
+        Ok(text_bytes.max(out.len() - before))
+    }
+
+    /// The length of a compressed message's text, and the message packed anew if that changed.
+    fn repacked(
+        &mut self,
+        message: &[u8],
+        descend: bool,
+    ) -> Result<(usize, Option<Vec<u8>>), StreamError> {
+        let coding = self
+            .coding
+            .ok_or_else(|| damaged("compressed by nothing"))?;
+        let text = unpack(coding, message, MESSAGE_BYTES_MAX)?;
+        let (text, packer) = text.ok_or(Refusal::MessageLength)?;
+        self.packed_bytes += message.len() as u64;
+        self.text_bytes += text.len() as u64;
+        let allowed = FREE_TEXT_BYTES.saturating_add(RATIO_MAX.saturating_mul(self.packed_bytes));
+        if self.text_bytes > allowed {
+            return Err(Refusal::Expansion.into());
+        }
+        let changed = match self.swapped(&text, descend)? {
+            Some(changed) => Some(packer.pack(&changed)?),
+            None if self.leaf.must_be_gone() && self.leaf.is_in(message) => {
+                return Err(Refusal::ResponseCoding.into());
+            }
+            None => None,
+        };
+        Ok((text.len(), changed))
     }
 
     fn swapped(&self, text: &[u8], descend: bool) -> Result<Option<Vec<u8>>, StreamError> {
@@ -204,13 +240,15 @@ fn fill(to: &mut Vec<u8>, length: usize, input: &mut &[u8]) -> bool {
     to.len() == length
 }
 
-impl Transform for Messages {
-    fn push(&mut self, mut input: &[u8], out: &mut Vec<u8>) -> Result<(), StreamError> {
-        loop {
+impl Messages {
+    /// Reads `input` until it ends or a step's work is done; returns how much of it is left.
+    fn step(&mut self, mut input: &[u8], out: &mut Vec<u8>) -> Result<usize, StreamError> {
+        let mut worked = 0;
+        while worked < STEP_BYTES_MAX {
             let next = match &mut self.stage {
                 Stage::Head(head) => {
                     if !fill(head, 5, &mut input) {
-                        return Ok(());
+                        return Ok(0);
                     }
                     let whole = <[u8; 5]>::try_from(head.as_slice());
                     let whole = whole.map_err(|_| damaged("not a gRPC message"))?;
@@ -225,10 +263,10 @@ impl Transform for Messages {
                     let more = (*length - gathered.len()).min(input.len());
                     set_aside(&self.share, held, gathered.len() + more)?;
                     if !fill(gathered, *length, &mut input) {
-                        return Ok(());
+                        return Ok(0);
                     }
                     let (flags, message) = (*flags, std::mem::take(gathered));
-                    self.whole(flags, &message, out)?;
+                    worked += self.whole(flags, &message, out)?;
                     Stage::Head(Vec::new())
                 }
                 Stage::Long { left, probe } => {
@@ -237,7 +275,7 @@ impl Transform for Messages {
                     *left -= now.len();
                     input = rest;
                     if *left > 0 {
-                        return Ok(());
+                        return Ok(0);
                     }
                     probe.finish(out)?;
                     Stage::Head(Vec::new())
@@ -245,11 +283,33 @@ impl Transform for Messages {
             };
             self.stage = next;
         }
+        Ok(input.len())
+    }
+}
+
+impl Transform for Messages {
+    fn push(&mut self, input: &[u8], out: &mut Vec<u8>) -> Result<(), StreamError> {
+        if self.waiting.is_empty() {
+            let left = self.step(input, out)?;
+            let rest = input.get(input.len() - left..).unwrap_or_default();
+            self.waiting.extend_from_slice(rest);
+        } else {
+            let mut waiting = std::mem::take(&mut self.waiting);
+            waiting.extend_from_slice(input);
+            let left = self.step(&waiting, out)?;
+            waiting.drain(..waiting.len() - left);
+            self.waiting = waiting;
+        }
+        Ok(())
+    }
+
+    fn has_more(&self) -> bool {
+        !self.waiting.is_empty()
     }
 
     fn finish(&mut self, _out: &mut Vec<u8>) -> Result<(), StreamError> {
         match &self.stage {
-            Stage::Head(head) if head.is_empty() => Ok(()),
+            Stage::Head(head) if head.is_empty() && self.waiting.is_empty() => Ok(()),
             _ => Err(io::Error::from(io::ErrorKind::UnexpectedEof).into()),
         }
     }

@@ -76,6 +76,9 @@ fn run(mut messages: Messages, body: &[u8], size: usize) -> Result<Vec<u8>, Stre
     let mut out = Vec::new();
     for piece in body.chunks(size.min(messages.step_bytes_max())) {
         messages.push(piece, &mut out)?;
+        while messages.has_more() {
+            messages.push(&[], &mut out)?;
+        }
         messages.flush(&mut out)?;
     }
     messages.finish(&mut out)?;
@@ -183,6 +186,94 @@ fn long_messages_stream_until_something_would_be_swapped() {
         refused,
         Err(StreamError::Refused(Refusal::MessageLength))
     ));
+}
+
+/// Goal: a message that is large and deep is changed like any other; so is one with values in it
+/// that fill most of it.
+#[test]
+fn large_messages_are_changed_at_any_depth() {
+    let fixture = fixture("api.example", VALUE);
+    let token = fixture.token.to_string();
+    let padding = Field::Text("y".repeat(3 * 1024 * 1024 + 512 * 1024));
+    let mut fields = vec![Field::Text("<$>".to_owned()), padding];
+    for _ in 0..50 {
+        fields = vec![Field::Message(fields)];
+    }
+    let (sealed, real) = (encode(&fields, &token), encode(&fields, VALUE));
+    let (sealed, real) = (framed(0, &sealed), framed(0, &real));
+    assert_eq!(run(up(&fixture, None), &sealed, 65_536).unwrap(), real);
+    assert_eq!(run(down(&fixture, None), &real, 65_536).unwrap(), sealed);
+
+    let fields: Vec<_> = (0..8_000).map(|_| Field::Text("$".to_owned())).collect();
+    let (sealed, real) = (encode(&fields, &token), encode(&fields, VALUE));
+    let (sealed, real) = (framed(0, &sealed), framed(0, &real));
+    assert_eq!(run(up(&fixture, None), &sealed, 65_536).unwrap(), real);
+    assert_eq!(run(down(&fixture, None), &real, 65_536).unwrap(), sealed);
+}
+
+/// Goal: no message makes the proxy hold more than it may, however much longer its values are.
+#[test]
+fn a_message_of_tokens_does_not_grow_without_bound() {
+    let fixture = fixture("api.example", &"k7Gq2xZp".repeat(1000));
+    let token = fixture.token.to_string();
+    let fields: Vec<_> = (0..5_000).map(|_| Field::Text("$".to_owned())).collect();
+    let body = framed(0, &encode(&fields, &token));
+    let refused = run(up(&fixture, None), &body, 65_536);
+    assert!(matches!(
+        refused,
+        Err(StreamError::Refused(Refusal::MessageLength))
+    ));
+}
+
+/// Goal: one push that holds many messages, each of which opens to a long text, is worked off a
+/// message at a time; and all of them together expand no more than any body may.
+#[test]
+fn a_push_of_many_messages_takes_many_steps() {
+    let fixture = fixture("api.example", VALUE);
+    let text = encode(&[Field::Text("z".repeat(200_000))], "");
+    let packed = framed(1, &Packer::of(Coding::Gzip).pack(&text).unwrap());
+    let body = packed.repeat(60_000 / packed.len());
+    let mut messages = up(&fixture, Some(Coding::Gzip));
+    let (mut out, mut steps) = (Vec::new(), 1);
+    messages.push(&body, &mut out).unwrap();
+    while messages.has_more() {
+        assert_eq!(out.len(), steps * packed.len(), "one message a step");
+        messages.push(&[], &mut out).unwrap();
+        steps += 1;
+    }
+    assert_eq!((out, steps), (body, 60_000 / packed.len()));
+
+    let text = vec![b'z'; MESSAGE_BYTES_MAX];
+    let packed = Packer::of(Coding::Zstd).pack(&text).unwrap();
+    assert!(packed.len() < text.len() / 2000, "{}", packed.len());
+    let refused = run(up(&fixture, Some(Coding::Zstd)), &framed(1, &packed), 99);
+    assert!(matches!(
+        refused,
+        Err(StreamError::Refused(Refusal::Expansion))
+    ));
+}
+
+/// Goal: what a compressed form carries beside its text tells no value either.
+#[test]
+fn a_value_beside_a_compressed_text_is_refused() {
+    let fixture = fixture("api.example", VALUE);
+    // A gzip member whose header has a file's name (RFC 1952, section 2.3).
+    let plain = Packer::of(Coding::Gzip).pack(b"nothing in here").unwrap();
+    let mut named = plain[..10].to_vec();
+    named[3] |= 8;
+    named.extend(format!("{VALUE}\0").bytes());
+    named.extend(&plain[10..]);
+    let refused = run(down(&fixture, Some(Coding::Gzip)), &framed(1, &named), 99);
+    assert!(matches!(
+        refused,
+        Err(StreamError::Refused(Refusal::ResponseCoding))
+    ));
+    // A skippable frame before the one with the text (RFC 8878, section 3.1.2).
+    let mut skipped = vec![0x50, 0x2a, 0x4d, 0x18];
+    skipped.extend((VALUE.len() as u32).to_le_bytes());
+    skipped.extend(VALUE.bytes());
+    skipped.extend(Packer::of(Coding::Zstd).pack(b"nothing in here").unwrap());
+    assert!(run(down(&fixture, Some(Coding::Zstd)), &framed(1, &skipped), 99).is_err());
 }
 
 /// What can't be read as messages ends the stream; nothing of it passes unread.

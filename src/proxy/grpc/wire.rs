@@ -6,25 +6,40 @@
 //! exactly this length is misread (its `+` would be changed with the length); prose and JSON do
 //! not read as messages.
 
-use super::leaf::Leaf;
+use std::ops::Range;
+
+use super::leaf::{Leaf, SWAPPED_BYTES_MAX, Spans};
 use crate::proxy::body::StreamError;
 use crate::proxy::refusal::Refusal;
 
 /// Messages in messages, as protobuf's own parsers limit them.
 const DEPTH_MAX: usize = 100;
-/// Bytes looked at for one message, each once for every message around it.
-const LOOKED_AT_BYTES_MAX: usize = 16 * 1024 * 1024;
+/// Work for one message beyond one search before and one after: what is swapped, and what is
+/// searched at every level where something lies across fields.
+const WORK_BYTES_MAX: usize = 16 * 1024 * 1024;
+/// What each thing swapped costs of that, however short it is.
+const SWAP_COST_BYTES: usize = 64;
 
 /// `message` with everything swapped that `leaf` swaps, or `None` when there was nothing.
 pub(super) fn swap(message: &[u8], leaf: &Leaf) -> Result<Option<Vec<u8>>, StreamError> {
-    if !leaf.is_in(message) {
+    let spans = leaf.spans(message);
+    if spans.is_empty() {
         return Ok(None);
     }
     let mut walk = Walk {
         leaf,
-        left: LOOKED_AT_BYTES_MAX,
+        message,
+        spans,
+        left: WORK_BYTES_MAX,
+        across: false,
     };
-    walk.swap(message, 0)
+    let changed = walk.swap(0..message.len(), 0)?;
+    if leaf.must_be_gone() && leaf.is_in(changed.as_deref().unwrap_or(message)) {
+        // It began in one field and ended in another: found by searching each level.
+        walk.across = true;
+        return walk.swap(0..message.len(), 0);
+    }
+    Ok(changed)
 }
 
 /// Whether `bytes` read as a message to the last.
@@ -34,24 +49,31 @@ pub(super) fn reads(bytes: &[u8]) -> bool {
 
 struct Walk<'a> {
     leaf: &'a Leaf,
+    message: &'a [u8],
+    /// What is looked for, found once in all of it.
+    spans: Spans,
+    /// What is left of the work that one message may make.
     left: usize,
+    /// Something lies across fields.
+    across: bool,
 }
 
 impl Walk<'_> {
-    fn is_in(&mut self, bytes: &[u8]) -> Result<bool, Refusal> {
-        let left = self.left.checked_sub(bytes.len());
+    fn charge(&mut self, bytes: usize) -> Result<(), Refusal> {
+        let left = self.left.checked_sub(bytes.saturating_add(SWAP_COST_BYTES));
         self.left = left.ok_or(Refusal::MessageLength)?;
-        Ok(self.leaf.is_in(bytes))
+        Ok(())
     }
 
-    /// Swaps in `bytes`, in which there is something to swap.
-    fn swap(&mut self, bytes: &[u8], depth: usize) -> Result<Option<Vec<u8>>, StreamError> {
+    /// Swaps in a part of the message in which there is something to swap.
+    fn swap(&mut self, part: Range<usize>, depth: usize) -> Result<Option<Vec<u8>>, StreamError> {
+        let bytes = self.message.get(part.clone()).unwrap_or_default();
         if depth < DEPTH_MAX && reads(bytes) {
-            let mut out = Vec::new();
+            let mut out = Vec::with_capacity(bytes.len());
             let (mut copied, mut inside) = (0, false);
             for field in Fields::of(bytes).flatten().flatten() {
-                let payload = bytes.get(field.start..field.end).unwrap_or_default();
-                if !self.is_in(payload)? {
+                let payload = part.start + field.start..part.start + field.end;
+                if !self.spans.any_within(payload.start, payload.end) {
                     continue;
                 }
                 inside = true;
@@ -60,16 +82,26 @@ impl Walk<'_> {
                     put_varint(&mut out, changed.len() as u64);
                     out.extend_from_slice(&changed);
                     copied = field.end;
+                    if out.len() > SWAPPED_BYTES_MAX {
+                        return Err(Refusal::MessageLength.into());
+                    }
                 }
             }
             out.extend_from_slice(bytes.get(copied..).unwrap_or_default());
-            // What began in one field and ended in another was not seen.
-            let left = self.leaf.must_be_gone() && self.is_in(&out)?;
-            if inside && !left {
+            if inside && !self.is_left_in(&out)? {
                 return Ok((copied > 0).then_some(out));
             }
         }
+        self.charge(bytes.len())?;
         self.leaf.swap(bytes)
+    }
+
+    fn is_left_in(&mut self, out: &[u8]) -> Result<bool, Refusal> {
+        if !self.across {
+            return Ok(false);
+        }
+        self.charge(out.len())?;
+        Ok(self.leaf.is_in(out))
     }
 }
 

@@ -74,7 +74,9 @@ impl Relay {
             Ok(rules) => rules,
             Err(refusal) => return tally.refuse(refusal),
         };
-        rules.prepare().await;
+        if let Err(refusal) = rules.prepare().await {
+            return tally.refuse(refusal);
+        }
         let seal = Arc::new(Seal::new(rules, tally.clone()));
         let (near_read, near_write) = split(near);
         let (far_read, far_write) = split(far);
@@ -118,8 +120,8 @@ impl<F: Fn(&Policy) -> Result<Arc<HostRules>, Refusal>> Terms<F> {
                 Ok(rules) => rules,
                 Err(refusal) => return Stop::Refused(refusal),
             };
-            rules.prepare().await;
-            if let Err(stop) = seal.renew(rules) {
+            let ready = rules.prepare().await.map_err(Stop::Refused);
+            if let Err(stop) = ready.and_then(|()| seal.renew(rules)) {
                 return stop;
             }
         }
