@@ -149,6 +149,7 @@ fn secret(number: usize) -> SecretSet {
         allowed_hosts: vec!["api.example.com".to_owned()],
         sealed: sealed(),
         at: at(),
+        placement: None,
     }
 }
 
@@ -180,6 +181,7 @@ fn entry(number: usize, version: u64) -> SealedEntry {
         layer_id: "00000000-0000-7000-8000-000000000001".to_owned(),
         version,
         sealed: sealed(),
+        placement: None,
     }
 }
 

@@ -148,7 +148,8 @@ async fn a_stream_must_name_the_host_connected_to() {
     let mut io = raw2(&world, host.port).await;
     let token = world.token.to_string();
     let key = ("x-key", token.as_bytes());
-    let corpus: [(&str, &[(&str, &[u8])]); 12] = [
+    type Fields<'a> = &'a [(&'a str, &'a [u8])];
+    let corpus: [(&str, Fields); 12] = [
         ("host_mismatch", &[(":authority", b"other.test"), key]),
         ("host_mismatch", &[(":authority", b"evil.example"), key]),
         ("host_mismatch", &[("host", b"other.test"), key]),
