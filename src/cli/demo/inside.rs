@@ -136,10 +136,10 @@ impl Reply {
     /// Reads the last reply in the text: curl prints the proxy's own before it.
     pub fn parse(text: &str) -> Option<Self> {
         let text = text.replace("\r\n", "\n");
-        let mut rest = text.get(text.find("HTTP/1.1 ")?..)?;
+        let mut rest = text.get(text.find("HTTP/")?..)?;
         loop {
             let (head, body) = rest.split_once("\n\n").unwrap_or((rest, ""));
-            if body.starts_with("HTTP/1.1 ") {
+            if body.starts_with("HTTP/") {
                 rest = body;
                 continue;
             }

@@ -260,7 +260,7 @@ mod tests {
         let text = b"a text of some length, a text of some length".repeat(20);
         for coding in ["gzip", "deflate", "br", "zstd"] {
             let coded = encode(coding, &text);
-            assert!(!has(&coded, b"some length"), "{coding} changes nothing");
+            assert!(coded.len() < text.len() / 4, "{coding} changes nothing");
             assert!(decode(coding, &coded) == text, "{coding}");
         }
     }
