@@ -32,7 +32,7 @@ fn transform(fields: &[(header::HeaderName, &'static str)], up: bool) -> Box<dyn
         true => of_request(&headers, &rules, &Arc::default()).map(Option::unwrap),
         false => {
             let patterns = rules.patterns().expect("a value that can be recognised");
-            of_response(&headers, patterns, &Arc::default())
+            of_response(&headers, true, patterns, &Arc::default())
         }
     };
     change

@@ -54,7 +54,12 @@ fn rules() -> Arc<HostRules> {
         let policy = Policy::new(Vec::new(), bindings, true, true);
         policy.rules_for(&HOST.parse().expect("a host"), true, false)
     };
-    RULES.get_or_init(make).clone()
+    let rules = RULES.get_or_init(make).clone();
+    // Each input is a program of its own: what those before it guessed does not count.
+    if let Some(patterns) = rules.patterns() {
+        patterns.forget_guesses();
+    }
+    rules
 }
 
 /// `data` with tokens and spellings of the value where certain bytes stand.

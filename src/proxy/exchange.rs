@@ -18,7 +18,7 @@ use super::body::{CountedBody, OutBody};
 use super::decision::{Outcome, Protocol, Record};
 use super::framing::Seat;
 use super::gate::SandboxProxy;
-use super::head::{check_request, rewrite_request};
+use super::head::{check_request, rewrite_request, write_framing};
 use super::origin::Origin;
 use super::policy::{HostRules, Policy};
 use super::refusal::Refusal;
@@ -125,6 +125,8 @@ impl Exchange {
         self.proxy
             .announce(&rules, record, outgoing.more_to_come)
             .await?;
+        // The policy may have changed while a connection was waited for or the upload gathered.
+        self.proxy.judge(&self.origin.host)?;
         record.passed(Outcome::Allowed, rule);
         let request = Request::from_parts(parts, outgoing.body);
         let (response, lease) = self.send(request, version, lease, record).await?;
@@ -180,6 +182,7 @@ impl Exchange {
             parts.version = lease.version();
             self.origin
                 .address(&mut parts.uri, &mut parts.headers, parts.version);
+            write_framing(&mut parts, &body);
             let addressed = Request::from_parts(parts, body);
             match self.sent(addressed, &mut lease, record).await? {
                 Ok(response) => return Ok((response, lease)),

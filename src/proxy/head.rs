@@ -12,6 +12,7 @@ use base64::engine::{DecodePaddingMode, GeneralPurpose, GeneralPurposeConfig};
 use http::header::{self, HeaderMap, HeaderName, HeaderValue};
 use http::uri::PathAndQuery;
 use http::{Method, Uri, Version, request};
+use http_body::Body;
 use zeroize::Zeroizing;
 
 use super::connection::HEAD_FIELDS_MAX;
@@ -159,6 +160,27 @@ pub(crate) fn rewrite_request(
         limit_codings(headers, tally);
     }
     substitute_fields(headers, rules, tally)
+}
+
+/// Writes the framing of a request where hyper would leave it out. Hosts answer `411` to a POST in
+/// HTTP/1.1 that does not say it is empty (RFC 9110, section 8.6), and hyper drops the body of a
+/// GET whose length is unknown.
+pub(crate) fn write_framing(parts: &mut request::Parts, body: &impl Body) {
+    parts.headers.remove(header::TRANSFER_ENCODING);
+    parts.headers.remove(header::CONTENT_LENGTH);
+    if parts.version != Version::HTTP_11 {
+        return;
+    }
+    let means_content = matches!(parts.method, Method::POST | Method::PUT | Method::PATCH);
+    if body.is_end_stream() {
+        if means_content {
+            let none = HeaderValue::from_static("0");
+            parts.headers.insert(header::CONTENT_LENGTH, none);
+        }
+    } else if body.size_hint().exact().is_none() {
+        let chunked = HeaderValue::from_static("chunked");
+        parts.headers.insert(header::TRANSFER_ENCODING, chunked);
+    }
 }
 
 /// Puts the values in place in every field.

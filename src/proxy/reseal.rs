@@ -153,6 +153,12 @@ impl Patterns {
         }))
     }
 
+    /// Takes what was guessed so far as if it had not been.
+    #[cfg(fuzzing)]
+    pub fn forget_guesses(&self) {
+        self.guesses.0.store(0, Ordering::Relaxed);
+    }
+
     /// Refuses when a program was stopped from guessing values.
     pub fn check_guesses(&self) -> Result<(), Refusal> {
         self.guesses.check()

@@ -251,3 +251,29 @@ async fn a_stream_is_broken_off_where_a_rule_is_broken() {
     assert_eq!(world.decision().await.reason, "secret_not_bound_to_host");
     world.finish();
 }
+
+/// An empty POST says that it is empty, and the body of a GET of unknown length arrives.
+#[tokio::test]
+async fn what_hyper_would_leave_out_is_framed() {
+    let world = World::new(&Setup::default());
+    let host = world.host(echo()).await;
+    for method in ["POST", "PUT"] {
+        let request = format!("{method} / HTTP/1.1\r\nhost: api.test\r\ncontent-length: 0\r\n\r\n");
+        world.ask("api.test", host.port, request).await;
+        assert_eq!(host.last().field("content-length"), Some("0"), "{method}");
+    }
+    let get = crate::wire::get("api.test", "/", "");
+    world.ask("api.test", host.port, get).await;
+    assert_eq!(host.last().field("content-length"), None);
+    for body in ["query", &world.token.to_string()] {
+        let request = format!(
+            "GET / HTTP/1.1\r\nhost: api.test\r\ntransfer-encoding: chunked\r\n\r\n\
+             {:x}\r\n{body}\r\n0\r\n\r\n",
+            body.len()
+        );
+        world.ask("api.test", host.port, request).await;
+        let sent = body.replace(&world.token.to_string(), crate::world::VALUE);
+        assert_eq!(host.last().text(), sent);
+    }
+    world.finish();
+}
