@@ -177,7 +177,7 @@ impl Exchange {
         mut lease: Lease,
         record: &Record,
     ) -> Result<(Response<Incoming>, Lease), Refusal> {
-        for _ in 0..ATTEMPTS_MAX {
+        for attempt in 1..=ATTEMPTS_MAX {
             let (mut parts, body) = request.into_parts();
             parts.version = lease.version();
             self.origin
@@ -186,8 +186,8 @@ impl Exchange {
             let addressed = Request::from_parts(parts, body);
             match self.sent(addressed, &mut lease, record).await? {
                 Ok(response) => return Ok((response, lease)),
-                Err(None) => break,
-                Err(Some(unsent)) => request = unsent,
+                Err(Some(unsent)) if attempt < ATTEMPTS_MAX => request = unsent,
+                Err(_) => break,
             }
             drop(lease);
             lease = self.lease(version).await?;

@@ -60,6 +60,14 @@ struct Secrets {
     by_token: HashMap<SealedToken, usize>,
 }
 
+impl Secrets {
+    /// The secret that `token` stands for, and its place among the bindings.
+    fn find(&self, token: &SealedToken) -> Option<(usize, &Binding)> {
+        let &index = self.by_token.get(token)?;
+        Some((index, self.bindings.get(index)?))
+    }
+}
+
 impl Policy {
     /// `allowlist` empty means no restriction of hosts. `reseal` off leaves responses untouched.
     pub fn new(
@@ -105,9 +113,8 @@ impl Policy {
     /// have stored one, and it may still be valid there. The last [`FORMER_MAX`] are remembered.
     pub(crate) fn following(mut self, before: &Self) -> Self {
         let rotated = self.secrets.bindings.iter().any(|one| {
-            let old = before.secrets.by_token.get(&one.token);
-            let old = old.and_then(|&index| before.secrets.bindings.get(index));
-            old.is_some_and(|old| old.value.expose() != one.value.expose())
+            let old = before.secrets.find(&one.token);
+            old.is_some_and(|(_, old)| old.value.expose() != one.value.expose())
         });
         self.former = before.former.clone();
         if rotated {
@@ -202,10 +209,9 @@ impl Applicable {
 
     /// The same secrets with the values they had before.
     fn former(&self) -> impl Iterator<Item = &Binding> {
-        let before = |one: &Binding, old: &'_ Arc<Secrets>| old.by_token.get(&one.token).copied();
         self.former.iter().flat_map(move |old| {
-            let indices = self.bindings().filter_map(move |one| before(one, old));
-            indices.filter_map(|index| old.bindings.get(index))
+            let found = self.bindings().filter_map(|one| old.find(&one.token));
+            found.map(|(_, binding)| binding)
         })
     }
 }
@@ -267,8 +273,7 @@ impl HostRules {
             return Lookup::Revoked(name);
         }
         let Applicable { secrets, set, .. } = &*self.applicable;
-        let index = secrets.by_token.get(token).copied();
-        let Some((index, binding)) = index.and_then(|i| Some((i, secrets.bindings.get(i)?))) else {
+        let Some((index, binding)) = secrets.find(token) else {
             return Lookup::Unknown;
         };
         let applies = set.get(index).copied().unwrap_or(false);
@@ -394,23 +399,28 @@ pub(crate) mod testing {
         pub elsewhere: SealedToken,
     }
 
-    pub(crate) fn fixture(host: &str, value: &str) -> Fixture {
-        let (token, elsewhere) = (SealedToken::generate(), SealedToken::generate());
-        let binding = |name: &str, token, value: &str, host: &str| Binding {
-            name: name.to_owned(),
+    /// A secret with this value for one host, which may stand anywhere.
+    pub(crate) fn secret(token: SealedToken, value: &str, host: &str) -> Binding {
+        Binding {
+            name: "KEY".into(),
             token,
             value: SecretValue::from(value.to_owned()),
             hosts: vec![host.parse().unwrap()],
             placement: Placement::default(),
-        };
+        }
+    }
+
+    pub(crate) fn fixture(host: &str, value: &str) -> Fixture {
+        let (token, elsewhere) = (SealedToken::generate(), SealedToken::generate());
         let bindings = vec![
-            binding("HERE", token, value, host),
-            binding(
-                "ELSEWHERE",
-                elsewhere,
-                "other-value-0002",
-                "elsewhere.example",
-            ),
+            Binding {
+                name: "HERE".into(),
+                ..secret(token, value, host)
+            },
+            Binding {
+                name: "ELSEWHERE".into(),
+                ..secret(elsewhere, "other-value-0002", "elsewhere.example")
+            },
         ];
         let policy = Policy::new(Vec::new(), bindings, true, true);
         let host = host.parse().unwrap();

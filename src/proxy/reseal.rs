@@ -216,10 +216,7 @@ impl Patterns {
     fn skip(&self, bytes: &[u8], at: usize) -> usize {
         // A spelling may begin in the tail and go on in what is still to come.
         let tail = bytes.len().saturating_sub(PREFIX_BYTES - 1).max(at);
-        match self.scout.next(bytes, at) {
-            Some(candidate) => candidate,
-            None => tail,
-        }
+        self.scout.next(bytes, at).unwrap_or(tail)
     }
 
     /// How many of the last bytes of `bytes`, in which no spelling begins before the last few, may

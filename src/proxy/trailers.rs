@@ -117,10 +117,9 @@ mod tests {
     use super::*;
     use crate::proxy::SealedToken;
     use crate::proxy::placement::{Placement, PlacementText};
-    use crate::proxy::policy::testing::fixture;
+    use crate::proxy::policy::testing::{fixture, secret};
     use crate::proxy::policy::{Binding, Policy};
     use crate::proxy::refusal::Refusal;
-    use crate::secret::SecretValue;
 
     fn fields(pairs: &[(&'static str, &str)]) -> HeaderMap {
         let pairs = pairs
@@ -164,11 +163,9 @@ mod tests {
         });
         let token = SealedToken::generate();
         let secret = Binding {
-            name: "KEY".into(),
-            token,
-            value: SecretValue::from("real-value-0001".to_owned()),
             hosts: Vec::new(),
             placement: placement.unwrap(),
+            ..secret(token, "real-value-0001", "api.example")
         };
         let policy = Policy::new(Vec::new(), vec![secret], true, true);
         let rules = policy.rules_for(&"api.example".parse().unwrap(), true, false);

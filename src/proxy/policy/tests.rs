@@ -1,5 +1,6 @@
 //! Judging hosts, and what is searched for at them.
 
+use super::testing::secret;
 use super::*;
 use crate::proxy::placement::PlacementText;
 
@@ -8,13 +9,7 @@ fn policy(allowlist: &[&str], network: bool) -> Policy {
         .iter()
         .map(|pattern| pattern.parse().unwrap())
         .collect();
-    let secret = Binding {
-        name: "KEY".into(),
-        token: SealedToken::generate(),
-        value: SecretValue::from("real-value-0001".to_owned()),
-        hosts: vec!["api.example".parse().unwrap()],
-        placement: Placement::default(),
-    };
+    let secret = secret(SealedToken::generate(), "real-value-0001", "api.example");
     Policy::new(allowlist, vec![secret], network, true)
 }
 
@@ -23,14 +18,8 @@ fn policy(allowlist: &[&str], network: bool) -> Policy {
 fn former_values_are_searched_for_after_a_rotation() {
     let token = SealedToken::generate();
     let policy = |value: &str| {
-        let binding = Binding {
-            name: "KEY".into(),
-            token,
-            value: SecretValue::from(value.to_owned()),
-            hosts: vec!["api.example".parse().unwrap()],
-            placement: Placement::default(),
-        };
-        Policy::new(Vec::new(), vec![binding], true, true)
+        let secret = secret(token, value, "api.example");
+        Policy::new(Vec::new(), vec![secret], true, true)
     };
     let mut current = policy("real-value-0000");
     for turn in 1..=6 {
@@ -84,11 +73,9 @@ fn narrowing_fails_closed() {
     });
     let token = SealedToken::generate();
     let secret = Binding {
-        name: "KEY".into(),
-        token,
-        value: SecretValue::from("real-value-0001".to_owned()),
         hosts: Vec::new(),
         placement: placement.unwrap(),
+        ..secret(token, "real-value-0001", "api.example")
     };
     let policy = Policy::new(Vec::new(), vec![secret], true, true);
     let rules = || policy.rules_for(&"api.example".parse().unwrap(), true, false);
