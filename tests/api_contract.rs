@@ -319,6 +319,15 @@ const ROUTES: &[(&str, &str, &[&str], Who)] = &[
     ("files", "/files", &["DELETE", "GET", "PUT"], Who::Sandbox),
     ("files", "/files/list", &["GET"], Who::Sandbox),
     ("files", "/files/mkdir", &["POST"], Who::Sandbox),
+    ("signed_urls", "/files/download", &["GET"], Who::Signed),
+    (
+        "signed_urls",
+        "/files/download-url",
+        &["POST"],
+        Who::Sandbox,
+    ),
+    ("signed_urls", "/files/upload", &["PUT"], Who::Signed),
+    ("signed_urls", "/files/upload-url", &["POST"], Who::Sandbox),
     ("health", "/readyz", &["GET"], Who::Anybody),
     ("identity", "/whoami", &["GET"], Who::Key),
     ("projects", "/projects", &["GET", "POST"], Who::Key),
@@ -385,6 +394,8 @@ enum Who {
     Key,
     /// Below `/api/sandboxes/{id}` and `/sandboxes/{id}`.
     Sandbox,
+    /// In the same places, for whoever has a signature.
+    Signed,
 }
 
 /// Goal: no route is forgotten: the table above is what the source declares, and each of its
@@ -408,7 +419,7 @@ async fn no_route_answers_without_a_credential() {
         let below: &[&str] = match who {
             Who::Anybody => continue,
             Who::Key => &["/api"],
-            Who::Sandbox => &["/api/sandboxes/{id}", "/sandboxes/{id}"],
+            Who::Sandbox | Who::Signed => &["/api/sandboxes/{id}", "/sandboxes/{id}"],
         };
         for (prefix, method) in below
             .iter()
@@ -417,6 +428,15 @@ async fn no_route_answers_without_a_credential() {
             let path = format!("{prefix}{path}")
                 .replace("{id}", "sb-01m806v6r12w1bmtyq39z8xdwq")
                 .replace(['{', '}'], "");
+            if *who == Who::Signed {
+                let far = "path=a&expires=9999999999";
+                let forged = format!("{path}?{far}&signature={}", "0".repeat(64));
+                for caller in [&nobody, &stranger, &server.api()] {
+                    let reply = caller.call(method, &forged, None).await;
+                    reply.refused(403, "invalid signature");
+                }
+                continue;
+            }
             nobody
                 .call(method, &path, None)
                 .await
@@ -449,7 +469,7 @@ async fn every_path_tells_its_methods() {
         let below = match who {
             Who::Anybody => "",
             Who::Key => "/api",
-            Who::Sandbox => "/api/sandboxes/{id}",
+            Who::Sandbox | Who::Signed => "/api/sandboxes/{id}",
         };
         let path = format!("{below}{path}")
             .replace("{id}", "sb-01m806v6r12w1bmtyq39z8xdwq")

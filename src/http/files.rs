@@ -15,6 +15,8 @@ use tokio_stream::wrappers::ReceiverStream;
 use super::Api;
 use super::auth::WithSandbox;
 use super::error::{ApiError, ApiResult};
+use crate::actors::Caller;
+use crate::ids::SandboxId;
 
 /// Longest path (Linux's `PATH_MAX`).
 const PATH_BYTES_MAX: usize = 4096;
@@ -47,7 +49,8 @@ impl PathQuery {
     }
 }
 
-fn check(path: String) -> ApiResult<String> {
+/// A path that may be asked for.
+pub(super) fn check(path: String) -> ApiResult<String> {
     if path.contains('\0') {
         return Err(ApiError::bad_request("path must not hold NUL"));
     }
@@ -60,8 +63,13 @@ fn check(path: String) -> ApiResult<String> {
 
 async fn read(api: web::Data<Api>, who: WithSandbox, query: web::Query<PathQuery>) -> ApiResult {
     let path = query.into_inner().required()?;
-    let live = api.platform.live_sandbox(&who.caller, &who.id).await?;
-    let (size, bytes) = live.guest.read_file(&path).await?;
+    download(&api, &who.caller, &who.id, &path).await
+}
+
+/// A file's bytes.
+pub(super) async fn download(api: &Api, caller: &Caller, id: &SandboxId, path: &str) -> ApiResult {
+    let live = api.platform.live_sandbox(caller, id).await?;
+    let (size, bytes) = live.guest.read_file(path).await?;
     Ok(HttpResponse::Ok()
         .content_type("application/octet-stream")
         .no_chunking(size)
@@ -72,10 +80,21 @@ async fn write(
     api: web::Data<Api>,
     who: WithSandbox,
     query: web::Query<PathQuery>,
-    mut payload: web::Payload,
+    payload: web::Payload,
 ) -> ApiResult {
     let path = query.into_inner().required()?;
-    let live = api.platform.live_sandbox(&who.caller, &who.id).await?;
+    upload(&api, &who.caller, &who.id, path, payload).await
+}
+
+/// Makes a request's body the content of a file, all of it or nothing.
+pub(super) async fn upload(
+    api: &Api,
+    caller: &Caller,
+    id: &SandboxId,
+    path: String,
+    mut payload: web::Payload,
+) -> ApiResult {
+    let live = api.platform.live_sandbox(caller, id).await?;
     let limit = api.platform.limits().upload_bytes_max;
     // The request's body can't leave its thread; the guest's client can't stay on it.
     let (sender, receiver) = tokio::sync::mpsc::channel(UPLOAD_CHUNKS_MAX);

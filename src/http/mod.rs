@@ -20,6 +20,7 @@ mod request_id;
 mod sandboxes;
 mod secret_stores;
 mod server;
+mod signed_urls;
 mod stop;
 
 use std::sync::Arc;
@@ -41,6 +42,7 @@ pub(crate) const REGION: &str = "local";
 pub struct Api {
     pub(crate) platform: Arc<Platform>,
     pub(crate) tokens: auth::Tokens,
+    pub(crate) url_signer: signed_urls::UrlSigner,
     /// Origin that clients use, without a trailing slash.
     pub(crate) public_url: String,
     /// The organization that everybody is when the server asks for no key.
@@ -70,9 +72,10 @@ pub fn routes(config: &mut web::ServiceConfig) {
     config.default_service(web::to(error::no_route));
 }
 
-/// Routes of one sandbox that its own token may use too.
+/// Routes of one sandbox that its own token may use too, or a signature.
 fn data_plane(config: &mut web::ServiceConfig) {
     sandboxes::data_routes(config);
     exec::routes(config);
     files::routes(config);
+    signed_urls::routes(config);
 }

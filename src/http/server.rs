@@ -22,6 +22,7 @@ use super::error::ApiError;
 use super::idempotency::REPLAYED;
 use super::methods::with_methods;
 use super::request_id::{REQUEST_ID, with_request_id};
+use super::signed_urls::UrlSigner;
 use super::stop::{serve_until, told_to_stop};
 use super::{Api, routes};
 use crate::actors::{Failure, Parts, Platform, Reconciler};
@@ -188,6 +189,7 @@ pub async fn serve(config: Config, first_key: impl FnOnce(FirstKey<'_>)) -> Resu
     let stopping = told_to_stop()?;
     let api = web::Data::new(Api {
         tokens: Tokens::new(&*platform.signing_key("sandbox-token")?),
+        url_signer: UrlSigner::new(&*platform.signing_key("signed-url")?),
         public_url: config.public_url.clone().unwrap_or_else(|| url.clone()),
         no_auth: config.no_auth.then_some(org),
         checkpoint_key,

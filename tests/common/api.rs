@@ -53,6 +53,14 @@ impl Api {
         other
     }
 
+    /// A request that was not sent yet, for what the methods below don't do.
+    pub fn request(&self, method: &str, path: &str) -> reqwest::RequestBuilder {
+        let method = reqwest::Method::from_bytes(method.as_bytes()).expect("a method");
+        self.client
+            .request(method, format!("{}{path}", self.url))
+            .headers(self.headers.clone())
+    }
+
     /// Sends a request; an error means that no whole reply came back.
     pub async fn send(
         &self,
@@ -60,11 +68,7 @@ impl Api {
         path: &str,
         body: Option<Vec<u8>>,
     ) -> Result<Reply, reqwest::Error> {
-        let method = reqwest::Method::from_bytes(method.as_bytes()).expect("a method");
-        let mut request = self
-            .client
-            .request(method, format!("{}{path}", self.url))
-            .headers(self.headers.clone());
+        let mut request = self.request(method, path);
         if let Some(body) = body {
             request = request
                 .header("content-type", "application/json")

@@ -7,6 +7,7 @@
 #![allow(dead_code)] // each test program uses its own part of the harness
 
 pub mod api;
+pub mod boxes;
 pub mod offline;
 pub mod world;
 
@@ -20,6 +21,8 @@ use tempfile::TempDir;
 
 #[allow(unused_imports)] // as above
 pub use api::{Api, Reply};
+#[allow(unused_imports)] // as above
+pub use boxes::Sandbox;
 
 /// The API key of every test's first organization.
 pub const KEY: &str = "osb_00000000000000000000000000000000000000000000000000000000000000aa";

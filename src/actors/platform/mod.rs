@@ -3,6 +3,7 @@
 
 mod orgs;
 mod projects;
+mod sandboxes;
 mod stores;
 
 use std::collections::HashMap;

@@ -5,13 +5,13 @@ import importlib.metadata
 import sys
 
 import opencomputer
-from checks import commands, files, sandboxes, sealing, sessions, stores
+from checks import commands, files, sandboxes, sealing, sessions, signed, stores
 from harness import check, done, every_method_is_accounted_for, name
 
 NOT_YET = {
     "Sandbox": (
         "reboot power_cycle hibernate wake scale set_autoscale get_autoscale set_scaling_lock "
-        "get_scaling_lock download_url upload_url create_checkpoint list_checkpoints "
+        "get_scaling_lock create_checkpoint list_checkpoints "
         "restore_checkpoint create_from_checkpoint create_checkpoint_patch "
         "list_checkpoint_patches delete_checkpoint_patch delete_checkpoint "
         "rotate_preview_auth_token create_preview_url list_preview_urls delete_preview_url "
@@ -51,6 +51,8 @@ async def main(version: str) -> None:
         await commands.run(sandbox)
         await sessions.run(sandbox)
         await files.run(sandbox)
+        if hasattr(sandbox, "download_url"):
+            await signed.run(sandbox)
         await sealing.run(opencomputer.Sandbox, store, f"python-{version}")
         await sandbox.kill()
         await sandbox.close()

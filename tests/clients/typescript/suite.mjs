@@ -8,6 +8,7 @@ import { sandboxes } from "./sandboxes.mjs";
 import { exec } from "./exec.mjs";
 import { sessions } from "./sessions.mjs";
 import { files } from "./files.mjs";
+import { signed } from "./signed.mjs";
 import { stores } from "./stores.mjs";
 import { secrets } from "./secrets.mjs";
 
@@ -27,7 +28,7 @@ const NOT_YET = [
   "Sandbox.getScalingLock", "Sandbox.createCheckpoint", "Sandbox.listCheckpoints",
   "Sandbox.restoreCheckpoint", "Sandbox.deleteCheckpoint", "Sandbox.createFromCheckpoint",
   "Sandbox.createCheckpointPatch", "Sandbox.listCheckpointPatches",
-  "Sandbox.deleteCheckpointPatch", "Sandbox.downloadUrl", "Sandbox.uploadUrl",
+  "Sandbox.deleteCheckpointPatch",
   "Sandbox.createPreviewURL", "Sandbox.listPreviewURLs", "Sandbox.deletePreviewURL",
   "Sandbox.rotatePreviewAuthToken", "Pty", "SandboxAgent", "Mounts", "Image", "Snapshots",
   "Templates", "Webhooks", "WebhookDeliveries", "verifyWebhook", "Usage", "Tags",
@@ -52,7 +53,7 @@ await check("suite", "both entry points give the same classes", async () => {
   assert.equal(sdk.SecretStore, root.SecretStore);
 });
 const sandbox = await sandboxes(sdk);
-for (const [group, run] of Object.entries({ stores, exec, sessions, files, secrets })) {
+for (const [group, run] of Object.entries({ stores, exec, sessions, files, signed, secrets })) {
   if (sandbox || group === "stores") await run(sdk, sandbox);
   else await check(group, "needs a sandbox", async () => assert.fail("none could be created"));
 }
