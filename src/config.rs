@@ -27,6 +27,9 @@ pub struct ServeArgs {
     /// Address to listen on; port 0 picks a free one [default: 127.0.0.1:7600]
     #[arg(long, env = "OC_LISTEN", value_name = "ADDR:PORT")]
     pub listen: Option<SocketAddr>,
+    /// Address to serve metrics on (Prometheus, at /metrics, without a key) [default: none]
+    #[arg(long, env = "OC_ADMIN_LISTEN", value_name = "ADDR:PORT")]
+    pub admin_listen: Option<SocketAddr>,
     /// Configuration file [default: oc.toml in the data folder, when there is one]
     #[arg(long, env = "OC_CONFIG", value_name = "FILE")]
     pub config: Option<PathBuf>,
@@ -66,6 +69,7 @@ fn parse_host(text: &str) -> Result<(String, IpAddr), String> {
 #[serde(deny_unknown_fields)]
 struct File {
     listen: Option<SocketAddr>,
+    admin_listen: Option<SocketAddr>,
     public_url: Option<String>,
     master_key_file: Option<PathBuf>,
     master_key_command: Option<Vec<String>>,
@@ -205,6 +209,8 @@ pub struct Config {
     pub data_dir: PathBuf,
     /// Where it listens.
     pub listen: SocketAddr,
+    /// Where it serves metrics; `None`: nowhere.
+    pub admin_listen: Option<SocketAddr>,
     /// Origin that clients use, without a trailing slash; `None`: the address listened on.
     pub public_url: Option<String>,
     /// Where the master key comes from.
@@ -314,6 +320,7 @@ impl Config {
             checkpoints: file.checkpoints.map(checkpoints).transpose()?,
             data_dir,
             listen,
+            admin_listen: args.admin_listen.or(file.admin_listen),
             public_url: args
                 .public_url
                 .or(file.public_url)

@@ -309,6 +309,7 @@ const ROUTES: &[(&str, &str, &[&str], Who)] = &[
     ("audit_proof", "/audit/export", &["GET"], Who::Key),
     ("audit_proof", "/audit/verify", &["POST"], Who::Key),
     ("audit_secrets", "/audit/secrets", &["GET"], Who::Key),
+    ("stats", "/stats", &["GET"], Who::Sandbox),
     ("exec", "/commands", &["POST"], Who::Sandbox),
     ("exec", "/exec", &["GET", "POST"], Who::Sandbox),
     ("exec", "/exec/run", &["POST"], Who::Sandbox),

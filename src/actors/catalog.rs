@@ -4,6 +4,7 @@
 //! replay give the same rows. A write waits (bounded) until the model has its position, so every
 //! later read sees it. Unknown kinds of events are skipped and counted.
 
+use std::collections::BTreeMap;
 use std::sync::{Arc, PoisonError, RwLock};
 use std::time::Duration;
 
@@ -228,6 +229,21 @@ impl Catalog {
                 .take(limit)
                 .cloned()
                 .collect()
+        })
+    }
+
+    /// How many sandboxes there are of each status that clients see.
+    pub fn statuses(&self) -> BTreeMap<&'static str, u64> {
+        self.read(|model| {
+            let mut counts = BTreeMap::new();
+            for status in model
+                .sandboxes
+                .values()
+                .filter_map(|row| row.phase.status())
+            {
+                *counts.entry(status).or_default() += 1;
+            }
+            counts
         })
     }
 

@@ -144,7 +144,8 @@ impl Platform {
             .await
             .map_err(internal)?;
         guest.hello(GUEST_READY_MAX).await.map_err(internal)?;
-        let limits = serde_json::to_value(running.limits)?;
+        let (enforced, gauges) = (running.limits, running.gauges.clone());
+        let limits = serde_json::to_value(enforced)?;
         // A dead token stays where it was: programs see what they saw before.
         let dead = state.revoked.iter();
         let tokens = dead.map(|dead| (dead.name.clone(), dead.token.clone()));
@@ -155,7 +156,7 @@ impl Platform {
             !envs.is_empty() || !injected.is_empty() || !details.egress_allowlist.is_empty();
         injected.extend(envs);
         let exited = running.exit_watch();
-        let proxy = ProxyActor::start(
+        let (proxy, traffic) = ProxyActor::start(
             ProxyParts {
                 sandbox: id.clone(),
                 org: details.org_id,
@@ -166,6 +167,7 @@ impl Platform {
                 attachment: running.egress,
                 log: self.log.clone(),
                 recorders: self.recorders.clone(),
+                counters: self.counters.clone(),
             },
             &self.proxy_arbiters.next(),
         );
@@ -176,6 +178,9 @@ impl Platform {
             base: base_environment(governed && details.network_enabled),
             injected,
             policy_revision: revision.into(),
+            gauges,
+            limits: enforced,
+            traffic,
         });
         self.keep_live(id, &live);
         let (platform, watched) = (self.clone(), id.clone());

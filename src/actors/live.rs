@@ -2,14 +2,15 @@
 //! Nothing here is durable; a restarted server builds it anew from the log.
 
 use std::collections::BTreeMap;
+use std::sync::Arc;
 use std::sync::atomic::{AtomicU64, Ordering};
 
 use actix::Addr;
 
 use super::proxy::{ProxyActor, SetPolicy};
 use crate::events::families::SandboxCreated;
-use crate::proxy::Policy;
-use crate::sandbox::GuestClient;
+use crate::proxy::{Policy, Traffic};
+use crate::sandbox::{Gauges, GuestClient, Limits};
 
 /// Where the explicit proxy answers inside a sandbox.
 pub const PROXY_URL: &str = "http://169.254.169.253:3128";
@@ -32,6 +33,12 @@ pub struct LiveSandbox {
     pub injected: BTreeMap<String, String>,
     /// Revision of the newest policy its proxy was sent.
     pub policy_revision: AtomicU64,
+    /// What it uses.
+    pub gauges: Arc<dyn Gauges>,
+    /// How far its limits reach.
+    pub limits: Limits,
+    /// What its connections have carried.
+    pub traffic: Arc<Traffic>,
 }
 
 impl LiveSandbox {

@@ -31,6 +31,7 @@ mod sealing;
 mod secret_store;
 mod secrets;
 mod sessions;
+mod stats;
 #[cfg(test)]
 mod tests;
 pub mod trail;
@@ -51,3 +52,4 @@ pub use sandbox::{Phase, Sandbox};
 pub use secret_store::SecretStore;
 pub use secrets::{Secret, Secrets};
 pub use sessions::{Command, Session, SessionFailure};
+pub use stats::{Counters, SandboxStats};

@@ -15,10 +15,13 @@ use tokio_util::task::TaskTracker;
 use ulid::Ulid;
 
 use super::announcer::announce;
+use super::stats::Counters;
 use crate::events::families::{EgressAnnounced, EgressDecided, EgressEvent, Family};
 use crate::events::{Actor as Who, Append, EventLog, Expected, NewEvent, StreamId};
 use crate::ids::{OrgId, SandboxId};
-use crate::proxy::{Decision, EgressSettings, Policy, SandboxCa, SandboxProxy, Sending, Target};
+use crate::proxy::{
+    Decision, EgressSettings, Policy, SandboxCa, SandboxProxy, Sending, Target, Traffic,
+};
 use crate::sandbox::EgressAttachment;
 
 /// Decisions waiting to be recorded before connections wait.
@@ -62,6 +65,8 @@ pub struct ProxyParts {
     pub log: EventLog,
     /// Who waits for the last of them when the server stops.
     pub recorders: TaskTracker,
+    /// What the server counts.
+    pub counters: Arc<Counters>,
 }
 
 /// A newer policy (a rotated secret, say) takes the place of the present one. An older one, sent
@@ -81,8 +86,8 @@ pub struct SetPolicy {
 pub struct Close;
 
 impl ProxyActor {
-    /// Starts the actor on `arbiter`.
-    pub fn start(parts: ProxyParts, arbiter: &ArbiterHandle) -> Addr<Self> {
+    /// Starts the actor on `arbiter`; what its connections carry is counted in the second part.
+    pub fn start(parts: ProxyParts, arbiter: &ArbiterHandle) -> (Addr<Self>, Arc<Traffic>) {
         let ProxyParts {
             sandbox,
             org,
@@ -93,6 +98,7 @@ impl ProxyActor {
             attachment,
             log,
             recorders,
+            counters,
         } = parts;
         let (decisions, recorded) = mpsc::channel(DECISIONS_MAX);
         let strict = settings.strict_audit;
@@ -102,7 +108,9 @@ impl ProxyActor {
             sandbox: sandbox.clone(),
             org,
             log,
+            counters,
         };
+        let traffic = proxy.traffic();
         if strict {
             let (announcements, waiting) = mpsc::channel(BATCH_MAX);
             proxy.announce_to(announcements);
@@ -110,12 +118,13 @@ impl ProxyActor {
             arbiter.spawn(recorders.track_future(announce(recorder, waiting)));
         }
         arbiter.spawn(recorders.track_future(recorder.run(recorded)));
-        Self::start_in_arbiter(arbiter, move |_| Self {
+        let actor = Self::start_in_arbiter(arbiter, move |_| Self {
             sandbox,
             proxy,
             attachment: Some(attachment),
             revision,
-        })
+        });
+        (actor, traffic)
     }
 }
 
@@ -194,6 +203,7 @@ pub(super) struct Recorder {
     sandbox: SandboxId,
     org: OrgId,
     log: EventLog,
+    counters: Arc<Counters>,
 }
 
 impl Recorder {
@@ -214,6 +224,7 @@ impl Recorder {
                 }
             }
             batch.dedup_by(|next, entry| entry.absorb(next));
+            self.counters.decided(&batch);
             let at = pace.admit(batch.len(), Instant::now());
             // At the end what is left is bounded, and the server waits for it.
             if !decisions.is_closed() {

@@ -27,6 +27,7 @@ mod secret;
 mod secret_store;
 mod settings;
 mod slice;
+mod stats;
 
 use std::ffi::OsString;
 use std::future::Future;

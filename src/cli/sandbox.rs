@@ -15,6 +15,7 @@ use super::client::{body, decode};
 use super::error::CliError;
 use super::output::{age, labelled, printable, table};
 use super::slice::Pairs;
+use super::stats;
 
 /// `oc sandbox <command>`
 #[derive(Subcommand)]
@@ -37,6 +38,15 @@ pub enum Sandbox {
         /// Delete the attached secret store too
         #[arg(long = "delete-secret-store")]
         delete_secret_store: bool,
+    },
+    /// Show what a sandbox uses: processor time, memory, processes, disk, network
+    Stats {
+        /// Sandbox id
+        sandbox_id: String,
+        /// Show it again and again until interrupted, every so many seconds [default: 2]
+        #[arg(long, value_name = "SECONDS", num_args = 0..=1, default_missing_value = "2",
+              value_parser = clap::value_parser!(u64).range(1..=3600))]
+        watch: Option<u64>,
     },
     /// Show which hosts a sandbox, and each of its secrets, may reach
     #[command(name = "allowed-hosts")]
@@ -156,6 +166,7 @@ impl Sandbox {
                     .output
                     .line(&format!("Sandbox {sandbox_id} killed."))
             }
+            Self::Stats { sandbox_id, watch } => stats::run(context, &sandbox_id, watch).await,
             Self::AllowedHosts { sandbox_id } => allowed_hosts(context, &sandbox_id).await,
         }
     }

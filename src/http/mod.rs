@@ -15,12 +15,14 @@ mod health;
 mod idempotency;
 mod identity;
 mod methods;
+mod metrics;
 mod projects;
 mod request_id;
 mod sandboxes;
 mod secret_stores;
 mod server;
 mod signed_urls;
+mod stats;
 mod stop;
 
 use std::sync::Arc;
@@ -78,4 +80,5 @@ fn data_plane(config: &mut web::ServiceConfig) {
     exec::routes(config);
     files::routes(config);
     signed_urls::routes(config);
+    stats::routes(config);
 }

@@ -8,6 +8,7 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use actix_cors::Cors;
+use actix_web::dev::ServerHandle;
 use actix_web::http::header::{ALLOW, RETRY_AFTER};
 use actix_web::middleware::from_fn;
 use actix_web::{App, HttpServer, web};
@@ -21,6 +22,7 @@ use super::body::JSON_BYTES_MAX;
 use super::error::ApiError;
 use super::idempotency::REPLAYED;
 use super::methods::with_methods;
+use super::metrics::{self, with_count};
 use super::request_id::{REQUEST_ID, with_request_id};
 use super::signed_urls::UrlSigner;
 use super::stop::{serve_until, told_to_stop};
@@ -155,10 +157,8 @@ pub async fn serve(config: Config, first_key: impl FnOnce(FirstKey<'_>)) -> Resu
     let (checkpoint_key, notes) = checkpoints(&config, &log).await?;
     check_machine().await?;
     let driver = NamespaceDriver::new(&config.data_dir.join("sandboxes"))?;
-    let listener = TcpListener::bind(config.listen).map_err(|source| ServeError::Listen {
-        addr: config.listen,
-        source,
-    })?;
+    let listener = bind(config.listen)?;
+    let admin = config.admin_listen.map(bind).transpose()?;
     // Nothing is decided before the whole log was read and proved: what a model that is behind
     // doesn't know would look as if it were not there.
     let snapshots_key = keyring.derive(&StreamId::of("server", "signing"), "state-snapshots")?;
@@ -196,12 +196,18 @@ pub async fn serve(config: Config, first_key: impl FnOnce(FirstKey<'_>)) -> Resu
         audit: Audit::new(log.clone(), stopping.clone()),
         platform: platform.clone(),
     });
+    let requests = metrics::shared();
+    let admin = admin
+        .map(|listener| serve_admin(listener, api.clone(), requests.clone()))
+        .transpose()?;
     let server = HttpServer::new(move || {
         App::new()
+            .wrap(from_fn(with_count))
             .wrap(from_fn(with_methods))
             .wrap(cors())
             .wrap(from_fn(with_request_id))
             .app_data(api.clone())
+            .app_data(requests.clone())
             .app_data(web::PayloadConfig::new(JSON_BYTES_MAX))
             .app_data(
                 web::QueryConfig::default()
@@ -220,7 +226,11 @@ pub async fn serve(config: Config, first_key: impl FnOnce(FirstKey<'_>)) -> Resu
     .run();
     announce(&config.data_dir, &url)?;
     // What the log can't keep must not be acknowledged: the server ends, and says why.
-    if let Some(reason) = serve_until(server, &stopping, log.wait_stopped()).await? {
+    let ended = serve_until(server, &stopping, log.wait_stopped()).await;
+    if let Some(admin) = admin {
+        admin.stop(false).await;
+    }
+    if let Some(reason) = ended? {
         return Err(ServeError::LogStopped(reason.to_string()));
     }
     platform.let_go().await;
@@ -236,6 +246,32 @@ pub async fn serve(config: Config, first_key: impl FnOnce(FirstKey<'_>)) -> Resu
         );
     }
     Ok(())
+}
+
+fn bind(addr: SocketAddr) -> Result<TcpListener, ServeError> {
+    TcpListener::bind(addr).map_err(|source| ServeError::Listen { addr, source })
+}
+
+/// Serves the operator's metrics on a listener of their own.
+fn serve_admin(
+    listener: TcpListener,
+    api: web::Data<Api>,
+    requests: web::Data<metrics::Requests>,
+) -> io::Result<ServerHandle> {
+    tracing::info!(address = %listener.local_addr()?, "metrics are served at /metrics");
+    let server = HttpServer::new(move || {
+        App::new()
+            .app_data(api.clone())
+            .app_data(requests.clone())
+            .configure(metrics::routes)
+    })
+    .workers(1)
+    .disable_signals()
+    .listen(listener)?
+    .run();
+    let handle = server.handle();
+    actix_rt::spawn(server);
+    Ok(handle)
 }
 
 /// The key that signs checkpoints, made on first start, and where the operator wants them. A log

@@ -17,7 +17,7 @@ use super::connection::route;
 use super::decision::{Announcement, Decision, Protocol, Record};
 use super::dial::Dialer;
 use super::explicit;
-use super::io::{Meter, Metered, Rewind, Stream};
+use super::io::{Meter, Metered, Rewind, Stream, Traffic};
 use super::name::Host;
 use super::policy::{HostRules, Policy};
 use super::refusal::Refusal;
@@ -60,6 +60,7 @@ pub struct SandboxProxy {
     gathering: Arc<Semaphore>,
     upstreams: Arc<Upstreams>,
     share: Share,
+    traffic: Arc<Traffic>,
 }
 
 impl SandboxProxy {
@@ -85,6 +86,7 @@ impl SandboxProxy {
             gathering: Arc::new(Semaphore::new(GATHERED_BODIES_MAX)),
             upstreams: Upstreams::new(IDLE_CONNECTION_TIMEOUT),
             share: Share::new(),
+            traffic: Arc::default(),
         })
     }
 
@@ -116,6 +118,11 @@ impl SandboxProxy {
             .send_modify(|count| *count = count.wrapping_add(1));
     }
 
+    /// What its connections have carried so far; counts on while the proxy lives.
+    pub fn traffic(&self) -> Arc<Traffic> {
+        self.traffic.clone()
+    }
+
     /// The certificate to put into the sandbox's trust store.
     pub fn ca_certificate_pem(&self) -> &str {
         self.ca.certificate_pem()
@@ -141,7 +148,7 @@ impl SandboxProxy {
                     .await;
             }
         };
-        let (io, meter) = metered(stream);
+        let (io, meter) = metered(stream, self.traffic.clone());
         let work = route(self.clone(), io, meter.clone(), host, target.port);
         self.carry(work, &meter).await;
     }
@@ -158,7 +165,7 @@ impl SandboxProxy {
         let Some(_slot) = self.slot(&host, own.port()) else {
             return;
         };
-        let (io, meter) = metered(stream);
+        let (io, meter) = metered(stream, self.traffic.clone());
         let work = explicit::serve(self.clone(), Rewind::new(io), meter.clone(), host);
         self.carry(work, &meter).await;
     }
@@ -272,9 +279,9 @@ impl SandboxProxy {
 }
 
 /// The connection with a meter on it.
-fn metered(stream: TcpStream) -> (Stream, Arc<Meter>) {
+fn metered(stream: TcpStream, all: Arc<Traffic>) -> (Stream, Arc<Meter>) {
     // Without it small answers wait for acknowledgements; a socket that can't still works.
     let _ = stream.set_nodelay(true);
-    let meter = Meter::new();
+    let meter = Meter::new(all);
     (Box::new(Metered::new(stream, meter.clone())), meter)
 }

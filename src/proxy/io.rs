@@ -85,21 +85,33 @@ impl AsyncWrite for Rewind {
     }
 }
 
+/// Bytes that all connections of a sandbox have carried, as they are on its side (with TLS).
+#[derive(Debug, Default)]
+pub struct Traffic {
+    /// From the sandbox.
+    pub out: AtomicU64,
+    /// To the sandbox.
+    pub back: AtomicU64,
+}
+
 /// Bytes through a stream and the time of the last.
 pub(crate) struct Meter {
     /// Bytes read from it.
     pub read: Arc<AtomicU64>,
     /// Bytes written to it.
     pub written: Arc<AtomicU64>,
+    all: Arc<Traffic>,
     begun: Instant,
     last_ms: AtomicU64,
 }
 
 impl Meter {
-    pub fn new() -> Arc<Self> {
+    /// One that counts for `all` as well.
+    pub fn new(all: Arc<Traffic>) -> Arc<Self> {
         Arc::new(Self {
             read: Arc::default(),
             written: Arc::default(),
+            all,
             begun: Instant::now(),
             last_ms: AtomicU64::new(0),
         })
@@ -117,8 +129,9 @@ impl Meter {
         }
     }
 
-    fn moved(&self, counter: &AtomicU64, bytes: usize) {
+    fn moved(&self, counter: &AtomicU64, of_all: &AtomicU64, bytes: usize) {
         counter.fetch_add(bytes as u64, Ordering::Relaxed);
+        of_all.fetch_add(bytes as u64, Ordering::Relaxed);
         // 64 bits of milliseconds outlast any machine.
         let now = u64::try_from(self.begun.elapsed().as_millis()).unwrap_or(u64::MAX);
         self.last_ms.store(now, Ordering::Relaxed);
@@ -145,8 +158,8 @@ impl<S: AsyncRead + Unpin> AsyncRead for Metered<S> {
     ) -> Poll<io::Result<()>> {
         let before = buf.filled().len();
         ready!(Pin::new(&mut self.inner).poll_read(cx, buf))?;
-        self.meter
-            .moved(&self.meter.read, buf.filled().len() - before);
+        let (meter, size) = (&self.meter, buf.filled().len() - before);
+        meter.moved(&meter.read, &meter.all.out, size);
         Poll::Ready(Ok(()))
     }
 }
@@ -158,7 +171,8 @@ impl<S: AsyncWrite + Unpin> AsyncWrite for Metered<S> {
         buf: &[u8],
     ) -> Poll<io::Result<usize>> {
         let size = ready!(Pin::new(&mut self.inner).poll_write(cx, buf))?;
-        self.meter.moved(&self.meter.written, size);
+        let meter = &self.meter;
+        meter.moved(&meter.written, &meter.all.back, size);
         Poll::Ready(Ok(size))
     }
     fn poll_write_vectored(
@@ -167,7 +181,8 @@ impl<S: AsyncWrite + Unpin> AsyncWrite for Metered<S> {
         bufs: &[io::IoSlice<'_>],
     ) -> Poll<io::Result<usize>> {
         let size = ready!(Pin::new(&mut self.inner).poll_write_vectored(cx, bufs))?;
-        self.meter.moved(&self.meter.written, size);
+        let meter = &self.meter;
+        meter.moved(&meter.written, &meter.all.back, size);
         Poll::Ready(Ok(size))
     }
     fn is_write_vectored(&self) -> bool {

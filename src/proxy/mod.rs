@@ -74,6 +74,7 @@ pub use entropy::{
     RESEAL_BITS_MIN, RESEAL_DISTINCT_BYTES_MIN, RESEAL_VALUE_BYTES_MIN, reseal_possible,
 };
 pub use gate::{SandboxProxy, Target};
+pub use io::Traffic;
 pub use name::{BadName, BadPattern, CanonicalName, Host, HostPattern};
 pub use placement::{
     BadPlacement, PATH_PREFIX_BYTES_MAX, PLACEMENT_ENTRIES_MAX, Placement, PlacementText,

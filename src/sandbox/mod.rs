@@ -12,9 +12,11 @@
 /// The host side of the protocol with the program inside each sandbox.
 pub mod guest;
 mod namespace;
+mod stats;
 
 use std::net::Ipv4Addr;
 use std::path::PathBuf;
+use std::sync::Arc;
 
 use async_trait::async_trait;
 use serde::{Deserialize, Serialize};
@@ -28,6 +30,7 @@ pub use namespace::attachment::{EgressAttachment, EgressConnection, ExitWatch};
 pub use namespace::doctor::{Check, doctor, doctor_by};
 pub use namespace::supervisor::{Exit, supervisor_main};
 pub use namespace::{Frozen, NamespaceDriver, SUPERVISE_SUBCOMMAND};
+pub use stats::{Gauges, Stats};
 
 /// Largest number of CPUs one sandbox may be given.
 pub const CPU_COUNT_MAX: u32 = 64;
@@ -137,6 +140,8 @@ pub struct Running {
     pub started_unix_ms: u64,
     /// Process id of its supervisor, for operators; never a handle to signal by.
     pub supervisor_pid: u32,
+    /// What it uses.
+    pub gauges: Arc<dyn Gauges>,
     exit: ExitWatch,
 }
 
@@ -199,6 +204,9 @@ pub trait Driver: Send + Sync {
 
     /// Kills the sandbox and removes all it left: processes, mounts, cgroups, disk. Idempotent.
     async fn destroy(&self, id: &SandboxId) -> Result<(), DriverError>;
+
+    /// What a sandbox uses now; `None` when it does not run.
+    async fn stats(&self, id: &SandboxId) -> Result<Option<Stats>, DriverError>;
 
     /// Every sandbox of which anything is left on this machine, running or not.
     async fn list(&self) -> Result<Vec<SandboxId>, DriverError>;

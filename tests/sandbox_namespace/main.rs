@@ -6,4 +6,5 @@ mod isolation;
 mod lifecycle;
 mod limits;
 mod rootless;
+mod stats;
 mod support;

@@ -24,6 +24,7 @@ use super::registry::{Arbiters, Registry};
 use super::sandbox::Sandbox;
 use super::sealing::{ToShred, internal};
 use super::secret_store::SecretStore;
+use super::stats::Counters;
 use crate::config::Limits;
 use crate::events::families::SecretPlacement;
 use crate::events::{Actor as Who, EventLog, Keyring, Snapshots, StreamId, VerifyError};
@@ -101,6 +102,7 @@ pub struct Platform {
     pub(super) handles: Handles,
     pub(super) idempotency: Keys,
     pub(super) recorders: TaskTracker,
+    pub(super) counters: Arc<Counters>,
 }
 
 impl Platform {
@@ -131,6 +133,7 @@ impl Platform {
             handles: Handles::default(),
             idempotency: Keys::default(),
             recorders: TaskTracker::new(),
+            counters: Arc::default(),
             log: parts.log,
             keyring: parts.keyring,
             driver: parts.driver,

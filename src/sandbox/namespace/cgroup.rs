@@ -11,6 +11,8 @@
 //! our sandboxes; a group is named after its server and its sandbox; one that can't be made or set
 //! is reported as "not enforced", never assumed.
 
+mod gauges;
+
 use std::fs;
 use std::io;
 use std::os::fd::OwnedFd;

@@ -15,6 +15,7 @@ mod child;
 mod control;
 mod dns;
 pub(super) mod doctor;
+mod gauges;
 mod host_ids;
 mod java;
 mod launch;
@@ -39,6 +40,7 @@ use std::os::fd::AsFd;
 use std::os::unix::fs::{DirBuilderExt, PermissionsExt};
 use std::path::{Path, PathBuf};
 use std::process::{Command, Stdio};
+use std::sync::Arc;
 use std::time::{Duration, Instant};
 
 use async_trait::async_trait;
@@ -49,10 +51,11 @@ use sha2::{Digest, Sha256};
 use self::attachment::Supervisor;
 use self::cgroup::Layout;
 use self::control::Want;
+use self::gauges::{RunGauges, living_supervisor};
 use self::plan::{Home, Plan, State};
 use self::supervisor::{Exit, Report};
 use self::template::Template;
-use super::{Capabilities, Driver, DriverError, Running, SandboxSpec};
+use super::{Capabilities, Driver, DriverError, Gauges, Running, SandboxSpec, Stats};
 use crate::ids::SandboxId;
 
 /// The hidden subcommand of `oc` that [`super::supervisor_main`] serves.
@@ -344,12 +347,14 @@ impl Driver for NamespaceDriver {
         let Some(supervisor) = self.supervisor(id, Want::Attach).await? else {
             return Ok(None);
         };
+        let home = Home::of(&self.data, id);
         Ok(Some(Running {
             id: id.clone(),
-            guest_socket: Home::of(&self.data, id).guest_socket(),
+            guest_socket: home.guest_socket(),
             limits: supervisor.info.limits,
             started_unix_ms: supervisor.info.started_unix_ms,
             supervisor_pid: supervisor.pid,
+            gauges: Arc::new(RunGauges::of(&home, id, &self.groups)),
             exit: supervisor.exit.clone(),
             egress: supervisor.into_egress(),
         }))
@@ -363,6 +368,16 @@ impl Driver for NamespaceDriver {
     async fn destroy(&self, id: &SandboxId) -> Result<(), DriverError> {
         self.ask_to_end(id).await;
         self.blocking(id, Self::clear).await
+    }
+
+    async fn stats(&self, id: &SandboxId) -> Result<Option<Stats>, DriverError> {
+        let home = Home::of(&self.data, id);
+        let (id, groups) = (id.clone(), self.groups.clone());
+        let read = tokio::task::spawn_blocking(move || {
+            living_supervisor(&home)?;
+            Some(RunGauges::of(&home, &id, &groups).read())
+        });
+        Ok(read.await.unwrap_or_default())
     }
 
     async fn list(&self) -> Result<Vec<SandboxId>, DriverError> {

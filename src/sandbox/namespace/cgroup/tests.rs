@@ -1,6 +1,7 @@
 //! Control groups: where they are found, what is written, what is claimed.
 
 use super::*;
+use crate::sandbox::Stats;
 
 const MOUNTS: &str = "\
 30 25 0:26 / /sys/fs/cgroup rw shared:9 - tmpfs tmpfs ro,mode=755
@@ -114,4 +115,105 @@ fn a_real_group_is_made_and_removed() {
     child.wait().unwrap();
     group.remove().unwrap();
     assert!(!layout.leftovers().contains(&id));
+}
+
+/// Goal: what the kernel writes is understood, in every layout, and what it does not write is
+/// unknown. Method: folders with files as kernels of each kind have them.
+#[test]
+fn figures_are_read_in_every_layout() {
+    let base = tempfile::tempdir().unwrap();
+    let id = SandboxId::generate();
+    let put = |tree: &str, files: &[(&str, &str)]| {
+        let tree = base.path().join(tree);
+        let dir = tree.join(format!("oc-test-{id}"));
+        fs::create_dir_all(&dir).unwrap();
+        for (file, text) in files {
+            fs::write(dir.join(file), text).unwrap();
+        }
+        Some(tree)
+    };
+    let v1 = Layout {
+        tag: "test".into(),
+        memory: put(
+            "memory",
+            &[
+                ("memory.usage_in_bytes", "7000\n"),
+                ("memory.max_usage_in_bytes", "9000\n"),
+                ("memory.limit_in_bytes", "268435456\n"),
+                (
+                    "memory.oom_control",
+                    "oom_kill_disable 0\nunder_oom 0\noom_kill 3\n",
+                ),
+                (
+                    "memory.stat",
+                    "cache 1\nrss 2\ntotal_cache 4096\ntotal_rss 2\n",
+                ),
+            ],
+        ),
+        pids: put("pids", &[("pids.current", "5\n"), ("pids.max", "1024\n")]),
+        cpu: put("cpu,cpuacct", &[("cpuacct.usage", "1500000\n")]),
+        ..Layout::default()
+    };
+    let all = Stats {
+        cpu_us: Some(1500),
+        memory_bytes: Some(7000),
+        memory_cache_bytes: Some(4096),
+        memory_peak_bytes: Some(9000),
+        memory_limit_bytes: Some(268_435_456),
+        oom_kills: Some(3),
+        tasks: Some(5),
+        tasks_max: Some(1024),
+        ..Stats::default()
+    };
+    assert_eq!(v1.group(&id).stats(), all);
+    // A hybrid machine whose cpu hierarchy does not count, as where cpuacct is one of its own.
+    let hybrid = Layout {
+        cpu: put("cpu", &[("cpu.stat", "nr_periods 0\n")]),
+        unified: put(
+            "unified",
+            &[(
+                "cpu.stat",
+                "usage_usec 1500\nuser_usec 1000\nsystem_usec 500\n",
+            )],
+        ),
+        ..v1.clone()
+    };
+    assert_eq!(hybrid.group(&id).stats(), all);
+    let v2 = Layout {
+        tag: "test".into(),
+        unified: put(
+            "v2",
+            &[
+                (
+                    "cpu.stat",
+                    "usage_usec 1500\nuser_usec 1000\nsystem_usec 500\n",
+                ),
+                ("memory.current", "7000\n"),
+                ("memory.peak", "9000\n"),
+                ("memory.max", "268435456\n"),
+                (
+                    "memory.events",
+                    "low 0\nhigh 0\nmax 9\noom 4\noom_kill 3\noom_group_kill 0\n",
+                ),
+                ("memory.stat", "anon 2\nfile 4096\nfile_mapped 1\n"),
+                ("pids.current", "5\n"),
+                ("pids.max", "1024\n"),
+            ],
+        ),
+        unified_limits: true,
+        ..Layout::default()
+    };
+    assert_eq!(v2.group(&id).stats(), all);
+    assert_eq!(Layout::default().group(&id).stats(), Stats::default());
+    // No limit is unknown, not a huge one; an older v2 does not know the most.
+    put("v2", &[("memory.max", "max\n"), ("pids.max", "max\n")]);
+    put(
+        "memory",
+        &[("memory.limit_in_bytes", "9223372036854771712\n")],
+    );
+    fs::remove_file(base.path().join(format!("v2/oc-test-{id}/memory.peak"))).unwrap();
+    let stats = v2.group(&id).stats();
+    assert_eq!(stats.memory_limit_bytes, None);
+    assert_eq!((stats.tasks_max, stats.memory_peak_bytes), (None, None));
+    assert_eq!(v1.group(&id).stats().memory_limit_bytes, None);
 }
