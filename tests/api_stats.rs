@@ -140,3 +140,71 @@ async fn figures_are_told_to_the_owner_and_the_operator() {
     api.delete(&format!("/api/sandboxes/{id}")).await.ok(204);
     assert_eq!(api.get(&path).await.status, 410);
 }
+
+/// Goal: whoever ran a program that needed too much memory is told why it is gone: in the result of
+/// the command, in the sandbox's figures and in the trail. The sandbox lives on, its first process
+/// least of all is taken, and another sandbox notices nothing.
+#[actix_rt::test]
+async fn a_kill_for_memory_is_told() {
+    let server = Server::start();
+    let api = server.api();
+    let body = json!({ "memoryMB": 128 });
+    let Some(id) = made(api.post("/api/sandboxes", &body).await) else {
+        return;
+    };
+    let modest = made(api.post("/api/sandboxes", &body).await).expect("a second one");
+    let run = async |id: &str, script: &str| {
+        let body = json!({ "cmd": "sh", "args": ["-c", script], "timeout": 60 });
+        let path = format!("/api/sandboxes/{id}/exec/run");
+        api.post(&path, &body).await.ok(200).json()
+    };
+    let stats = async |id: &str| {
+        let path = format!("/api/sandboxes/{id}/stats");
+        api.get(&path).await.ok(200).json()
+    };
+    if stats(&id).await["memory"]["enforced"] != "sandbox" {
+        println!("skipped: memory is not limited for the whole sandbox here");
+        return;
+    }
+    let eat = "exec python3 -c 'x = bytearray(1 << 30)'";
+    let killed = run(&id, eat).await;
+    assert_eq!(killed["exitCode"], 137, "{killed}");
+    let note = "Process killed: out of memory (limit 128 MiB)";
+    assert!(
+        killed["stderr"].as_str().expect("text").ends_with(note),
+        "{killed}"
+    );
+    // Memory that belongs to no process, held by many small ones.
+    let held = "import os, time\n\
+                for _ in range(40):\n\
+                    if os.fork() == 0:\n\
+                        fd = os.memfd_create(\"x\"); os.posix_fallocate(fd, 0, 8 << 20); time.sleep(9)";
+    run(
+        &id,
+        &format!("timeout 5 python3 -c '{held}'; pkill -9 python3"),
+    )
+    .await;
+    assert_eq!(run(&id, "echo alive").await["stdout"], "alive\n");
+    // A kill that memory has nothing to do with is called nothing of the kind.
+    let other = run(&id, "kill -9 $$").await;
+    assert_eq!(
+        (&other["exitCode"], &other["stderr"]),
+        (&json!(137), &json!(""))
+    );
+    let kills = stats(&id).await["memory"]["oomKills"].clone();
+    assert!(kills.as_u64().expect("a number") >= 1, "{kills}");
+    assert_eq!(stats(&modest).await["memory"]["oomKills"], 0);
+    let trail = format!("/api/audit/events?entity={id}&type=resource.oom_killed");
+    let mut told = Value::Null;
+    for _ in 0..100 {
+        told = api.get(&trail).await.ok(200).json();
+        if told["events"].as_array().is_some_and(|all| !all.is_empty()) {
+            break;
+        }
+        actix_rt::time::sleep(std::time::Duration::from_millis(100)).await;
+    }
+    let data = &told["events"][0]["data"];
+    assert_eq!(data["limitBytes"], 128 << 20, "{told}");
+    assert!(data["total"].as_u64().expect("a number") >= 1, "{told}");
+    assert_eq!(run(&modest, "echo alive").await["stdout"], "alive\n");
+}

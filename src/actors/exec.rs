@@ -14,6 +14,7 @@ use super::aggregate::Reject;
 use super::create::check_envs;
 use super::entity::Failure;
 use super::live::LiveSandbox;
+use super::oom;
 use super::platform::Platform;
 use crate::ids::SandboxId;
 use crate::sandbox::{GuestError, SessionOutput, StartSession};
@@ -140,6 +141,11 @@ impl Handle {
             .is_ok()
     }
 
+    fn captured_exit(&self) -> Option<i32> {
+        let captured = self.captured.lock().unwrap_or_else(PoisonError::into_inner);
+        captured.exit_code
+    }
+
     fn bytes(&self) -> usize {
         let captured = self.captured.lock().unwrap_or_else(PoisonError::into_inner);
         captured.stdout.capacity() + captured.stderr.capacity()
@@ -253,10 +259,15 @@ impl Platform {
             self.limits.exec_output_bytes_max,
         );
         tokio::spawn(async move {
+            let before = oom::Before::of(&*live.gauges);
             let push = |output| captured.update(|all| all.push(output, limit));
             match live.guest.run_with(session, push).await {
                 Err(error) => captured.update(|output| fail(output, error)),
                 Ok(()) => captured.update(Captured::require_exit),
+            }
+            let exit_code = captured.captured_exit();
+            if let Some(note) = before.note(&*live.gauges, exit_code) {
+                captured.update(|output| output.stderr.extend_from_slice(note.as_bytes()));
             }
             captured.finished.send_replace(Some(Instant::now()));
         });

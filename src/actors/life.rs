@@ -178,6 +178,8 @@ impl Platform {
             base: base_environment(governed && details.network_enabled),
             injected,
             policy_revision: revision.into(),
+            // What was killed while no server looked is in the count, and not told of again.
+            oom_told: gauges.oom_kills().unwrap_or_default().into(),
             gauges,
             limits: enforced,
             traffic,

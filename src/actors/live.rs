@@ -35,6 +35,8 @@ pub struct LiveSandbox {
     pub policy_revision: AtomicU64,
     /// What it uses.
     pub gauges: Arc<dyn Gauges>,
+    /// Kills for memory that were told of.
+    pub oom_told: AtomicU64,
     /// How far its limits reach.
     pub limits: Limits,
     /// What its connections have carried.

@@ -19,6 +19,7 @@ mod live;
 mod loading;
 mod model;
 mod names;
+mod oom;
 mod org;
 mod platform;
 mod project;

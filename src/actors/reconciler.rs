@@ -51,6 +51,7 @@ impl Reconciler {
     pub async fn start(platform: &Arc<Platform>) {
         platform.reconcile().await;
         tokio::spawn(platform.clone().shred_what_is_gone());
+        tokio::spawn(super::oom::watch(Arc::downgrade(platform)));
         let actor = Self {
             platform: Arc::downgrade(platform),
         };

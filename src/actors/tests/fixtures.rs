@@ -26,8 +26,8 @@ use crate::events::EventData;
 use crate::events::chain;
 use crate::events::families::{
     DecodeError, EgressAnnounced, EgressDecided, EgressEvent, Family, IdempotencyEvent,
-    IdempotencyRecorded, IdempotencyReleased, KINDS, NameEvent, OrgEvent, ProjectEvent,
-    SandboxEvent, StoreEvent,
+    IdempotencyRecorded, IdempotencyReleased, KINDS, NameEvent, OomKilled, OrgEvent, ProjectEvent,
+    ResourceEvent, SandboxEvent, StoreEvent,
 };
 use crate::events::{
     Actor, Append, BRANCH_KIND, Branched, EventLog, NewEvent, READ_EVENTS_MAX, Recorded, StreamId,
@@ -132,7 +132,7 @@ async fn live_through_everything(log: &EventLog) {
     for act in acts {
         world.act(&act, false).await;
     }
-    for append in [egress(), announced(), key(), branch(log).await] {
+    for append in [egress(), announced(), oom(), key(), branch(log).await] {
         log.append(append).await.expect("appended");
     }
 }
@@ -186,6 +186,21 @@ fn announced() -> Append {
     };
     let stream = StreamId::of("egress", &sandbox);
     by_the_platform(&stream, &[EgressEvent::Announced(announced)])
+}
+
+/// Kills are noticed by the server.
+fn oom() -> Append {
+    let sandbox: SandboxId = id("sb-01m806v6r12w1bmtyq39z8xdwq");
+    let killed = OomKilled {
+        sandbox_id: sandbox.clone(),
+        org_id: org(),
+        kills: 1,
+        total: 2,
+        limit_bytes: Some(1 << 30),
+        at: super::at(6),
+    };
+    let stream = StreamId::of("resource", &sandbox);
+    by_the_platform(&stream, &[ResourceEvent::OomKilled(killed)])
 }
 
 /// A key is taken beside what a request makes, and let go when nothing came of it.
@@ -334,6 +349,7 @@ fn decode(event: &Recorded) -> Result<(&'static str, Value), DecodeError> {
         Some("name") => as_family::<NameEvent>(event),
         Some("org") => as_family::<OrgEvent>(event),
         Some("project") => as_family::<ProjectEvent>(event),
+        Some("resource") => as_family::<ResourceEvent>(event),
         Some("store") => as_family::<StoreEvent>(event),
         Some("sandbox") => as_family::<SandboxEvent>(event),
         _ => panic!("{} is of no family known here", event.stream),

@@ -1,7 +1,7 @@
 //! Where the trail's events are read from, one after the other, from a cursor on, either way.
 //!
 //! The whole log, or, when one entity is asked for, only its streams: an object's own and what is
-//! recorded beside it (a sandbox's egress) are merged by position. So what one object costs depends
+//! recorded beside it (a sandbox's egress, say) are merged by position. So what one object costs depends
 //! on its own history and not on everybody's.
 
 use std::collections::VecDeque;
@@ -15,7 +15,7 @@ const LOG_PAGE_EVENTS: usize = 500;
 /// Events of one stream read at a time. Kept in memory as long as they are not asked for.
 const STREAM_PAGE_EVENTS: u64 = 64;
 /// Families whose streams are named by the object's id.
-const FAMILIES: [&str; 5] = ["project", "store", "sandbox", "egress", "org"];
+const FAMILIES: [&str; 6] = ["project", "store", "sandbox", "egress", "resource", "org"];
 
 /// Events in the order of a cursor.
 pub(super) struct Source<'a> {

@@ -12,6 +12,7 @@ mod idempotency;
 mod name;
 mod org;
 mod project;
+mod resource;
 mod sandbox;
 mod secrets;
 mod store;
@@ -22,6 +23,7 @@ pub use idempotency::{IdempotencyEvent, IdempotencyRecorded, IdempotencyReleased
 pub use name::{NameClaimed, NameEvent, NameReleased};
 pub use org::{KeyCreated, OrgCreated, OrgEvent};
 pub use project::{ProjectCreated, ProjectDeleted, ProjectEvent, ProjectUpdated};
+pub use resource::{OomKilled, ResourceEvent};
 pub use sandbox::{
     Layer, LayerKind, SandboxCreated, SandboxEvent, SandboxFailed, SandboxSealed, SealedEntry,
     SecretRotated, SecretTaken, StartFailed, StartRequested, Started, StopReason, StopRequested,
@@ -40,6 +42,7 @@ pub const KINDS: &[&[&str]] = &[
     NameEvent::KINDS,
     OrgEvent::KINDS,
     ProjectEvent::KINDS,
+    ResourceEvent::KINDS,
     SandboxEvent::KINDS,
     StoreEvent::KINDS,
 ];

@@ -57,8 +57,8 @@ mod tests {
 
     use super::*;
     use crate::events::families::{
-        EgressEvent, IdempotencyEvent, KINDS, NameEvent, OrgEvent, ProjectEvent, SandboxEvent,
-        StoreEvent, family,
+        EgressEvent, IdempotencyEvent, KINDS, NameEvent, OrgEvent, ProjectEvent, ResourceEvent,
+        SandboxEvent, StoreEvent, family,
     };
 
     #[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
@@ -161,6 +161,7 @@ mod tests {
         check::<NameEvent>();
         check::<OrgEvent>();
         check::<ProjectEvent>();
+        check::<ResourceEvent>();
         check::<SandboxEvent>();
         check::<StoreEvent>();
     }
