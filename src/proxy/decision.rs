@@ -1,7 +1,8 @@
 //! One record for everything the proxy decides, and its way to the audit trail.
 //!
 //! Invariants: a decision holds names, sizes and rules, never a value, a path or a query. Every
-//! connection or request that was judged ends in exactly one, handed over when it ends. When the
+//! connection or request that was judged ends in exactly one, handed over when all of it has ended:
+//! also the rest of an upload that was answered before its end. When the
 //! trail is full, new requests wait for it and are then refused; what is already under way is
 //! recorded when there is room again, within a bound.
 
@@ -149,7 +150,7 @@ pub struct Announcement {
     pub recorded: oneshot::Sender<()>,
 }
 
-/// A decision in the making; handed over when dropped.
+/// A decision in the making; handed over when it is dropped and its tally is nobody else's.
 pub(crate) struct Record {
     decision: Option<Decision>,
     begun: Instant,
@@ -261,13 +262,38 @@ impl Record {
 
 impl Drop for Record {
     fn drop(&mut self) {
-        let Some(mut decision) = self.decision.take() else {
-            return;
-        };
-        decision.bytes_up = self.up.load(Ordering::Relaxed);
-        decision.bytes_down = self.down.load(Ordering::Relaxed);
-        let mut names = self.tally.names().clone();
-        if !self.tally.has_left() {
+        if let Some(decision) = self.decision.take() {
+            self.tally.decided(Unfinished {
+                decision,
+                trail: self.trail.clone(),
+                up: std::mem::take(&mut self.up),
+                down: std::mem::take(&mut self.down),
+            });
+        }
+    }
+}
+
+/// A decision that lacks what its tally and its counters say at the end.
+pub(crate) struct Unfinished {
+    decision: Decision,
+    trail: Sender<Decision>,
+    up: Arc<AtomicU64>,
+    down: Arc<AtomicU64>,
+}
+
+impl Unfinished {
+    /// Completes it and hands it over.
+    pub fn hand_over(self, tally: &Tally) {
+        let Self {
+            mut decision,
+            trail,
+            up,
+            down,
+        } = self;
+        decision.bytes_up = up.load(Ordering::Relaxed);
+        decision.bytes_down = down.load(Ordering::Relaxed);
+        let mut names = tally.names().clone();
+        if !tally.has_left() {
             for name in std::mem::take(&mut names.substituted) {
                 names.unbound_why.insert(name.clone(), NOT_SENT);
                 names.unbound.insert(name);
@@ -277,14 +303,14 @@ impl Drop for Record {
         decision.unbound = names.unbound.into_iter().collect();
         decision.unbound_why = names.unbound_why;
         decision.resealed = names.resealed.into_iter().collect();
-        if let Some(refusal) = self.tally.refusal() {
+        if let Some(refusal) = tally.refusal() {
             // A stream that was broken off for a rule, after the request had been let through.
             decision.outcome = Outcome::Refused;
             decision.reason = refusal.rule().to_owned();
         }
-        match self.trail.try_send(decision) {
+        match trail.try_send(decision) {
             Ok(()) => {}
-            Err(TrySendError::Full(decision)) => wait_for_room(self.trail.clone(), decision),
+            Err(TrySendError::Full(decision)) => wait_for_room(trail, decision),
             Err(TrySendError::Closed(decision)) => lost(&decision),
         }
     }
@@ -335,6 +361,27 @@ mod tests {
         );
         let sent = decide(true);
         assert_eq!((sent.secrets.len(), sent.unbound.len()), (1, 0));
+    }
+
+    /// Goal: a decision tells also what is done after its record was dropped, by whoever still has
+    /// the tally; closed, it waits for nobody.
+    #[test]
+    fn a_decision_waits_for_whoever_may_add_to_it() {
+        let (trail, mut decisions) = tokio::sync::mpsc::channel(8);
+        for closed in [false, true] {
+            let host = "a.example".parse().unwrap();
+            let record = Record::new(trail.clone(), &host, 443, Protocol::Https);
+            let tally = record.tally.clone();
+            tally.leave();
+            drop(record);
+            assert!(decisions.try_recv().is_err());
+            tally.names().substituted.insert("KEY".to_owned());
+            match closed {
+                true => tally.close(),
+                false => drop(tally),
+            }
+            assert_eq!(decisions.try_recv().unwrap().secrets, ["KEY"]);
+        }
     }
 
     /// Goal: the same refusal again and again takes one entry; whatever tells more stays.

@@ -9,6 +9,7 @@ use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::time::Duration;
 
 use http::{Request, Response, StatusCode, Version};
+use http_body::Body;
 use http_body_util::BodyExt;
 use hyper::body::Incoming;
 use tokio::time::timeout;
@@ -22,7 +23,7 @@ use super::head::{check_request, rewrite_request, write_framing};
 use super::origin::Origin;
 use super::policy::{HostRules, Policy};
 use super::refusal::Refusal;
-use super::revoked::CutBody;
+use super::standing::{CutBody, Rest, Standing};
 use super::upgrade::Opened;
 use super::upload::{self, Upload};
 use super::upstream::Lease;
@@ -65,10 +66,10 @@ impl Exchange {
         let mut record = self.proxy.record(&origin.host, origin.port, protocol);
         record.method(request.method());
         let version = request.version();
-        let (revoked, tally) = (self.proxy.revoked().clone(), record.tally.clone());
+        let mut standing = self.standing(&record);
         let forwarded = tokio::select! {
             biased;
-            refusal = revoked.cut(&tally) => Err(refusal),
+            refusal = standing.ends() => Err(refusal),
             forwarded = self.forward(request, seat, &mut record) => forwarded,
         };
         match forwarded {
@@ -82,7 +83,7 @@ impl Exchange {
                 }
                 let bytes = record.down.clone();
                 response.map(|body| {
-                    let body = CutBody::new(body, revoked, tally);
+                    let body = CutBody::new(body, standing);
                     CountedBody::new(body, bytes, record).boxed_unsync()
                 })
             }
@@ -128,8 +129,16 @@ impl Exchange {
         // The policy may have changed while a connection was waited for or the upload gathered.
         self.proxy.judge(&self.origin.host)?;
         record.passed(Outcome::Allowed, rule);
-        let request = Request::from_parts(parts, outgoing.body);
-        let (response, lease) = self.send(request, version, lease, record).await?;
+        let (body, rest) = match outgoing.body.is_end_stream() {
+            true => (outgoing.body, None),
+            false => {
+                let (body, rest) = Rest::of(outgoing.body, self.standing(record));
+                (body.boxed_unsync(), Some(rest))
+            }
+        };
+        let request = Request::from_parts(parts, body);
+        let (response, mut lease) = self.send(request, version, lease, record).await?;
+        lease.follow(rest);
         if outgoing.lost_length && response.status() == StatusCode::LENGTH_REQUIRED {
             upstreams.wants_length(&self.origin);
         }
@@ -142,6 +151,12 @@ impl Exchange {
 
     pub(super) fn origin(&self) -> &Arc<Origin> {
         &self.origin
+    }
+
+    /// Whether a request that begins now may go on.
+    pub(super) fn standing(&self, record: &Record) -> Standing {
+        let policy = self.proxy.watch_policy();
+        Standing::new(policy, self.origin.clone(), record.tally.clone())
     }
 
     pub(super) fn opened(&self) -> MutexGuard<'_, Option<Opened>> {

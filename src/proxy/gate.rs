@@ -74,6 +74,7 @@ impl SandboxProxy {
     ) -> Arc<Self> {
         let revoked = Arc::<Revoked>::default();
         let policy = policy.map(|policy| Arc::new(policy.joined(&revoked)));
+        revoked.set_present(policy.as_ref());
         Arc::new(Self {
             dialer: Dialer::new(settings),
             ca,
@@ -96,15 +97,16 @@ impl SandboxProxy {
         let _ = self.announcements.set(announcements);
     }
 
-    /// Swaps the policy; the next request is judged by it, and tunnels it no longer permits end.
-    /// Requests under way go on with the values they have, but those that carry a secret which
-    /// this policy revokes are told to end before this returns.
+    /// Swaps the policy; the next request is judged by it, and what it no longer permits ends:
+    /// tunnels, and requests to a host that it takes away or with a secret that it revokes or binds
+    /// elsewhere, which are told so before this returns. Others go on with the values they have.
     pub fn set_policy(&self, policy: Policy) {
         let mut policy = policy.joined(&self.revoked);
         if let Some(before) = self.policy.borrow().as_ref() {
             policy = policy.following(before);
         }
         let policy = Arc::new(policy);
+        self.revoked.set_present(Some(&policy));
         self.policy.send_replace(Some(policy.clone()));
         self.upstreams.keep(|host| policy.judge(host).is_ok());
     }
@@ -112,6 +114,7 @@ impl SandboxProxy {
     /// Drops the policy and cuts open connections; a later [`set_policy`](Self::set_policy)
     /// opens the proxy again.
     pub fn close(&self) {
+        self.revoked.set_present(None);
         self.policy.send_replace(None);
         self.upstreams.clear();
         self.closings
@@ -213,10 +216,6 @@ impl SandboxProxy {
 
     pub(crate) fn gathering(&self) -> &Arc<Semaphore> {
         &self.gathering
-    }
-
-    pub(crate) fn revoked(&self) -> &Arc<Revoked> {
-        &self.revoked
     }
 
     /// With strict audit, waits until it is on record that this request is about to carry its

@@ -56,6 +56,7 @@ mod scout;
 mod serve;
 mod settings;
 mod spool;
+mod standing;
 mod streams;
 mod substitute;
 mod tally;

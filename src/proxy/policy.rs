@@ -12,6 +12,7 @@ use super::placement::{Judged, Placement, Why, foreign, foreign_behind};
 use super::refusal::Refusal;
 use super::reseal::Patterns;
 use super::revoked::Revoked;
+use super::tally::Tally;
 use super::token::SealedToken;
 use crate::secret::SecretValue;
 
@@ -39,6 +40,13 @@ pub struct Binding {
 impl Binding {
     fn applies_to(&self, name: &CanonicalName) -> bool {
         self.hosts.is_empty() || self.hosts.iter().any(|pattern| pattern.matches(name))
+    }
+
+    fn goes_to(&self, host: &Host) -> bool {
+        match host {
+            Host::Name(name) => self.applies_to(name),
+            Host::Address(_) => false,
+        }
     }
 }
 
@@ -143,6 +151,20 @@ impl Policy {
         }
     }
 
+    /// Why a request of `tally` to `host` that began under another policy may not go on under this one.
+    pub(crate) fn forbids(&self, host: &Host, tally: &Tally) -> Option<Refusal> {
+        let revoked = self.revoked.judge(tally);
+        revoked.or_else(|| self.judge(host).err()).or_else(|| {
+            let sent = tally.names();
+            let unbound = |name: &&String| {
+                let mut bindings = self.secrets.bindings.iter();
+                !bindings.any(|one| one.name == **name && one.goes_to(host))
+            };
+            let secret = sent.substituted.iter().find(unbound)?.clone();
+            Some(Refusal::TokenUnbound { secret })
+        })
+    }
+
     /// Whether bytes that no rule can look into may go to `name`: it carries no secret, and the
     /// allowlist is absent or names the host itself.
     pub(crate) fn permits_opaque(&self, name: &CanonicalName) -> bool {
@@ -160,10 +182,7 @@ impl Policy {
 
     /// The rules for one host. `substitute` is off on paths that must not carry a value.
     pub(crate) fn rules_for(&self, host: &Host, substitute: bool, strict: bool) -> Arc<HostRules> {
-        let applies = |binding: &Binding| match host {
-            Host::Name(name) => binding.applies_to(name),
-            Host::Address(_) => false,
-        };
+        let applies = |binding: &Binding| binding.goes_to(host);
         let set: Vec<bool> = self.secrets.bindings.iter().map(applies).collect();
         let mut sets = self.sets.lock().unwrap_or_else(PoisonError::into_inner);
         if sets.len() >= RULE_SETS_MAX && !sets.contains_key(&set) {
@@ -181,6 +200,7 @@ impl Policy {
         });
         let applicable = applicable.clone();
         Arc::new(HostRules {
+            host: host.clone(),
             applicable,
             revoked: self.revoked.clone(),
             substitute,
@@ -230,6 +250,7 @@ pub(crate) enum Lookup<'a> {
 
 /// The rules for requests to one host.
 pub(crate) struct HostRules {
+    host: Host,
     applicable: Arc<Applicable>,
     revoked: Arc<Revoked>,
     substitute: bool,
@@ -252,6 +273,7 @@ impl HostRules {
         }
         let bindings = secrets.bindings.iter().zip(set.iter().copied());
         Ok(Arc::new(Self {
+            host: self.host.clone(),
             applicable: self.applicable.clone(),
             revoked: self.revoked.clone(),
             judged: Some(Judged::request(parts, bindings)),
@@ -281,6 +303,7 @@ impl HostRules {
             false if set.contains(&true) => Some(Why::HostOfAnother),
             false => Some(Why::Host),
             true if !self.substitute => Some(Why::Plain),
+            true if !self.still_binds(token) => Some(Why::Host),
             true => self.misfit(index, binding, field),
         };
         match why {
@@ -300,9 +323,26 @@ impl HostRules {
         by_request.or_else(by_place)
     }
 
-    /// Whether `token` was revoked after it was looked up.
-    pub fn was_revoked(&self, token: &SealedToken) -> bool {
-        self.revoked.name(token).is_some()
+    /// Whether the present policy binds the secret to the host, as the one of these rules did.
+    fn still_binds(&self, token: &SealedToken) -> bool {
+        self.revoked.permits(|policy| {
+            let binds = || {
+                let found = policy.secrets.find(token);
+                found.is_some_and(|(_, binding)| binding.goes_to(&self.host))
+            };
+            let same = Arc::ptr_eq(&policy.secrets, &self.applicable.secrets);
+            (same || binds()) && policy.judge(&self.host).is_ok()
+        })
+    }
+
+    /// Why `token`, of this secret, may not be replaced although it could be when it was looked up.
+    pub fn withdrawn(&self, token: &SealedToken, name: &str) -> Option<Refusal> {
+        let secret = || name.to_owned();
+        if self.revoked.name(token).is_some() {
+            return Some(Refusal::Revoked { secret: secret() });
+        }
+        let unbound = !self.still_binds(token);
+        unbound.then(|| Refusal::TokenUnbound { secret: secret() })
     }
 
     /// Refuses a target that with the values in place is another path than the one judged.

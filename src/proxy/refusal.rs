@@ -155,6 +155,9 @@ pub enum Refusal {
     /// A value that would change the structure of the multipart body it is put into.
     #[error("the value of a secret can't be written in this place of a multipart body")]
     MultipartValue,
+    /// The rest of an upload that its host neither took nor refused after its answer.
+    #[error("the host did not take the rest of the upload after its answer")]
+    Overdue,
     /// The request body broke off or is damaged.
     #[error("the request body could not be read")]
     RequestBody,
@@ -247,6 +250,7 @@ impl Refusal {
             Self::BodyMemory => ("body_memory", S::TOO_MANY_REQUESTS),
             Self::MessageLength => ("grpc_message_length", S::PAYLOAD_TOO_LARGE),
             Self::MultipartValue => ("multipart_value", S::FORBIDDEN),
+            Self::Overdue => ("upload_overdue", S::GATEWAY_TIMEOUT),
             Self::RequestBody => ("request_body", S::BAD_REQUEST),
             Self::Upstream => ("upstream_failed", S::BAD_GATEWAY),
             Self::Guessing => ("secret_guessing", S::FORBIDDEN),

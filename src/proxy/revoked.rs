@@ -1,31 +1,28 @@
-//! Secrets that were revoked while the sandbox runs: dead at once, also for what is under way.
+//! Secrets that were taken away while the sandbox runs: dead at once, also for what is under way.
 //!
 //! Invariants: from the moment [`Revoked::add`] returns, no token of a revoked secret is replaced
-//! any more, not even in a body that began under an older policy; and every request in which one
-//! was replaced before is cut. A revoked token never comes to life again in its sandbox.
+//! any more, not even in a body that began under an older policy, and it never comes to life again
+//! in its sandbox. From the moment [`Revoked::set_present`] returns, no token is replaced for a host
+//! that the present policy does not bind its secret to.
 
 use std::collections::HashMap;
-use std::pin::Pin;
 use std::sync::atomic::{AtomicBool, Ordering};
-use std::sync::{Arc, PoisonError, RwLock};
-use std::task::{Context, Poll};
+use std::sync::{Arc, PoisonError, RwLock, Weak};
 
-use bytes::Bytes;
-use http_body::{Body, Frame, SizeHint};
-use tokio::sync::watch;
-
-use super::body::StreamError;
+use super::policy::Policy;
 use super::refusal::Refusal;
 use super::tally::Tally;
 use super::token::SealedToken;
 
-/// The revoked tokens of one sandbox; shared by all its policies, old ones included.
+/// The revoked tokens of one sandbox, and its present policy; shared by all its policies, old ones
+/// included.
 #[derive(Default)]
 pub(crate) struct Revoked {
     names: RwLock<HashMap<SealedToken, String>>,
     /// So that sandboxes without any pay nothing.
     any: AtomicBool,
-    changes: watch::Sender<()>,
+    /// `None` for policies that no proxy has taken; dead when the proxy was closed.
+    present: RwLock<Option<Weak<Policy>>>,
 }
 
 impl Revoked {
@@ -37,8 +34,21 @@ impl Revoked {
         let mut names = self.names.write().unwrap_or_else(PoisonError::into_inner);
         names.extend(tokens.iter().cloned());
         self.any.store(true, Ordering::SeqCst);
-        drop(names);
-        self.changes.send_replace(());
+    }
+
+    /// The policy by which tokens are replaced from now on; `None` when none are.
+    pub fn set_present(&self, policy: Option<&Arc<Policy>>) {
+        let mut present = self.present.write().unwrap_or_else(PoisonError::into_inner);
+        *present = Some(policy.map(Arc::downgrade).unwrap_or_default());
+    }
+
+    /// Whether the present policy, if there is any, `permits` what an older one did.
+    pub fn permits(&self, permits: impl FnOnce(&Policy) -> bool) -> bool {
+        let present = self.present.read().unwrap_or_else(PoisonError::into_inner);
+        match &*present {
+            None => true,
+            Some(policy) => policy.upgrade().is_some_and(|policy| permits(&policy)),
+        }
     }
 
     /// The name of the secret whose token was revoked.
@@ -50,22 +60,8 @@ impl Revoked {
         names.get(token).cloned()
     }
 
-    /// Waits until a secret that was put into the request of `tally` is revoked. Whoever replaces
-    /// a token tells the tally first and then asks [`name`](Self::name), so none slips through.
-    pub async fn cut(&self, tally: &Tally) -> Refusal {
-        let mut changes = self.changes.subscribe();
-        loop {
-            if let Some(refusal) = self.judge(tally) {
-                tally.refuse(refusal.clone());
-                return refusal;
-            }
-            if changes.changed().await.is_err() {
-                return std::future::pending().await;
-            }
-        }
-    }
-
-    fn judge(&self, tally: &Tally) -> Option<Refusal> {
+    /// Why the request of `tally` may not go on: it carries a secret that was revoked.
+    pub fn judge(&self, tally: &Tally) -> Option<Refusal> {
         if !self.any.load(Ordering::SeqCst) {
             return None;
         }
@@ -77,43 +73,5 @@ impl Revoked {
         Some(Refusal::Revoked {
             secret: secret.clone(),
         })
-    }
-}
-
-/// An answer that ends when a secret of its request is revoked.
-pub(crate) struct CutBody<B> {
-    inner: B,
-    cut: Pin<Box<dyn Future<Output = Refusal> + Send>>,
-}
-
-impl<B> CutBody<B> {
-    pub fn new(inner: B, revoked: Arc<Revoked>, tally: Arc<Tally>) -> Self {
-        let cut = Box::pin(async move { revoked.cut(&tally).await });
-        Self { inner, cut }
-    }
-}
-
-impl<B: Body<Data = Bytes, Error = StreamError> + Unpin> Body for CutBody<B> {
-    type Data = Bytes;
-    type Error = StreamError;
-
-    fn poll_frame(
-        mut self: Pin<&mut Self>,
-        cx: &mut Context<'_>,
-    ) -> Poll<Option<Result<Frame<Bytes>, StreamError>>> {
-        if let Poll::Ready(refusal) = self.cut.as_mut().poll(cx) {
-            // Polled once more it would panic; an answer that ended is not asked again.
-            self.cut = Box::pin(std::future::pending());
-            return Poll::Ready(Some(Err(refusal.into())));
-        }
-        Pin::new(&mut self.inner).poll_frame(cx)
-    }
-
-    fn is_end_stream(&self) -> bool {
-        self.inner.is_end_stream()
-    }
-
-    fn size_hint(&self) -> SizeHint {
-        self.inner.size_hint()
     }
 }

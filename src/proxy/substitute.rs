@@ -109,13 +109,11 @@ impl Substituter {
             place: self.place.describe(),
         })?;
         self.tally.names().substituted.insert(name.clone());
-        // Told first, asked then: either this sees the revocation, or the revocation sees that
-        // the request carries the secret and cuts it.
-        match self.rules.was_revoked(&token) {
-            true => Err(Refusal::Revoked {
-                secret: name.clone(),
-            }),
-            false => Ok(Some(value)),
+        // Told first, asked then: either this sees that the secret was taken away, or whoever takes
+        // it away sees that the request carries it and cuts it.
+        match self.rules.withdrawn(&token, name) {
+            Some(refusal) => Err(refusal),
+            None => Ok(Some(value)),
         }
     }
 

@@ -4,6 +4,7 @@ use std::collections::{BTreeMap, BTreeSet};
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::sync::{Mutex, MutexGuard, OnceLock, PoisonError};
 
+use super::decision::Unfinished;
 use super::placement::Why;
 use super::refusal::Refusal;
 use super::turns::Share;
@@ -12,7 +13,9 @@ use super::turns::Share;
 /// from before a fork). Not a possible secret name.
 pub(crate) const UNKNOWN_TOKEN: &str = "(unknown)";
 
-/// Names seen so far; shared by the parts of one request that run side by side.
+/// Names seen so far; shared by the parts of one request that run side by side. Its decision is
+/// handed over with the last of them, when nobody can add to it any more, or when the tally is
+/// [closed](Self::close).
 #[derive(Default)]
 pub(crate) struct Tally {
     names: Mutex<Names>,
@@ -20,6 +23,14 @@ pub(crate) struct Tally {
     share: Option<Share>,
     /// The request was handed to the connection to its host.
     left: AtomicBool,
+    end: Mutex<End>,
+}
+
+/// What becomes of the decision.
+#[derive(Default)]
+struct End {
+    closed: bool,
+    decision: Option<Unfinished>,
 }
 
 /// Names of secrets; bounded by the number of bindings of a policy.
@@ -40,9 +51,42 @@ pub(crate) struct Names {
 impl Tally {
     /// A tally of a request of the sandbox whose share this is.
     pub fn of(share: Share) -> Self {
-        Self {
-            share: Some(share),
-            ..Self::default()
+        let mut tally = Self::default();
+        tally.share = Some(share);
+        tally
+    }
+
+    /// The decision of the request whose parts these are.
+    pub fn decided(&self, decision: Unfinished) {
+        let mut end = self.end.lock().unwrap_or_else(PoisonError::into_inner);
+        end.decision = Some(decision);
+        if end.closed {
+            drop(end);
+            self.hand_over();
+        }
+    }
+
+    /// Takes no more: what is still under way is given up, and the decision is handed over without
+    /// waiting for it.
+    pub fn close(&self) {
+        let mut end = self.end.lock().unwrap_or_else(PoisonError::into_inner);
+        end.closed = true;
+        drop(end);
+        self.hand_over();
+    }
+
+    /// Whether nothing may be added any more.
+    pub fn is_closed(&self) -> bool {
+        let end = self.end.lock().unwrap_or_else(PoisonError::into_inner);
+        end.closed
+    }
+
+    fn hand_over(&self) {
+        let mut end = self.end.lock().unwrap_or_else(PoisonError::into_inner);
+        let decision = end.decision.take();
+        drop(end);
+        if let Some(decision) = decision {
+            decision.hand_over(self);
         }
     }
 
@@ -76,6 +120,12 @@ impl Tally {
     /// Why a stream was broken off, if it was for a rule.
     pub fn refusal(&self) -> Option<&Refusal> {
         self.refusal.get()
+    }
+}
+
+impl Drop for Tally {
+    fn drop(&mut self) {
+        self.hand_over();
     }
 }
 

@@ -102,7 +102,10 @@ impl Exchange {
         let terms = Terms {
             policy: self.proxy().watch_policy(),
             rules: |policy: &Policy| {
-                policy.judge(&origin.host)?;
+                // What was sent with a secret is not taken back, but nothing more is.
+                if let Some(refusal) = policy.forbids(&origin.host, &record.tally) {
+                    return Err(refusal);
+                }
                 policy
                     .rules_for(&origin.host, origin.tls, strict)
                     .for_request(&opened.request)
@@ -111,11 +114,6 @@ impl Exchange {
             up: record.up.clone(),
             down: record.down.clone(),
         };
-        let revoked = self.proxy().revoked();
-        tokio::select! {
-            () = opened.relay.run(near, far, terms) => {}
-            // What was sent with it is not taken back, but nothing more is.
-            refusal = revoked.cut(&record.tally) => record.tally.refuse(refusal),
-        }
+        opened.relay.run(near, far, terms).await;
     }
 }

@@ -40,6 +40,8 @@ use super::trailers::{self, Trailing};
 const GATHERED_BODY_BYTES_MAX: u64 = 1024 * 1024;
 /// Room a gathered body has after values took the place of tokens.
 const GATHERED_GROWTH_FACTOR_MAX: usize = 4;
+/// Bytes of a gathered body given to the connection at once.
+const PIECE_BYTES_MAX: usize = 64 * 1024;
 /// What is read of an upload nobody wants, so that its sender gets to read the answer instead of
 /// a reset connection.
 const DRAINED_BYTES_MAX: usize = 16 * 1024 * 1024;
@@ -224,6 +226,31 @@ async fn spool(
     })
 }
 
+/// A body that is at hand whole, given out so that what the host does not take can be cut.
+struct Pieces(Bytes);
+
+impl Body for Pieces {
+    type Data = Bytes;
+    type Error = StreamError;
+
+    fn poll_frame(
+        mut self: Pin<&mut Self>,
+        _cx: &mut Context<'_>,
+    ) -> Poll<Option<Result<Frame<Bytes>, StreamError>>> {
+        let size = self.0.len().min(PIECE_BYTES_MAX);
+        let piece = (size > 0).then(|| self.0.split_to(size));
+        Poll::Ready(piece.map(|piece| Ok(Frame::data(piece))))
+    }
+
+    fn is_end_stream(&self) -> bool {
+        self.0.is_empty()
+    }
+
+    fn size_hint(&self) -> SizeHint {
+        SizeHint::with_exact(self.0.len() as u64)
+    }
+}
+
 /// Reads a short body whole, substituted; it keeps its place until it is sent.
 async fn gather(
     body: TransformedBody<Upload>,
@@ -235,8 +262,7 @@ async fn gather(
     match Limited::new(body, limit).collect().await {
         Ok(whole) => {
             let trailers = whole.trailers().cloned();
-            let body = full(whole.to_bytes());
-            let body = CountedBody::new(body, Arc::default(), place);
+            let body = CountedBody::new(Pieces(whole.to_bytes()), Arc::default(), place);
             Ok(match trailers {
                 Some(fields) => body.with_trailers(ready(Some(Ok(fields)))).boxed_unsync(),
                 None => body.boxed_unsync(),

@@ -7,6 +7,7 @@ mod bodies;
 mod clients;
 mod codings;
 mod edges;
+mod ending;
 mod grpc;
 mod hosts;
 mod http2;

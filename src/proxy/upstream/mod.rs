@@ -32,6 +32,7 @@ use super::name::Host;
 use super::origin::Origin;
 use super::refusal::Refusal;
 use super::spool::Spools;
+use super::standing::Rest;
 
 /// Requests of one sandbox under way at once.
 const REQUESTS_MAX: usize = 512;
@@ -67,6 +68,9 @@ enum Look {
     Own(Arc<Semaphore>, Speaks),
 }
 
+/// A request's place among those of the sandbox, and among those of its host.
+type Places = (OwnedSemaphorePermit, Option<OwnedSemaphorePermit>);
+
 /// A connection held for one request.
 pub(crate) struct Lease {
     upstreams: Arc<Upstreams>,
@@ -74,7 +78,9 @@ pub(crate) struct Lease {
     link: Option<Link>,
     /// Of the time it was made: [`Upstreams::clear`] begins another. `None` when it is not kept.
     generation: Option<u64>,
-    places: (OwnedSemaphorePermit, Option<OwnedSemaphorePermit>),
+    places: Option<Places>,
+    /// The upload of its request, which may go on after the answer.
+    rest: Option<Rest>,
 }
 
 impl Upstreams {
@@ -123,7 +129,8 @@ impl Upstreams {
             origin: origin.clone(),
             link: Some(link),
             generation: Some(generation),
-            places: (place, exchange),
+            places: Some((place, exchange)),
+            rest: None,
         })
     }
 
@@ -140,7 +147,8 @@ impl Upstreams {
             origin: origin.clone(),
             link: Some(Link::One(One::open(stream, true).await?)),
             generation: None,
-            places: (place, None),
+            places: Some((place, None)),
+            rest: None,
         })
     }
 
@@ -302,12 +310,18 @@ impl Lease {
             })
     }
 
+    /// Holds on to an upload until it is over, also after its answer.
+    pub fn follow(&mut self, rest: Option<Rest>) {
+        self.rest = rest;
+    }
+
     /// Gives the connection back after a complete answer, so that the next request may use it.
     /// Dropped instead, a lease cuts what is still under way.
     pub fn give_back(mut self) {
-        let (Some(Link::One(mut one)), Some(generation)) = (self.link.take(), self.generation)
-        else {
-            return;
+        let rest = self.rest.take().filter(|rest| !rest.is_over());
+        let (mut one, generation) = match (self.link.take(), self.generation) {
+            (Some(Link::One(one)), Some(generation)) => (one, generation),
+            (link, _) => return self.finish_upload(link, rest),
         };
         if one.is_ready() {
             return self.upstreams.put(&self.origin, one, generation);
@@ -317,12 +331,47 @@ impl Lease {
         }
         // The answer came before the upload was complete, which may go on; or the connection's
         // task has not yet seen that the answer is over.
+        let (upstreams, origin, places) = (
+            self.upstreams.clone(),
+            self.origin.clone(),
+            self.places.take(),
+        );
         tokio::spawn(async move {
-            if one.becomes_ready(UPLOAD_GRACE).await {
-                self.upstreams.put(&self.origin, one, generation);
+            let ready = match rest {
+                Some(mut rest) => tokio::select! {
+                    ready = one.becomes_ready(UPLOAD_GRACE) => ready,
+                    () = rest.falls() => false,
+                },
+                None => one.becomes_ready(UPLOAD_GRACE).await,
+            };
+            if ready {
+                upstreams.put(&origin, one, generation);
             }
-            drop(self.places);
+            drop(places);
         });
+    }
+
+    /// Lets an upload over HTTP/2 go on after its answer, within bounds. It keeps its places.
+    fn finish_upload(mut self, link: Option<Link>, rest: Option<Rest>) {
+        let Some(mut rest) = rest else {
+            return;
+        };
+        let places = self.places.take();
+        tokio::spawn(async move {
+            let _ = timeout(UPLOAD_GRACE, rest.ends()).await;
+            // Of what is left nothing is taken from the program any more.
+            rest.close();
+            drop((link, places));
+        });
+    }
+}
+
+impl Drop for Lease {
+    fn drop(&mut self) {
+        // Nobody gets an answer any more.
+        if let Some(rest) = self.rest.take() {
+            rest.close();
+        }
     }
 }
 
