@@ -10,6 +10,7 @@ use std::sync::atomic::Ordering;
 use tokio::sync::{mpsc, oneshot};
 use ulid::Ulid;
 
+use super::answers;
 use super::engines::Engine;
 use super::error::{AppendError, EngineError, ReadError, VerifyError};
 use super::event::{Append, Appended, Head, READ_EVENTS_MAX, Recorded};
@@ -99,10 +100,10 @@ impl EventLog {
     /// sending it again with the same command id tells.
     pub async fn append(&self, append: Append) -> Result<Appended, AppendError> {
         let command = Box::new(prepare(append)?);
-        let (reply, answer) = oneshot::channel();
+        let (reply, answer) = answers::answer();
         let sent = self.inner.queue.send(Message::Append(command, reply)).await;
         sent.map_err(|_| self.stopped_error())?;
-        answer.await.map_err(|_| self.stopped_error())?
+        answer.await.unwrap_or_else(|| Err(self.stopped_error()))
     }
 
     /// Up to `limit` (at most [`READ_EVENTS_MAX`]) events of a stream from a revision on. A page

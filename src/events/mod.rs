@@ -9,12 +9,13 @@
 //! - a secret value is in the log only as [`Sealed`] text, under a data key that lives outside the
 //!   log ([`Keyring`]); destroying the key destroys the value and leaves the history whole.
 //!
-//! The rooms: [`EventLog`] (`log.rs`, `open.rs`) is the handle; `writer.rs` owns the one writer thread;
-//! `plan.rs` decides what a group of commands commits (no I/O of its own); `engines/` keeps the
+//! The rooms: [`EventLog`] (`log.rs`, `open.rs`) is the handle; `writer.rs` owns the one writer thread,
+//! `answers.rs` wakes its callers; `plan.rs` decides what a group of commands commits (no I/O of its own); `engines/` keeps the
 //! bytes and guards them; `index/` finds streams and ids in them and `view.rs` reads through both;
 //! `verify.rs` proves the log; `branch.rs` lets a stream continue another one; `snapshots/` is a cache
 //! of states that the log alone can rebuild; `keys/` holds the keyring. There is no actix here.
 
+mod answers;
 mod backup;
 mod branch;
 pub mod chain;

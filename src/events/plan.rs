@@ -29,6 +29,14 @@ pub enum Answer {
     Recorded(Appended),
 }
 
+impl Answer {
+    /// Of a command that was not looked at, since nothing of its group is written.
+    pub const LOST: Self = Answer::Planned {
+        index: usize::MAX,
+        replayed: false,
+    };
+}
+
 /// Why a command is not in the plan.
 #[derive(Debug)]
 pub enum Unplanned {

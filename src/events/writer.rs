@@ -9,14 +9,17 @@
 //! writes again, since nobody can know what a failed sync has kept (the page cache may hold pages
 //! that the disk lost): it refuses everything until the process is restarted and the log checked.
 
+use std::collections::VecDeque;
 use std::path::PathBuf;
 use std::sync::atomic::Ordering;
 use std::sync::{Arc, PoisonError};
+use std::task::{Context, Poll, Waker};
 use std::time::{Duration, Instant};
 
 use time::OffsetDateTime;
 use tokio::sync::{mpsc, oneshot};
 
+use super::answers::{Reply, Wakes};
 use super::engines::{Commit, Engine};
 use super::error::{AppendError, EngineError};
 use super::event::{Appended, Head, from_unix_ms, unix_ms};
@@ -33,12 +36,10 @@ const GROUP_COMMANDS_MAX: usize = 512;
 /// Event data after which a group is closed, in bytes (8 MiB).
 const GROUP_BYTES_MAX: usize = 8 * 1024 * 1024;
 
-/// Longest the writer waits for a group to fill up to the size of the one before it, in
+/// Longest the writer idles in all so that a group may fill up to the size of the one before it, in
 /// microseconds. Callers that were just answered are about to send their next command; without the
 /// wait the first of them would get a sync of its own and the rest another.
 const GATHER_US_MAX: u64 = 300;
-
-type Reply = oneshot::Sender<Result<Appended, AppendError>>;
 
 /// What the writer takes.
 pub enum Message {
@@ -47,40 +48,127 @@ pub enum Message {
     Close(oneshot::Sender<()>),
 }
 
-/// Commands to be committed together.
-#[derive(Default)]
-struct Group {
-    commands: Vec<(Prepared, Reply)>,
-    bytes: usize,
+/// What was sent to the writer, in order.
+struct Inbox {
+    queue: mpsc::Receiver<Message>,
+    taken: VecDeque<Message>,
+    /// Passes through here from the queue: one visit for all that is there.
+    passing: Vec<Message>,
 }
 
-impl Group {
-    /// Takes `message` and whatever else is waiting; returns the order to close, if it was there.
-    fn take(
-        &mut self,
-        message: Message,
-        queue: &mut mpsc::Receiver<Message>,
-    ) -> Option<oneshot::Sender<()>> {
-        let mut next = Some(message);
-        while let Some(message) = next {
-            match message {
-                Message::Close(done) => return Some(done),
-                Message::Append(command, reply) => {
-                    self.bytes += command.bytes;
-                    self.commands.push((*command, reply));
-                }
-            }
-            next = if self.is_full() {
-                None
-            } else {
-                queue.try_recv().ok()
-            };
+impl Inbox {
+    /// Waits for the next message; `None`: there will be none.
+    fn wait(&mut self) -> Option<Message> {
+        if self.taken.is_empty() {
+            self.queue
+                .blocking_recv_many(&mut self.passing, GROUP_COMMANDS_MAX);
+            self.taken.extend(self.passing.drain(..));
         }
-        None
+        self.taken.pop_front()
+    }
+
+    /// The next message, if it is here.
+    fn next(&mut self) -> Option<Message> {
+        if self.taken.is_empty() {
+            // Nobody is to be woken: whoever asks asks again.
+            let mut context = Context::from_waker(Waker::noop());
+            let limit = GROUP_COMMANDS_MAX;
+            let found = self
+                .queue
+                .poll_recv_many(&mut context, &mut self.passing, limit);
+            if matches!(found, Poll::Ready(1..)) {
+                self.taken.extend(self.passing.drain(..));
+            }
+        }
+        self.taken.pop_front()
+    }
+}
+
+/// Commands that are committed together, planned as they come in.
+struct Group<'a> {
+    plan: Plan<'a>,
+    bytes: usize,
+    callers: Vec<(Reply, Result<Answer, AppendError>)>,
+    /// Why nothing of the group is written.
+    failed: Option<Failed>,
+    closed: Option<oneshot::Sender<()>>,
+}
+
+/// Why a group is not written.
+enum Failed {
+    /// The log had stopped before.
+    Stopped,
+    Engine(EngineError),
+}
+
+impl<'a> Group<'a> {
+    fn new(plan: Plan<'a>, failed: Option<Failed>) -> Self {
+        Self {
+            plan,
+            bytes: 0,
+            callers: Vec::new(),
+            failed,
+            closed: None,
+        }
+    }
+
+    /// Takes `first` and whatever else waits, until as many have come as `wanted` or it is to no
+    /// purpose to wait for them.
+    fn gather(&mut self, first: Message, inbox: &mut Inbox, wanted: usize) {
+        self.take(first);
+        let mut idle = Duration::ZERO;
+        let mut idle_since = None;
+        while !self.is_full() {
+            if let Some(next) = inbox.next() {
+                idle += idle_since
+                    .take()
+                    .as_ref()
+                    .map_or(Duration::ZERO, Instant::elapsed);
+                self.take(next);
+                continue;
+            }
+            let since = *idle_since.get_or_insert_with(Instant::now);
+            if self.callers.len() >= wanted
+                || idle + since.elapsed() >= Duration::from_micros(GATHER_US_MAX)
+            {
+                return;
+            }
+            // Not asleep: a sleep takes longer than what there is to wait for.
+            std::thread::yield_now();
+        }
+    }
+
+    fn take(&mut self, message: Message) {
+        match message {
+            Message::Close(done) => self.closed = Some(done),
+            Message::Append(command, reply) => {
+                self.bytes += command.bytes;
+                self.plan(*command, reply);
+            }
+        }
+    }
+
+    fn plan(&mut self, command: Prepared, reply: Reply) {
+        let planned = match &self.failed {
+            None => self.plan.add(command),
+            // Its caller is told why in the end.
+            Some(_) => return self.callers.push((reply, Ok(Answer::LOST))),
+        };
+        let outcome = match planned {
+            Ok(answer) => Ok(answer),
+            Err(Unplanned::Refused(refused)) => Err(refused),
+            Err(Unplanned::Failed(error)) => {
+                self.failed = Some(Failed::Engine(error));
+                Ok(Answer::LOST)
+            }
+        };
+        self.callers.push((reply, outcome));
     }
 
     fn is_full(&self) -> bool {
-        self.commands.len() >= GROUP_COMMANDS_MAX || self.bytes >= GROUP_BYTES_MAX
+        self.closed.is_some()
+            || self.callers.len() >= GROUP_COMMANDS_MAX
+            || self.bytes >= GROUP_BYTES_MAX
     }
 }
 
@@ -99,38 +187,27 @@ pub struct Writer {
 
 impl Writer {
     /// Works until the log is closed or every handle is gone.
-    pub fn run(mut self, mut queue: mpsc::Receiver<Message>) {
+    pub fn run(mut self, queue: mpsc::Receiver<Message>) {
+        let mut inbox = Inbox {
+            queue,
+            taken: VecDeque::new(),
+            passing: Vec::new(),
+        };
         let mut closed = None;
         let mut last_group = 0;
-        while closed.is_none() {
-            let Some(first) = queue.blocking_recv() else {
-                break;
-            };
-            let mut group = Group::default();
-            closed = group.take(first, &mut queue);
-            let gathering = Instant::now();
-            while closed.is_none()
-                && group.commands.len() < last_group
-                && !group.is_full()
-                && gathering.elapsed() < Duration::from_micros(GATHER_US_MAX)
-            {
-                match queue.try_recv() {
-                    Ok(next) => closed = group.take(next, &mut queue),
-                    // Not asleep: a sleep takes longer than what there is to wait for.
-                    Err(_) => std::thread::yield_now(),
-                }
-            }
-            last_group = group.commands.len();
-            self.commit(group.commands);
+        while closed.is_none()
+            && let Some(first) = inbox.wait()
+        {
+            (closed, last_group) = self.group(first, &mut inbox, last_group);
         }
-        self.end(queue);
+        self.end(inbox);
         if let Some(done) = closed {
             let _ = done.send(());
         }
     }
 
     /// The orderly end: upkeep, refusals for whoever came too late, the files closed.
-    fn end(mut self, mut queue: mpsc::Receiver<Message>) {
+    fn end(mut self, mut inbox: Inbox) {
         let well = self.stopped().is_none();
         self.published.stop("it was closed");
         if well {
@@ -139,10 +216,11 @@ impl Writer {
             }
             self.index.close();
         }
-        queue.close();
-        while let Ok(message) = queue.try_recv() {
+        inbox.queue.close();
+        let mut wakes = Wakes::default();
+        while let Some(message) = inbox.next() {
             if let Message::Append(_, reply) = message {
-                let _ = reply.send(Err(self.refusal()));
+                wakes.tell(reply, Err(self.refusal()));
             }
         }
     }
@@ -159,83 +237,86 @@ impl Writer {
     }
 
     /// One group: all of its commits are on disk when the first answer goes out. A failure is told
-    /// to everyone in the group who was judged by what the group would have written.
-    fn commit(&mut self, group: Vec<(Prepared, Reply)>) {
-        if group.is_empty() {
-            return;
-        }
-        let mut replies = Vec::with_capacity(group.len());
-        let mut outcomes = Vec::with_capacity(group.len());
-        let mut commands = Vec::with_capacity(group.len());
-        for (command, reply) in group {
-            commands.push(command);
-            replies.push(reply);
-        }
-        let written = match self.stopped() {
-            Some(_) => Err(self.refusal()),
-            None => self.write(commands, &mut outcomes),
+    /// to everyone in the group who was judged by what the group would have written. Returns the
+    /// order to close, if it came, and how many commands there were.
+    fn group(
+        &mut self,
+        first: Message,
+        inbox: &mut Inbox,
+        wanted: usize,
+    ) -> (Option<oneshot::Sender<()>>, usize) {
+        let failed = match self.stopped() {
+            Some(_) => Some(Failed::Stopped),
+            None => self.index.room().err().map(Failed::Engine),
         };
-        let mut outcomes = outcomes.into_iter();
-        for reply in replies {
-            let answer = match (&written, outcomes.next()) {
-                (_, Some(Ok(Answer::Recorded(appended)))) => Ok(appended),
+        let now_ms = unix_ms(OffsetDateTime::now_utc()).max(self.last_ms);
+        let now = from_unix_ms(now_ms).unwrap_or(OffsetDateTime::UNIX_EPOCH);
+        let mut group = Group::new(Plan::new(&self.view, self.head, now), failed);
+        group.gather(first, inbox, wanted);
+        let Group {
+            plan,
+            callers,
+            failed,
+            closed,
+            ..
+        } = group;
+        let size = callers.len();
+        let (head, commits) = plan.finish();
+        let written = match failed {
+            None => self.write(head, now_ms, &commits),
+            Some(Failed::Stopped) => Err(self.refusal()),
+            // A look into the index may need room; nothing was written.
+            Some(Failed::Engine(error)) => Err(self.failure(error)),
+        };
+        let mut wakes = Wakes::default();
+        for (reply, outcome) in callers {
+            let answer = match (&written, outcome) {
+                (_, Ok(Answer::Recorded(appended))) => Ok(appended),
                 (Err(error), _) => Err(error.clone()),
-                (Ok(_), Some(Err(refused))) => Err(refused),
-                (Ok(commits), Some(Ok(Answer::Planned { index, replayed }))) => commits
+                (Ok(()), Err(refused)) => Err(refused),
+                (Ok(()), Ok(Answer::Planned { index, replayed })) => commits
                     .get(index)
                     .and_then(|c| appended(c, replayed))
                     .ok_or_else(|| AppendError::Stopped {
                         reason: "a plan lost one of its commits".into(),
                     }),
-                (Ok(_), None) => Err(self.refusal()),
             };
             // A caller that went away does not change what was recorded.
-            let _ = reply.send(answer);
+            wakes.tell(reply, answer);
         }
-        if self.stopped().is_none()
+        drop(wakes);
+        if size > 0
+            && self.stopped().is_none()
             && let Err(error) = self.engine.tidy()
         {
             self.stop(&error);
         }
+        (closed, size)
     }
 
-    /// Plans the commands, writes what they come to, and publishes it.
-    fn write(
-        &mut self,
-        commands: Vec<Prepared>,
-        outcomes: &mut Vec<Result<Answer, AppendError>>,
-    ) -> Result<Vec<Commit>, AppendError> {
-        let now_ms = unix_ms(OffsetDateTime::now_utc()).max(self.last_ms);
-        let now = from_unix_ms(now_ms).unwrap_or(OffsetDateTime::UNIX_EPOCH);
-        match self.index.room() {
-            Ok(()) => {}
-            Err(EngineError::Full) => return Err(self.full()),
-            Err(error) => return Err(self.stop(&error)),
-        }
-        let mut plan = Plan::new(&self.view, self.head, now);
-        for command in commands {
-            match plan.add(command) {
-                Ok(answer) => outcomes.push(Ok(answer)),
-                Err(Unplanned::Refused(refused)) => outcomes.push(Err(refused)),
-                // A look into the index may need room; nothing was written.
-                Err(Unplanned::Failed(EngineError::Full)) => return Err(self.full()),
-                Err(Unplanned::Failed(error)) => return Err(self.stop(&error)),
-            }
-        }
-        let (head, commits) = plan.finish();
+    /// Writes what was planned and publishes it.
+    fn write(&mut self, head: Head, now_ms: i64, commits: &[Commit]) -> Result<(), AppendError> {
         if commits.is_empty() {
-            return Ok(commits);
+            return Ok(());
         }
-        match self.engine.append(&self.head, &commits) {
-            Ok(()) => {}
-            Err(EngineError::Full) => return Err(self.full()),
-            Err(error) => return Err(self.stop(&error)),
+        if let Err(error) = self.engine.append(&self.head, commits) {
+            return Err(self.failure(error));
         }
-        self.index.add(&commits);
+        self.index.add(commits);
         self.head = head;
         self.last_ms = now_ms;
-        self.publish(&commits);
-        Ok(commits)
+        self.publish(commits);
+        Ok(())
+    }
+
+    /// What an error of the engine or the index means: a full disk is survived, nothing else is.
+    fn failure(&self, error: EngineError) -> AppendError {
+        match error {
+            EngineError::Full => AppendError::Full {
+                dir: self.dir.clone(),
+            },
+            error => self.stop(&error),
+        }
     }
 
     fn publish(&self, commits: &[Commit]) {
@@ -255,12 +336,6 @@ impl Writer {
         self.published
             .state
             .send_modify(|state| state.head = self.head);
-    }
-
-    fn full(&self) -> AppendError {
-        AppendError::Full {
-            dir: self.dir.clone(),
-        }
     }
 
     /// Stops for good and says so.

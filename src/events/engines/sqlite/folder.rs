@@ -59,6 +59,7 @@ pub struct Copying {
     view: View,
     dir: PathBuf,
     head: Head,
+    last_block: i64,
     _fence: Fence,
 }
 
@@ -80,13 +81,14 @@ impl Copying {
             view: View::new(view.conn, dir.to_owned(), log),
             dir: dir.to_owned(),
             head: Head::beginning(log),
+            last_block: 0,
             _fence: fence,
         })
     }
 
     /// Adds commits that were verified to follow.
     pub fn append(&mut self, commits: &[Commit]) -> Result<(), EngineError> {
-        write(&self.view, commits)?;
+        self.last_block = write(&self.view, commits, self.last_block)?.last_block;
         if let Some(last) = commits.last() {
             self.head = last.head();
         }
@@ -101,6 +103,7 @@ impl Copying {
             dir,
             head,
             _fence,
+            ..
         } = self;
         let told = |error: EngineError| super::doubt(&dir, error);
         let (log, conn) = (view.log(), view.conn);

@@ -3,11 +3,13 @@
 //!
 //! What makes a commit durable: `synchronous=FULL` in WAL mode syncs the WAL at every transaction,
 //! and a group of commits is one transaction. SQLite's automatic checkpoint is off, because it
-//! swallows the errors of its own syncs; [`Engine::tidy`] makes the checkpoints and reports them.
+//! swallows the errors of its own syncs; [`Engine::tidy`] has the checkpoints made, most of each beside
+//! the writer (`checkpoint_task.rs`), and reports their errors.
 //! What SQLite can't tell is that a damaged WAL tail was dropped at recovery: that is the witness's
 //! part (`witness.rs`). Commits lie in the order of the log and nothing else is kept here, so a group
 //! dirties the few pages at the end of one tree.
 
+mod checkpoint_task;
 mod fence;
 mod folder;
 mod open;
@@ -15,6 +17,7 @@ mod read;
 mod witness;
 mod witness_task;
 
+use std::ops::Range;
 use std::path::PathBuf;
 use std::time::Duration;
 
@@ -23,6 +26,7 @@ use rusqlite::{Connection, ErrorCode, params};
 use super::{Commit, Engine, Reader, record};
 use crate::events::error::EngineError;
 use crate::events::event::Head;
+use checkpoint_task::CheckpointTask;
 use read::View;
 use witness_task::WitnessTask;
 
@@ -32,8 +36,10 @@ pub use open::{accept_head, doubt};
 
 /// Name of the database in the log's folder.
 pub const FILE: &str = "log.db";
-/// WAL bytes (estimated) after which a checkpoint is made (4 MiB, SQLite's own default).
+/// WAL bytes (estimated) after which a checkpoint begins (4 MiB, SQLite's own default).
 const WAL_BYTES_DUE: usize = 4 * 1024 * 1024;
+/// WAL bytes (estimated) at which the writer waits for the checkpoint that is under way (64 MiB).
+const WAL_BYTES_MAX: usize = 64 * 1024 * 1024;
 /// WAL pages after which a checkpoint waits for readers instead of passing them by (64 MiB).
 const WAL_PAGES_MAX: i64 = if cfg!(test) { 256 } else { 16 * 1024 };
 /// How long it then waits, in milliseconds: the writer stands still meanwhile.
@@ -52,6 +58,8 @@ pub struct Sqlite {
     head: Head,
     last_block: i64,
     path: PathBuf,
+    /// Made when the first checkpoint is due.
+    checkpoints: Option<CheckpointTask>,
     wal_bytes: usize,
     witness: WitnessTask,
     /// Until the log was proved, its witness says what it said when the log was opened.
@@ -67,12 +75,10 @@ impl Engine for Sqlite {
 
     fn append(&mut self, at: &Head, commits: &[Commit]) -> Result<(), EngineError> {
         self.witness.check()?;
-        // The tree's end says whether somebody else wrote; reading the last commit anew would cost
-        // more than writing the next one.
-        if self.head != *at || last_block(&self.view.conn)? != self.last_block {
+        if self.head != *at {
             return Err(EngineError::HeadMoved);
         }
-        match write(&self.view, commits) {
+        match write(&self.view, commits, self.last_block) {
             Ok(written) => {
                 self.wal_bytes = self.wal_bytes.saturating_add(written.wal_bytes);
                 self.last_block = written.last_block;
@@ -96,9 +102,25 @@ impl Engine for Sqlite {
         if std::mem::take(&mut self.witness_is_behind) {
             self.witness.saw(self.view.head()?);
         }
-        if self.wal_bytes < WAL_BYTES_DUE {
+        let checkpoints = match &mut self.checkpoints {
+            Some(checkpoints) => checkpoints,
+            None if self.wal_bytes < WAL_BYTES_DUE => return Ok(()),
+            None => {
+                let started = CheckpointTask::start(self.path.clone());
+                let started = started.map_err(|error| EngineError::Io(error.to_string()))?;
+                self.checkpoints.insert(started)
+            }
+        };
+        if !checkpoints.is_under_way() {
+            if self.wal_bytes >= WAL_BYTES_DUE {
+                checkpoints.begin();
+            }
             return Ok(());
         }
+        let Some(ended) = checkpoints.ended(self.wal_bytes >= WAL_BYTES_MAX) else {
+            return Ok(());
+        };
+        ended?;
         self.wal_bytes = 0;
         let (log_pages, done_pages) = checkpoint(&self.view.conn, "PASSIVE")?;
         if log_pages > WAL_PAGES_MAX && done_pages < log_pages {
@@ -113,6 +135,12 @@ impl Engine for Sqlite {
 
     fn close(&mut self) -> Result<(), EngineError> {
         self.witness.finish()?;
+        if let Some(mut checkpoints) = self.checkpoints.take()
+            && checkpoints.is_under_way()
+            && let Some(ended) = checkpoints.ended(true)
+        {
+            ended?;
+        }
         checkpoint(&self.view.conn, "TRUNCATE").map(|_| ())
     }
 }
@@ -129,8 +157,9 @@ fn last_block(conn: &Connection) -> Result<i64, EngineError> {
         .map_err(failed)
 }
 
-/// Inserts the commits in one transaction.
-fn write(view: &View, commits: &[Commit]) -> Result<Written, EngineError> {
+/// Inserts the commits in one transaction, behind the row that begins at `behind` and must be the
+/// last one.
+fn write(view: &View, commits: &[Commit], behind: i64) -> Result<Written, EngineError> {
     let (mut bytes, mut blocks) = (Vec::new(), Vec::new());
     let (mut start, mut first_position) = (0, 0);
     for commit in commits {
@@ -149,24 +178,39 @@ fn write(view: &View, commits: &[Commit]) -> Result<Written, EngineError> {
     // Statements that are kept: making one of `BEGIN` takes longer than running it.
     let run = |sql: &str| conn.prepare_cached(sql)?.execute([]);
     let transaction = || {
-        run("BEGIN IMMEDIATE")?;
-        let mut insert = conn.prepare_cached(INSERT)?;
-        for (first_position, range) in blocks {
-            let records = bytes.get(range).unwrap_or_default();
-            insert.execute(params![first_position, records])?;
+        run("BEGIN IMMEDIATE").map_err(failed)?;
+        // The tree's end says whether somebody else wrote; reading the last commit anew would cost
+        // more than writing the next one.
+        if last_block(conn)? != behind {
+            return Err(EngineError::HeadMoved);
         }
-        run("COMMIT")
+        insert(conn, &bytes, blocks).map_err(failed)?;
+        run("COMMIT").map(drop).map_err(failed)
     };
     if let Err(error) = transaction() {
         if !conn.is_autocommit() {
             run("ROLLBACK").map_err(failed)?;
         }
-        return Err(failed(error));
+        return Err(error);
     }
     Ok(Written {
         wal_bytes: WAL_BYTES_PER_GROUP + bytes.len(),
         last_block: first_position,
     })
+}
+
+/// Inserts rows, each with the position it begins at and its place in `bytes`.
+fn insert(
+    conn: &Connection,
+    bytes: &[u8],
+    blocks: Vec<(i64, Range<usize>)>,
+) -> rusqlite::Result<()> {
+    let mut insert = conn.prepare_cached(INSERT)?;
+    for (first_position, range) in blocks {
+        let records = bytes.get(range).unwrap_or_default();
+        insert.execute(params![first_position, records])?;
+    }
+    Ok(())
 }
 
 /// What an append came to.
@@ -235,7 +279,14 @@ mod tests {
         engine.view.conn.execute_batch(fill).expect("filled");
         engine.wal_bytes = WAL_BYTES_DUE;
         let begun = std::time::Instant::now();
-        engine.tidy().expect("a reader is no error");
+        engine.tidy().expect("begun");
+        while engine
+            .checkpoints
+            .as_ref()
+            .is_some_and(CheckpointTask::is_under_way)
+        {
+            engine.tidy().expect("a reader is no error");
+        }
         let took = begun.elapsed();
         let (pages, done) = checkpoint(&engine.view.conn, "PASSIVE").expect("looked");
         assert!(
@@ -252,6 +303,30 @@ mod tests {
             .pragma_query_value(None, "busy_timeout", |row| row.get(0))
             .expect("read");
         assert_eq!(patience, open::BUSY_MS_MAX.cast_signed());
+    }
+
+    /// Goal: the write-ahead log stays small under a writer that never rests, though others copy it.
+    /// Method: many times what it may hold, with upkeep after each group.
+    #[test]
+    fn the_write_ahead_log_begins_anew_while_the_writer_goes_on() {
+        let dir = tempfile::tempdir().expect("a folder");
+        let mut engine = Sqlite::open(dir.path()).expect("opened");
+        let wal = dir.path().join(format!("{FILE}-wal"));
+        let conn = Connection::open(dir.path().join(FILE)).expect("opened");
+        conn.execute_batch("PRAGMA wal_autocheckpoint = 0; CREATE TABLE filler (bytes)")
+            .expect("made");
+        for _ in 0..200 {
+            conn.execute("INSERT INTO filler VALUES (zeroblob(500000))", [])
+                .expect("filled");
+            engine.wal_bytes += 500_000;
+            engine.tidy().expect("upkeep");
+        }
+        let bytes = std::fs::metadata(&wal).expect("a WAL").len();
+        assert!(bytes < 2 * WAL_BYTES_MAX as u64, "{bytes}");
+        let pages: i64 = conn
+            .pragma_query_value(None, "page_count", |row| row.get(0))
+            .expect("read");
+        assert!(pages * 4_096 > 90_000_000, "only {pages} pages");
     }
 
     /// Goal: a full disk is told apart from damage and from everything else.

@@ -62,6 +62,7 @@ impl Sqlite {
             last_block: last_block(&view.conn).map_err(told)?,
             view,
             path: dir.join(FILE),
+            checkpoints: None,
             wal_bytes: usize::try_from(wal).unwrap_or(usize::MAX),
             witness,
             witness_is_behind: true,
@@ -173,12 +174,7 @@ pub(super) fn database(dir: &Path, may_create: bool) -> Result<Option<View>, Ope
         }
         Err(_) => return Err(told(EngineError::Damaged(format!("format {found:?}")))),
     }
-    pragmas::hold(&conn, &PRAGMAS).map_err(|unset| {
-        told(match unset {
-            Unset::Sqlite(error) => failed(error),
-            refused @ Unset::Refused { .. } => EngineError::Io(refused.to_string()),
-        })
-    })?;
+    settle(&conn).map_err(told)?;
     if found == "0" {
         create(&mut conn).map_err(told)?;
     }
@@ -189,6 +185,14 @@ pub(super) fn database(dir: &Path, may_create: bool) -> Result<Option<View>, Ope
     }
     let log = log_id(&conn).map_err(told)?;
     Ok(Some(View::new(conn, dir.to_owned(), log)))
+}
+
+/// Gives a connection that writes its settings.
+pub(super) fn settle(conn: &Connection) -> Result<(), EngineError> {
+    pragmas::hold(conn, &PRAGMAS).map_err(|unset| match unset {
+        Unset::Sqlite(error) => failed(error),
+        refused @ Unset::Refused { .. } => EngineError::Io(refused.to_string()),
+    })
 }
 
 fn nothing_left(dir: &Path) -> OpenError {

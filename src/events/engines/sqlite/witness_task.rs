@@ -22,6 +22,8 @@ struct State {
     /// The newest head that is on disk and not in the witness.
     waiting: Option<Head>,
     writing: bool,
+    /// The thread waits for a head and for nothing else.
+    idle: bool,
     failed: Option<String>,
     /// Somebody waits for the witness: no rest before the next sync.
     hurry: bool,
@@ -50,8 +52,14 @@ impl WitnessTask {
 
     /// Says that the log is on disk up to `head`.
     pub fn saw(&self, head: Head) {
-        self.shared.lock().waiting = Some(head);
-        self.shared.tell();
+        let mut state = self.shared.lock();
+        state.waiting = Some(head);
+        let idle = state.idle;
+        drop(state);
+        // In its rest it would wake for nothing, at every group.
+        if idle {
+            self.shared.tell();
+        }
     }
 
     /// Fails when a witness could not be written.
@@ -94,7 +102,9 @@ fn run(mut witness: Witness, seen: Seen, shared: &Watched<State>) {
             if state.ended {
                 return;
             }
+            state.idle = true;
             state = shared.wait(state);
+            state.idle = false;
             continue;
         };
         state.writing = true;
