@@ -92,6 +92,9 @@ pub struct Limits {
     pub exec_output_bytes_max: usize,
     /// Largest uploaded file, bytes.
     pub upload_bytes_max: u64,
+    /// Memory that hibernated sandboxes may hold together, MiB; beyond it the longest asleep keep
+    /// only their disks. 0: half of the machine's.
+    pub hibernated_memory_mb_max: u32,
 }
 
 impl Default for Limits {
@@ -101,6 +104,7 @@ impl Default for Limits {
             concurrent_sandboxes_max: 50,
             exec_output_bytes_max: 16 * 1024 * 1024,
             upload_bytes_max: 2 * 1024 * 1024 * 1024,
+            hibernated_memory_mb_max: 0,
         }
     }
 }

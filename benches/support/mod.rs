@@ -188,7 +188,11 @@ fn entry(number: usize, version: u64) -> SealedEntry {
 /// A sandbox of `events` events: made, started, given new values and restarted, perhaps stopped.
 pub fn sandbox(org: OrgId, id: &SandboxId, events: usize, stops: bool) -> Vec<SandboxEvent> {
     let intent = Ulid::generate();
-    let start = SandboxEvent::StartRequested(StartRequested { intent, at: at() });
+    let start = SandboxEvent::StartRequested(StartRequested {
+        intent,
+        cause: opencomputer::events::families::StartCause::Created,
+        at: at(),
+    });
     let started = SandboxEvent::Started(Started {
         intent,
         limits: json!({ "memory": "enforced", "cpu": "enforced", "disk": "not enforced" }),

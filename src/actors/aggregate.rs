@@ -19,6 +19,9 @@ pub enum Reject {
     /// The name is taken.
     #[error("{0}")]
     Conflict(String),
+    /// The sandbox's size may not change.
+    #[error("scaling is locked for this sandbox; unlock it first")]
+    ScalingLocked,
 }
 
 impl Reject {

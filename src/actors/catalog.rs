@@ -4,7 +4,7 @@
 //! replay give the same rows. A write waits (bounded) until the model has its position, so every
 //! later read sees it. Unknown kinds of events are skipped and counted.
 
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, BTreeSet};
 use std::sync::{Arc, PoisonError, RwLock};
 use std::time::Duration;
 
@@ -14,7 +14,7 @@ use super::model::{Change, Model};
 use super::project::Project;
 use super::sandbox::{Phase, Sandbox};
 use super::secret_store::SecretStore;
-use crate::events::families::{DecodeError, ProjectCreated, SandboxCreated, StoreCreated};
+use crate::events::families::{DecodeError, Kept, ProjectCreated, SandboxCreated, StoreCreated};
 use crate::events::{EventLog, ReadError, Recorded, StreamId, VerifyError};
 use crate::ids::{KeyId, OrgId, SandboxId};
 
@@ -271,6 +271,47 @@ impl Catalog {
                 })
             });
             known.collect()
+        })
+    }
+
+    /// Whether the server scales a sandbox by itself.
+    pub fn is_autoscaled(&self, id: &SandboxId) -> bool {
+        self.read(|model| {
+            let row = model.sandboxes.get(id);
+            row.is_some_and(|row| row.scaling.autoscale.is_some())
+        })
+    }
+
+    /// Sandboxes that sleep with their processes in memory, the longest asleep first.
+    pub fn sleepers_in_memory(&self) -> Vec<SandboxId> {
+        self.read(|model| {
+            let rows = model.sandboxes.iter();
+            let asleep = rows.filter(|(_, row)| row.phase == Phase::Hibernated);
+            let mut found: Vec<_> = asleep
+                .filter_map(|(id, row)| row.slept.as_ref().map(|slept| (slept, id)))
+                .filter(|(slept, _)| slept.kept == Kept::Memory)
+                .map(|(slept, id)| (slept.at, id.clone()))
+                .collect();
+            found.sort_by_key(|(at, _)| *at);
+            found.into_iter().map(|(_, id)| id).collect()
+        })
+    }
+
+    /// How many sandboxes of an organization have each tag, and how many values it has among them.
+    pub fn tags(&self, org: &OrgId) -> Vec<(String, usize, usize)> {
+        self.read(|model| {
+            let mut found: BTreeMap<&str, (usize, BTreeSet<&str>)> = BTreeMap::new();
+            let rows = model.sandboxes.values();
+            for row in rows.filter(|row| row.visible_to(org).is_ok() && !row.phase.is_final()) {
+                for (key, value) in &row.tags.all {
+                    let (count, values) = found.entry(key).or_default();
+                    *count += 1;
+                    values.insert(value);
+                }
+            }
+            let each = found.into_iter();
+            each.map(|(key, (count, values))| (key.to_owned(), count, values.len()))
+                .collect()
         })
     }
 

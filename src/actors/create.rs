@@ -98,7 +98,7 @@ impl Platform {
         first: &First,
     ) -> Result<Sandbox, Failure> {
         let id = SandboxId::generate();
-        let _in_work = self.begin_work(&id);
+        let _turn = self.take_turn(&id).await;
         let (created, secrets) = self.plan(caller, &id, &request).await?;
         let place = self.take_place(caller)?;
         let stream = Sandbox::stream(&id);

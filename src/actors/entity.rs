@@ -58,6 +58,23 @@ pub enum Failure {
         /// How many may be.
         limit: usize,
     },
+    /// The sandbox sleeps and is being woken.
+    #[error("sandbox is waking")]
+    Waking,
+    /// The sandbox sleeps and could not be woken; it can be tried again.
+    #[error("the sandbox could not be woken; the server's log has the reason")]
+    WakeFailed,
+    /// The sandbox is on its way up or down for longer than a call may wait.
+    #[error("the sandbox is busy, try again")]
+    Busy,
+    /// The sandbox uses more memory than it would have.
+    #[error("the sandbox uses {used_mb} MB, more than the {asked_mb} MB asked for")]
+    OomFloor {
+        /// What it uses, MiB.
+        used_mb: u64,
+        /// What was asked for, MiB.
+        asked_mb: u64,
+    },
     /// The sandbox is stopped or failed for good.
     #[error("sandbox is {0}")]
     Gone(&'static str),

@@ -10,6 +10,7 @@ use time::OffsetDateTime;
 use tokio::sync::watch;
 use tokio::time::Instant;
 
+use super::activity::InUse;
 use super::aggregate::Reject;
 use super::create::check_envs;
 use super::entity::Failure;
@@ -249,19 +250,27 @@ impl Platform {
     /// Runs a command and captures its output in its handle, whether somebody waits or not.
     pub(super) fn capture(
         &self,
-        live: &Arc<LiveSandbox>,
+        live: Arc<LiveSandbox>,
+        in_use: Option<InUse>,
         session: StartSession,
         handle: &Arc<Handle>,
     ) {
-        let (live, captured, limit) = (
-            live.clone(),
-            handle.clone(),
-            self.limits.exec_output_bytes_max,
-        );
+        let (captured, limit) = (handle.clone(), self.limits.exec_output_bytes_max);
         tokio::spawn(async move {
             let before = oom::Before::of(&*live.gauges);
             let push = |output| captured.update(|all| all.push(output, limit));
-            match live.guest.run_with(session, push).await {
+            // Who waits for a command is not left waiting for a sandbox that sleeps.
+            let left = async {
+                match &in_use {
+                    Some(live) => live.activity.left().await,
+                    None => std::future::pending().await,
+                }
+            };
+            let ran = tokio::select! {
+                ran = live.guest.run_with(session, push) => ran,
+                () = left => Ok(()),
+            };
+            match ran {
                 Err(error) => captured.update(|output| fail(output, error)),
                 Ok(()) => captured.update(Captured::require_exit),
             }

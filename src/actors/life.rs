@@ -1,19 +1,21 @@
 //! A sandbox's effects: starting, attaching, stopping. Each follows an intent that is on disk, and
 //! ends in an outcome that is; repeating any of them is harmless.
 
-use std::collections::{BTreeMap, HashMap};
-use std::sync::{Arc, Mutex, PoisonError};
+use std::collections::BTreeMap;
+use std::sync::{Arc, PoisonError};
 use std::time::Duration;
 
 use time::OffsetDateTime;
 use ulid::Ulid;
 
+use super::activity::Activity;
 use super::create::SEALED_KIND;
 use super::entity::Failure;
 use super::live::{LiveSandbox, base_environment};
 use super::platform::{Caller, Platform};
 use super::proxy::{Close, ProxyActor, ProxyParts};
 use super::sandbox::{Phase, Sandbox, SandboxCommand};
+use super::scaler::Samples;
 use super::sealing::{internal, off_runtime};
 use super::secrets::read_placement;
 use crate::events::Actor as Who;
@@ -24,29 +26,8 @@ use crate::sandbox::{GuestClient, Running, SandboxSpec};
 
 /// Longest a guest may take until it can run commands.
 const GUEST_READY_MAX: Duration = Duration::from_secs(20);
-/// Longest a data-plane call waits for a sandbox that is starting.
-const STARTING_WAIT_MAX: Duration = Duration::from_secs(60);
 /// Longest the last egress decisions may take to be recorded when the server stops.
 const RECORDED_MAX: Duration = Duration::from_secs(3);
-const STARTING_POLL: Duration = Duration::from_millis(20);
-
-/// Keeps the reconciler away from a sandbox while somebody works on it.
-pub(super) struct InWork {
-    id: SandboxId,
-    table: Arc<Mutex<HashMap<SandboxId, usize>>>,
-}
-
-impl Drop for InWork {
-    fn drop(&mut self) {
-        let mut table = self.table.lock().unwrap_or_else(PoisonError::into_inner);
-        if let Some(count) = table.get_mut(&self.id) {
-            *count -= 1;
-            if *count == 0 {
-                table.remove(&self.id);
-            }
-        }
-    }
-}
 
 /// What a sandbox's ciphertexts hold.
 struct Opened {
@@ -56,22 +37,6 @@ struct Opened {
 }
 
 impl Platform {
-    pub(super) fn begin_work(&self, id: &SandboxId) -> InWork {
-        let mut table = self.in_work.lock().unwrap_or_else(PoisonError::into_inner);
-        *table.entry(id.clone()).or_insert(0) += 1;
-        InWork {
-            id: id.clone(),
-            table: self.in_work.clone(),
-        }
-    }
-
-    pub(super) fn is_in_work(&self, id: &SandboxId) -> bool {
-        self.in_work
-            .lock()
-            .unwrap_or_else(PoisonError::into_inner)
-            .contains_key(id)
-    }
-
     /// Carries out the open intent to run, and records its outcome.
     pub(super) async fn start_sandbox(
         self: &Arc<Self>,
@@ -121,11 +86,17 @@ impl Platform {
         let spec = SandboxSpec {
             id: id.clone(),
             cpu_count: details.cpu_count,
+            cpu_percent: state.scaling.cpu_percent,
             memory_mb: details.memory_mb.into(),
             disk_mb: details.disk_mb.into(),
             network: details.network_enabled,
             ca_pem: sealed.ca_certificate.clone(),
         };
+        if state.cause.is_fresh() {
+            self.driver.stop(id).await.map_err(internal)?;
+        } else if state.slept.is_some() {
+            self.driver.resume(id).await.map_err(internal)?;
+        }
         let running = self.driver.create(&spec).await.map_err(internal)?;
         self.wire_up(id, state, running).await
     }
@@ -146,6 +117,12 @@ impl Platform {
         guest.hello(GUEST_READY_MAX).await.map_err(internal)?;
         let (enforced, gauges) = (running.limits, running.gauges.clone());
         let limits = serde_json::to_value(enforced)?;
+        // A size that was set while the server went down is on record and not in the world yet.
+        if let (Some(cpu_percent), memory_mb) = (state.scaling.cpu_percent, details.memory_mb)
+            && let Err(error) = self.driver.resize(id, memory_mb.into(), cpu_percent).await
+        {
+            tracing::warn!(%error, sandbox = %id, "the sandbox's size could not be set");
+        }
         // A dead token stays where it was: programs see what they saw before.
         let dead = state.revoked.iter();
         let tokens = dead.map(|dead| (dead.name.clone(), dead.token.clone()));
@@ -183,6 +160,8 @@ impl Platform {
             gauges,
             limits: enforced,
             traffic,
+            activity: Activity::new(details.timeout_sec),
+            samples: Samples::default(),
         });
         self.keep_live(id, &live);
         let (platform, watched) = (self.clone(), id.clone());
@@ -275,20 +254,42 @@ impl Platform {
         }
     }
 
-    fn keep_live(&self, id: &SandboxId, live: &Arc<LiveSandbox>) {
+    pub(super) fn keep_live(&self, id: &SandboxId, live: &Arc<LiveSandbox>) {
         let mut all = self.live.lock().unwrap_or_else(PoisonError::into_inner);
         all.insert(id.clone(), live.clone());
     }
 
-    async fn drop_live(&self, id: &SandboxId) {
-        let removed = self
-            .live
-            .lock()
-            .unwrap_or_else(PoisonError::into_inner)
-            .remove(id);
-        if let Some(live) = removed {
-            // Closed before anything else happens to the sandbox; a dead actor is closed already.
-            let _ = live.proxy.send(Close).await;
+    /// Every sandbox that is attached.
+    pub(super) fn all_live(&self) -> Vec<Arc<LiveSandbox>> {
+        let all = self.live.lock().unwrap_or_else(PoisonError::into_inner);
+        all.values().cloned().collect()
+    }
+
+    /// Takes a sandbox from those that calls find, unless it was used in time (or in any case).
+    pub(super) fn remove_live(
+        &self,
+        id: &SandboxId,
+        only_overdue: bool,
+    ) -> Option<Arc<LiveSandbox>> {
+        let mut all = self.live.lock().unwrap_or_else(PoisonError::into_inner);
+        let stays = |live: &Arc<LiveSandbox>| only_overdue && !live.activity.is_overdue();
+        match all.get(id) {
+            Some(live) if !stays(live) => all.remove(id),
+            _ => None,
+        }
+    }
+
+    /// Ends what is attached to a sandbox that was removed, and its egress.
+    pub(super) async fn leave(&self, live: &LiveSandbox) {
+        live.activity.leave();
+        // A dead actor is closed already.
+        let _ = live.proxy.send(Close).await;
+    }
+
+    /// Closed before anything else happens to the sandbox.
+    pub(super) async fn drop_live(&self, id: &SandboxId) {
+        if let Some(live) = self.remove_live(id, false) {
+            self.leave(&live).await;
         }
     }
 
@@ -339,7 +340,10 @@ impl Platform {
         let done = self
             .execute(&self.sandboxes, &stream, command, &caller.who())
             .await?;
+        // The intent is on record: whoever else waits for a turn finds the sandbox ended.
+        let turn = self.take_turn(id).await;
         self.finish_stop(id, &done.state, &caller.who()).await?;
+        drop(turn);
         if delete_store {
             let mut layers = done
                 .state
@@ -387,49 +391,6 @@ impl Platform {
         let state = self.sandboxes.inspect(&Sandbox::stream(id)).await?;
         state.visible_to(&caller.org)?;
         Ok(state)
-    }
-
-    /// Sets the idle timeout.
-    pub async fn set_timeout(
-        &self,
-        caller: &Caller,
-        id: &SandboxId,
-        seconds: i64,
-    ) -> Result<(), Failure> {
-        let at = OffsetDateTime::now_utc();
-        let command = SandboxCommand::SetTimeout {
-            org: caller.org,
-            seconds,
-            at,
-        };
-        let stream = Sandbox::stream(id);
-        self.execute(&self.sandboxes, &stream, command, &caller.who())
-            .await
-            .map(drop)
-    }
-
-    /// The running sandbox behind a data-plane call; waits for one that is starting.
-    pub async fn live_sandbox(
-        &self,
-        caller: &Caller,
-        id: &SandboxId,
-    ) -> Result<Arc<LiveSandbox>, Failure> {
-        let deadline = tokio::time::Instant::now() + STARTING_WAIT_MAX;
-        loop {
-            let state = self.get_sandbox(caller, id).await?;
-            match state.phase.status() {
-                Some("running") => {}
-                Some(status) => return Err(Failure::Gone(status)),
-                None => return Err(super::aggregate::Reject::not_found("sandbox").into()),
-            }
-            if let (Phase::Running, Some(live)) = (&state.phase, self.find_live(id)) {
-                return Ok(live);
-            }
-            if tokio::time::Instant::now() > deadline {
-                return Err(Failure::Unavailable);
-            }
-            tokio::time::sleep(STARTING_POLL).await;
-        }
     }
 }
 

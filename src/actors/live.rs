@@ -7,7 +7,9 @@ use std::sync::atomic::{AtomicU64, Ordering};
 
 use actix::Addr;
 
+use super::activity::Activity;
 use super::proxy::{ProxyActor, SetPolicy};
+use super::scaler::Samples;
 use crate::events::families::SandboxCreated;
 use crate::proxy::{Policy, Traffic};
 use crate::sandbox::{Gauges, GuestClient, Limits};
@@ -41,6 +43,10 @@ pub struct LiveSandbox {
     pub limits: Limits,
     /// What its connections have carried.
     pub traffic: Arc<Traffic>,
+    /// When it was last used.
+    pub activity: Activity,
+    /// How much of its memory it used lately.
+    pub(super) samples: Samples,
 }
 
 impl LiveSandbox {

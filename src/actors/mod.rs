@@ -4,6 +4,7 @@
 //! tells how things were; `trail` finds and shows single events. `platform` is what the door calls, `life`, `create` and `reconciler`
 //! carry intents out, `proxy` is the actor that holds a sandbox's seal.
 
+mod activity;
 mod aggregate;
 mod announcer;
 #[doc(hidden)]
@@ -27,17 +28,23 @@ mod proxy;
 mod quota;
 mod reconciler;
 mod registry;
+mod resizing;
 mod sandbox;
+mod scaler;
 mod sealing;
 mod secret_store;
 mod secrets;
 mod sessions;
+mod sleeper;
+mod sleeping;
 mod stats;
 #[cfg(test)]
 mod tests;
 pub mod trail;
+mod turns;
 mod versions;
 
+pub use activity::InUse;
 pub use aggregate::Reject;
 pub use catalog::Catalog;
 pub use create::CreateSandbox;
@@ -45,12 +52,13 @@ pub use entity::Failure;
 pub use exec::{Captured, Handle, ProcessRequest};
 pub use history::{BadMoment, History, HistoryError, Moment};
 pub use idempotency::{Created, KEY_CHARS_MAX, Keyed};
-pub use live::LiveSandbox;
 pub use platform::{Caller, NewSecret, Parts, Platform, key_hash};
 pub use project::{Project, ProjectSettings};
 pub use reconciler::Reconciler;
-pub use sandbox::{Phase, Sandbox};
+pub use resizing::Resized;
+pub use sandbox::{Phase, Sandbox, scaling};
 pub use secret_store::SecretStore;
 pub use secrets::{Secret, Secrets};
 pub use sessions::{Command, Session, SessionFailure};
+pub use sleeping::Asleep;
 pub use stats::{Counters, SandboxStats};

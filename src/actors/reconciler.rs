@@ -4,11 +4,12 @@
 //! | In the log | In the world | What it does |
 //! |---|---|---|
 //! | starting, never acknowledged | anything | undoes it, records `start_failed` |
-//! | starting again | anything | carries the start out |
+//! | starting again, waking | anything | carries the start out |
+//! | falling asleep | anything | puts it to sleep |
 //! | running | supervisor there | attaches |
 //! | running | nothing (the host was restarted) | starts it again on its disk |
 //! | stopping | anything | undoes it, records `stopped` |
-//! | failed | disk | keeps it for its user |
+//! | asleep, failed | disk, stopped processes | keeps them for their user |
 //! | gone or unknown | anything | removes it |
 //!
 //! It also brings secrets that were rotated meanwhile to the sandboxes that use them, and destroys
@@ -52,6 +53,7 @@ impl Reconciler {
         platform.reconcile().await;
         tokio::spawn(platform.clone().shred_what_is_gone());
         tokio::spawn(super::oom::watch(Arc::downgrade(platform)));
+        super::sleeper::start(platform);
         let actor = Self {
             platform: Arc::downgrade(platform),
         };
@@ -149,7 +151,10 @@ impl Platform {
 
     async fn reconcile_one(self: &Arc<Self>, row: &Unsettled) -> Result<(), Failure> {
         let id = &row.id;
-        let _in_work = self.begin_work(id);
+        // Whoever has the turn does what there is to do.
+        let Some(_turn) = self.try_turn(id) else {
+            return Ok(());
+        };
         let (stream, who) = (
             Sandbox::stream(id),
             Who {
@@ -186,6 +191,7 @@ impl Platform {
                 self.refresh_secrets(id, &state, &who).await
             }
             Phase::Stopping(_) => self.finish_stop(id, &state, &who).await,
+            Phase::Hibernating(_) => self.finish_sleep(id, state, &who, None).await.map(drop),
             _ => self.take_revoked(id, state, &who).await.map(drop),
         }
     }
@@ -213,7 +219,7 @@ impl Platform {
     }
 
     /// Brings the present values of a sandbox's layers to it.
-    async fn refresh_secrets(
+    pub(super) async fn refresh_secrets(
         self: &Arc<Self>,
         id: &SandboxId,
         state: &Sandbox,
@@ -360,7 +366,7 @@ impl Platform {
         let stream = Sandbox::stream(id);
         let state = self.sandboxes.inspect(&stream).await?;
         let uses = state.entry(name, layer_id, secret.version).is_some();
-        if !uses || !state.phase.is_live() {
+        if !uses || !(state.phase.is_live() || state.phase == Phase::Hibernated) {
             return Ok(());
         }
         let event_kind = match layer_stream.parts() {

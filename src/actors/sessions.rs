@@ -9,6 +9,7 @@ use std::sync::Arc;
 
 use ulid::Ulid;
 
+use super::activity::InUse;
 use super::aggregate::Reject;
 use super::entity::{Beside, Failure};
 use super::exec::{Handle, ProcessRequest, command, session};
@@ -61,7 +62,7 @@ impl Platform {
     pub async fn start_session(
         self: Arc<Self>,
         caller: Caller,
-        live: Arc<LiveSandbox>,
+        live: InUse,
         request: ProcessRequest,
         keyed: Option<Keyed>,
     ) -> Result<Session, SessionFailure> {
@@ -97,13 +98,14 @@ impl Platform {
     }
 
     /// Starts a command, once for each key. A repeat finds it while this server knows its result:
-    /// until ten minutes after its end.
+    /// until ten minutes after its end. An attended command is a use of the sandbox until it ends.
     pub async fn start_command(
         self: Arc<Self>,
         caller: Caller,
-        live: Arc<LiveSandbox>,
+        live: InUse,
         request: ProcessRequest,
         keyed: Option<Keyed>,
+        attended: bool,
     ) -> Result<Command, Failure> {
         let session = command(&live, request)?;
         let first = match self
@@ -132,7 +134,8 @@ impl Platform {
         if let Some(place) = place {
             place.taken();
         }
-        self.capture(&live, session, &handle);
+        let in_use = attended.then(|| live.clone());
+        self.capture(live.unattended(), in_use, session, &handle);
         Ok(Command {
             handle,
             replayed: false,

@@ -23,6 +23,7 @@ mod private_server;
 mod project;
 mod proxy;
 mod sandbox;
+mod sandbox_life;
 mod secret;
 mod secret_store;
 mod settings;

@@ -14,6 +14,7 @@ use super::Context;
 use super::client::{body, decode};
 use super::error::CliError;
 use super::output::{age, labelled, printable, table};
+use super::sandbox_life::Life;
 use super::slice::Pairs;
 use super::stats;
 
@@ -48,6 +49,8 @@ pub enum Sandbox {
               value_parser = clap::value_parser!(u64).range(1..=3600))]
         watch: Option<u64>,
     },
+    #[command(flatten)]
+    Life(Life),
     /// Show which hosts a sandbox, and each of its secrets, may reach
     #[command(name = "allowed-hosts")]
     AllowedHosts {
@@ -167,6 +170,7 @@ impl Sandbox {
                     .line(&format!("Sandbox {sandbox_id} killed."))
             }
             Self::Stats { sandbox_id, watch } => stats::run(context, &sandbox_id, watch).await,
+            Self::Life(life) => life.run(context).await,
             Self::AllowedHosts { sandbox_id } => allowed_hosts(context, &sandbox_id).await,
         }
     }

@@ -16,12 +16,14 @@ use serde::{Deserialize, Serialize};
 
 use super::Api;
 use super::error::ApiError;
-use crate::actors::{Caller, key_hash};
+use crate::actors::{Asleep, Caller, InUse, key_hash};
 use crate::ids::{OrgId, SandboxId};
 
 /// Lifetime of a sandbox token, seconds (24 hours).
 const TOKEN_SEC: i64 = 24 * 3600;
 const ISSUER: &str = "opensandbox";
+/// On a call that would rather be refused than wait for a sandbox to wake.
+const ASYNC_WAKE: &str = "X-OSB-Async-Wake";
 
 /// A caller with an API key: every route of its organization.
 pub struct WithKey(pub Caller);
@@ -32,6 +34,19 @@ pub struct WithSandbox {
     pub caller: Caller,
     /// Which sandbox; that it exists is not known yet.
     pub id: SandboxId,
+    /// What the caller wants when the sandbox sleeps.
+    asleep: Asleep,
+}
+
+impl WithSandbox {
+    /// The running sandbox that is meant, in use until what this gives is dropped; one that sleeps is
+    /// woken.
+    pub async fn live(&self, api: &Api) -> Result<InUse, ApiError> {
+        let found = api
+            .platform
+            .live_sandbox_or(&self.caller, &self.id, self.asleep);
+        Ok(found.await?)
+    }
 }
 
 /// Claims of a sandbox token.
@@ -213,10 +228,15 @@ impl FromRequest for WithSandbox {
                 .get("id")
                 .unwrap_or_default()
                 .parse::<SandboxId>();
+            let refuse = request.headers().get(ASYNC_WAKE).is_some_and(|v| v == "1");
+            let asleep = match refuse {
+                true => Asleep::Refuse,
+                false => Asleep::Wait,
+            };
             match known {
                 Known::Key(caller) => {
                     let id = id.map_err(|_| ApiError::not_found("sandbox"))?;
-                    Ok(Self { caller, id })
+                    Ok(Self { caller, id, asleep })
                 }
                 Known::Token(claims) if id.as_ref() == Ok(&claims.sandbox_id) => Ok(Self {
                     caller: Caller {
@@ -224,6 +244,7 @@ impl FromRequest for WithSandbox {
                         key: None,
                     },
                     id: claims.sandbox_id,
+                    asleep,
                 }),
                 Known::Token(_) => Err(ApiError::new(
                     StatusCode::FORBIDDEN,

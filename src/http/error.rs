@@ -81,7 +81,9 @@ impl ResponseError for ApiError {
     fn error_response(&self) -> HttpResponse {
         let mut reply = HttpResponse::build(self.status);
         if self.status == StatusCode::SERVICE_UNAVAILABLE {
-            reply.insert_header(("Retry-After", "2"));
+            // Who waits for a sandbox shall look again sooner.
+            let soon = self.body.get("waking").is_some() || self.body.get("retryable").is_some();
+            reply.insert_header(("Retry-After", if soon { "1" } else { "2" }));
         }
         reply.json(&self.body)
     }
@@ -103,6 +105,22 @@ impl From<Failure> for ApiError {
                 Self::new(StatusCode::BAD_REQUEST, failure.to_string())
             }
             Failure::Gone(_) => Self::new(StatusCode::GONE, failure.to_string()),
+            Failure::Reject(Reject::ScalingLocked) => {
+                Self::new(StatusCode::FORBIDDEN, failure.to_string()).with("code", "scaling_locked")
+            }
+            Failure::Waking => {
+                Self::new(StatusCode::SERVICE_UNAVAILABLE, failure.to_string()).with("waking", true)
+            }
+            Failure::WakeFailed => Self::new(StatusCode::BAD_GATEWAY, failure.to_string()),
+            Failure::Busy => Self::new(StatusCode::SERVICE_UNAVAILABLE, failure.to_string())
+                .with("code", "sandbox_migrating")
+                .with("retryable", true),
+            Failure::OomFloor { used_mb, asked_mb } => {
+                let details = json!({ "usedMB": used_mb, "requestedMB": asked_mb });
+                Self::new(StatusCode::CONFLICT, failure.to_string())
+                    .with("code", "oom_floor")
+                    .with("details", details)
+            }
             Failure::Append(ref error) => {
                 tracing::error!(%failure, "request refused");
                 let text = match error {

@@ -16,7 +16,7 @@ use super::error::{ApiError, ApiResult, to_the_end};
 use super::exec_socket;
 use super::idempotency::{Create, created, marked};
 use super::projects::timestamp;
-use crate::actors::{Captured, Command, Handle, ProcessRequest};
+use crate::actors::{Asleep, Captured, Command, Failure, Handle, ProcessRequest};
 use crate::sandbox::SessionInfo;
 
 /// `exec/run` answers as a whole when the command ends within this time; later it sends the header
@@ -85,15 +85,20 @@ fn render(captured: &Captured) -> Value {
 }
 
 /// Starts what a request asks for, unless it is a repeat.
-async fn start(api: &Api, who: WithSandbox, request: Create<ProcessBody>) -> ApiResult<Command> {
+async fn start(
+    api: &Api,
+    who: WithSandbox,
+    request: Create<ProcessBody>,
+    attended: bool,
+) -> ApiResult<Command> {
     let live = api.platform.live_sandbox(&who.caller, &who.id).await?;
     let Create { body, keyed } = request;
     let platform = api.platform.clone();
-    to_the_end(platform.start_command(who.caller, live, body.into(), keyed)).await
+    to_the_end(platform.start_command(who.caller, live, body.into(), keyed, attended)).await
 }
 
 async fn run(api: web::Data<Api>, who: WithSandbox, request: Create<ProcessBody>) -> ApiResult {
-    let Command { handle, replayed } = start(&api, who, request).await?;
+    let Command { handle, replayed } = start(&api, who, request, true).await?;
     if handle.finished_within(WHOLE_REPLY_MAX).await {
         let reply = HttpResponse::Ok().json(render(&handle.captured()));
         return Ok(marked(reply, replayed));
@@ -124,7 +129,7 @@ async fn run_async(
     who: WithSandbox,
     request: Create<ProcessBody>,
 ) -> ApiResult {
-    let Command { handle, replayed } = start(&api, who, request).await?;
+    let Command { handle, replayed } = start(&api, who, request, false).await?;
     if handle.finished_within(ASYNC_HOLD).await {
         let captured = handle.captured();
         if !captured.truncated {
@@ -152,11 +157,26 @@ async fn result(
         .platform
         .find_handle(&who.id, &path.1)
         .ok_or_else(|| ApiError::not_found("exec"))?;
+    // A look is a use, and wakes what sleeps before the command has ended. It never fails for it.
+    let unfinished = !handle.finished_within(Duration::ZERO).await;
+    let asleep = Asleep::Refuse;
+    let in_use = api.platform.live_sandbox_or(&who.caller, &who.id, asleep);
+    let in_use = match unfinished {
+        true => in_use.await,
+        false => {
+            api.platform.touch(&who.id);
+            Err(Failure::Busy)
+        }
+    };
+    let waking = matches!(in_use, Err(Failure::Waking));
     let finished = handle.finished_within(RESULT_HOLD).await;
     let captured = handle.captured();
     let mut reply = render(&captured);
     reply["running"] = json!(!finished);
     reply["truncated"] = json!(captured.truncated);
+    if waking {
+        reply["waking"] = json!(true);
+    }
     match (finished, &captured.error) {
         (false, _) => {
             reply

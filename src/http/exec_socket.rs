@@ -47,7 +47,17 @@ pub(super) async fn attach(
         .max_frame_size(MESSAGE_BYTES_MAX)
         .aggregate_continuations()
         .max_continuation_size(MESSAGE_BYTES_MAX);
-    actix_web::rt::spawn(relay(session, messages, attachment));
+    // Attached, it does not fall asleep by itself. Put to sleep or ended, it lets go of the client.
+    let relay = async move {
+        let ended = session.clone();
+        tokio::select! {
+            () = relay(session, messages, attachment) => {}
+            () = live.activity.left() => {
+                let _ = ended.close(Some(CloseReason::from(CloseCode::Away))).await;
+            }
+        }
+    };
+    actix_web::rt::spawn(relay);
     Ok(reply)
 }
 

@@ -15,8 +15,7 @@ use tokio_stream::wrappers::ReceiverStream;
 use super::Api;
 use super::auth::WithSandbox;
 use super::error::{ApiError, ApiResult};
-use crate::actors::Caller;
-use crate::ids::SandboxId;
+use crate::actors::InUse;
 
 /// Longest path (Linux's `PATH_MAX`).
 const PATH_BYTES_MAX: usize = 4096;
@@ -63,17 +62,20 @@ pub(super) fn check(path: String) -> ApiResult<String> {
 
 async fn read(api: web::Data<Api>, who: WithSandbox, query: web::Query<PathQuery>) -> ApiResult {
     let path = query.into_inner().required()?;
-    download(&api, &who.caller, &who.id, &path).await
+    download(who.live(&api).await?, &path).await
 }
 
 /// A file's bytes.
-pub(super) async fn download(api: &Api, caller: &Caller, id: &SandboxId, path: &str) -> ApiResult {
-    let live = api.platform.live_sandbox(caller, id).await?;
+pub(super) async fn download(live: InUse, path: &str) -> ApiResult {
     let (size, bytes) = live.guest.read_file(path).await?;
     Ok(HttpResponse::Ok()
         .content_type("application/octet-stream")
         .no_chunking(size)
-        .streaming(bytes.map(|chunk| chunk.map_err(ApiError::from))))
+        .streaming(bytes.map(move |chunk| {
+            // The sandbox is in use until the last byte is read.
+            let _in_use = &live;
+            chunk.map_err(ApiError::from)
+        })))
 }
 
 async fn write(
@@ -83,18 +85,16 @@ async fn write(
     payload: web::Payload,
 ) -> ApiResult {
     let path = query.into_inner().required()?;
-    upload(&api, &who.caller, &who.id, path, payload).await
+    upload(&api, who.live(&api).await?, path, payload).await
 }
 
 /// Makes a request's body the content of a file, all of it or nothing.
 pub(super) async fn upload(
     api: &Api,
-    caller: &Caller,
-    id: &SandboxId,
+    live: InUse,
     path: String,
     mut payload: web::Payload,
 ) -> ApiResult {
-    let live = api.platform.live_sandbox(caller, id).await?;
     let limit = api.platform.limits().upload_bytes_max;
     // The request's body can't leave its thread; the guest's client can't stay on it.
     let (sender, receiver) = tokio::sync::mpsc::channel(UPLOAD_CHUNKS_MAX);
@@ -150,7 +150,7 @@ fn until_whole(
 async fn list(api: web::Data<Api>, who: WithSandbox, query: web::Query<PathQuery>) -> ApiResult {
     let path = query.into_inner().path.filter(|path| !path.is_empty());
     let path = check(path.unwrap_or_else(|| "/".to_owned()))?;
-    let live = api.platform.live_sandbox(&who.caller, &who.id).await?;
+    let live = who.live(&api).await?;
     let entries = live.guest.list_dir(&path).await?;
     let rows: Vec<_> = entries
         .iter()
@@ -172,14 +172,14 @@ async fn make_dir(
     query: web::Query<PathQuery>,
 ) -> ApiResult {
     let path = query.into_inner().required()?;
-    let live = api.platform.live_sandbox(&who.caller, &who.id).await?;
+    let live = who.live(&api).await?;
     live.guest.make_dir(&path).await?;
     Ok(HttpResponse::NoContent().finish())
 }
 
 async fn remove(api: web::Data<Api>, who: WithSandbox, query: web::Query<PathQuery>) -> ApiResult {
     let path = query.into_inner().required()?;
-    let live = api.platform.live_sandbox(&who.caller, &who.id).await?;
+    let live = who.live(&api).await?;
     live.guest.remove(&path).await?;
     Ok(HttpResponse::NoContent().finish())
 }

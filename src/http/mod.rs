@@ -18,6 +18,7 @@ mod methods;
 mod metrics;
 mod projects;
 mod request_id;
+mod sandbox_life;
 mod sandboxes;
 mod secret_stores;
 mod server;
@@ -67,6 +68,7 @@ pub fn routes(config: &mut web::ServiceConfig) {
             .configure(audit_proof::routes)
             .configure(audit_secrets::routes)
             .configure(sandboxes::routes)
+            .configure(sandbox_life::org_routes)
             .service(web::scope("/sandboxes/{id}").configure(data_plane)),
     );
     // Python's older clients join the raw URL with `/sandboxes/…`.
@@ -77,6 +79,7 @@ pub fn routes(config: &mut web::ServiceConfig) {
 /// Routes of one sandbox that its own token may use too, or a signature.
 fn data_plane(config: &mut web::ServiceConfig) {
     sandboxes::data_routes(config);
+    sandbox_life::routes(config);
     exec::routes(config);
     files::routes(config);
     signed_urls::routes(config);

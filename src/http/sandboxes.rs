@@ -109,7 +109,7 @@ impl CreateBody {
 }
 
 /// The sandbox object (contract 5.3).
-fn render(api: &Api, sandbox: &Sandbox, caller: &Caller) -> ApiResult<Value> {
+pub(super) fn render(api: &Api, sandbox: &Sandbox, caller: &Caller) -> ApiResult<Value> {
     let details = sandbox.visible_to(&caller.org)?;
     let id = &details.sandbox_id;
     let domain = sandbox_domain(&api.public_url);
@@ -130,6 +130,8 @@ fn render(api: &Api, sandbox: &Sandbox, caller: &Caller) -> ApiResult<Value> {
         "startedAt": timestamp(sandbox.started_at.or(Some(details.at))),
         "timeout": details.timeout_sec,
         "metadata": details.metadata,
+        "tags": sandbox.tags.all,
+        "tagsLastUpdatedAt": timestamp(sandbox.tags.set_at),
     });
     if let Some(alias) = &details.alias {
         object["alias"] = json!(alias);
@@ -170,8 +172,7 @@ struct Filter {
     limit: usize,
     offset: usize,
     metadata: Vec<(String, String)>,
-    /// Sandboxes with a tag are asked for, and there are no tags yet.
-    by_tag: bool,
+    tags: Vec<(String, String)>,
 }
 
 impl Filter {
@@ -184,7 +185,7 @@ impl Filter {
             limit: LIST_DEFAULT,
             offset: 0,
             metadata: Vec::new(),
-            by_tag: false,
+            tags: Vec::new(),
         };
         for (name, value) in pairs {
             match name.as_str() {
@@ -220,7 +221,7 @@ impl Filter {
                 }
                 _ => match name.split_once('.') {
                     Some(("metadata", key)) => filter.metadata.push((key.to_owned(), value)),
-                    Some(("tag", _)) => filter.by_tag = true,
+                    Some(("tag", key)) => filter.tags.push((key.to_owned(), value)),
                     _ => {}
                 },
             }
@@ -236,9 +237,10 @@ impl Filter {
                 .as_ref()
                 .is_some_and(|details| details.metadata.get(key) == Some(value))
         };
-        !self.by_tag
-            && self.statuses.iter().any(|one| one == status)
+        let tagged = |(key, value): &(String, String)| sandbox.tags.all.get(key) == Some(value);
+        self.statuses.iter().any(|one| one == status)
             && self.metadata.iter().all(has)
+            && self.tags.iter().all(tagged)
     }
 }
 

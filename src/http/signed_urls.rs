@@ -243,7 +243,7 @@ async fn signed_download(
     query: web::Query<SignedQuery>,
 ) -> ApiResult {
     let (owner, id, path) = permitted(&api, &id, query.into_inner(), Operation::Download).await?;
-    let mut reply = download(&api, &owner, &id, &path).await?;
+    let mut reply = download(api.platform.live_sandbox(&owner, &id).await?, &path).await?;
     // A browser that opens the URL saves the file: nothing made in a sandbox is shown as a page of
     // this server.
     let name = path.rsplit('/').next().unwrap_or_default();
@@ -262,7 +262,8 @@ async fn signed_upload(
     payload: web::Payload,
 ) -> ApiResult {
     let (owner, id, path) = permitted(&api, &id, query.into_inner(), Operation::Upload).await?;
-    upload(&api, &owner, &id, path, payload).await
+    let live = api.platform.live_sandbox(&owner, &id).await?;
+    upload(&api, live, path, payload).await
 }
 
 #[cfg(test)]

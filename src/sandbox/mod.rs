@@ -46,6 +46,9 @@ pub struct SandboxSpec {
     pub id: SandboxId,
     /// Whole CPUs it may use at once.
     pub cpu_count: u32,
+    /// Processor time in percent of one CPU, when it is not that of `cpu_count`.
+    #[serde(default)]
+    pub cpu_percent: Option<u32>,
     /// Memory of all its processes together, in MiB.
     pub memory_mb: u64,
     /// Size of its private disk, in MiB.
@@ -57,6 +60,12 @@ pub struct SandboxSpec {
 }
 
 impl SandboxSpec {
+    /// Processor time it may use, in percent of one CPU.
+    pub fn cpu_percent(&self) -> u32 {
+        let whole = self.cpu_count.saturating_mul(100);
+        self.cpu_percent.unwrap_or(whole)
+    }
+
     /// Refuses sizes no driver can honour and text that is not a PEM certificate.
     pub(crate) fn validate(&self) -> Result<(), DriverError> {
         let bad = |what: String| {
@@ -198,6 +207,26 @@ pub trait Driver: Send + Sync {
 
     /// Attaches to a living sandbox; `None` when it does not run.
     async fn attach(&self, id: &SandboxId) -> Result<Option<Running>, DriverError>;
+
+    /// Puts the sandbox to sleep: its processes stop where they are and stay, also when this
+    /// process ends, until [`Driver::resume`]. Answers with the memory they hold, in bytes, as far as
+    /// it is counted; `None` when this machine can't do it or the sandbox does not run. Idempotent.
+    async fn hibernate(&self, id: &SandboxId) -> Result<Option<u64>, DriverError>;
+
+    /// Lets the processes of a sleeping sandbox go on. Idempotent: nothing happens where none sleep.
+    async fn resume(&self, id: &SandboxId) -> Result<(), DriverError>;
+
+    /// Gives a living sandbox another size: memory in MiB, processor time in percent of one CPU.
+    async fn resize(
+        &self,
+        id: &SandboxId,
+        memory_mb: u64,
+        cpu_percent: u32,
+    ) -> Result<(), DriverError>;
+
+    /// Memory of a sandbox that the system can't take back by itself, in bytes; `None` where nobody
+    /// counts it or nothing runs.
+    async fn memory_used(&self, id: &SandboxId) -> Option<u64>;
 
     /// Kills the sandbox; its disk stays and [`Driver::create`] starts it again on it. Idempotent.
     async fn stop(&self, id: &SandboxId) -> Result<(), DriverError>;

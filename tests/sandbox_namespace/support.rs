@@ -39,6 +39,7 @@ pub fn spec() -> SandboxSpec {
     SandboxSpec {
         id: SandboxId::generate(),
         cpu_count: 1,
+        cpu_percent: None,
         memory_mb: 256,
         disk_mb: 1024,
         network: true,

@@ -6,7 +6,7 @@ use super::*;
 use crate::actors::project::{ProjectCommand, ProjectSettings};
 use crate::actors::registry::{Arbiters, Registry};
 use crate::events::families::{
-    SandboxEvent, StartFailed, StartRequested, Started, StopReason, StopRequested,
+    SandboxEvent, StartCause, StartFailed, StartRequested, Started, StopReason, StopRequested,
 };
 use crate::events::{Actor, LogOptions};
 use crate::ids::{OrgId, ProjectId, SandboxId};
@@ -53,7 +53,11 @@ fn a_key_is_taken_and_given_back_where_it_stands() {
 #[test]
 fn only_a_sandbox_that_never_ran_gives_its_key_back() {
     let intent = Ulid::from(1);
-    let requested = SandboxEvent::StartRequested(StartRequested { intent, at: AT });
+    let requested = SandboxEvent::StartRequested(StartRequested {
+        intent,
+        cause: StartCause::Created,
+        at: AT,
+    });
     let started = SandboxEvent::Started(Started {
         intent,
         limits: serde_json::Value::Null,

@@ -25,6 +25,7 @@ use super::sandbox::Sandbox;
 use super::sealing::{ToShred, internal};
 use super::secret_store::SecretStore;
 use super::stats::Counters;
+use super::turns::Turns;
 use crate::config::Limits;
 use crate::events::families::SecretPlacement;
 use crate::events::{Actor as Who, EventLog, Keyring, Snapshots, StreamId, VerifyError};
@@ -93,8 +94,8 @@ pub struct Platform {
     pub(super) stores: Registry<SecretStore>,
     pub(super) sandboxes: Registry<Sandbox>,
     pub(super) live: Mutex<HashMap<SandboxId, Arc<LiveSandbox>>>,
-    /// Sandboxes that somebody is starting or stopping right now: the reconciler leaves them alone.
-    pub(super) in_work: Arc<Mutex<HashMap<SandboxId, usize>>>,
+    /// Who is starting or stopping which sandbox right now.
+    pub(super) turns: Arc<Turns>,
     pub(super) places: Places,
     /// What is deleted and has its data key still.
     pub(super) to_shred: ToShred,
@@ -125,7 +126,7 @@ impl Platform {
             snapshots,
             catalog,
             live: Mutex::default(),
-            in_work: Arc::default(),
+            turns: Arc::default(),
             places: Places::default(),
             to_shred: Mutex::default(),
             // The byte path has threads of its own, so that a busy sandbox can't slow commands.

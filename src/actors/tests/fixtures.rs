@@ -123,6 +123,20 @@ async fn live_through_everything(log: &EventLog) {
         (0, S::Started(1)),
         (0, S::Restart(3)),
         (0, S::Started(3)),
+        (0, S::Hibernate(4)),
+        (0, S::HibernateFailed(4)),
+        (0, S::Hibernate(5)),
+        (0, S::Hibernated(5)),
+        (0, S::ReleaseMemory),
+        (0, S::Wake(6, Some(30))),
+        (0, S::Started(6)),
+        (0, S::Reboot(7)),
+        (0, S::Started(7)),
+        (0, S::Scale(4096, false)),
+        (0, S::Autoscale(true)),
+        (0, S::Scale(8192, true)),
+        (0, S::Lock(true)),
+        (0, S::Tag(0)),
     ];
     let acts = [Act::Org(OrgAct::Create), Act::Org(OrgAct::Key(0))]
         .into_iter()

@@ -90,6 +90,7 @@ fn a_changed_layout_needs_a_new_state_version() {
         at: at(6),
     };
     with_alias.push(SandboxEvent::SecretRevoked(taken));
+    with_alias.extend(sandbox::asleep_and_scaled());
     let mut both = after::<Sandbox>(&with_alias);
     both.sealed = kept;
     check("sandbox", &both);
@@ -97,6 +98,8 @@ fn a_changed_layout_needs_a_new_state_version() {
         Phase::Absent,
         Phase::Starting(intent(1)),
         Phase::Running,
+        Phase::Hibernating(intent(3)),
+        Phase::Hibernated,
         Phase::Failed("gone".to_owned()),
         Phase::Stopping(intent(2)),
         Phase::Stopped,

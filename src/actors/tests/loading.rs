@@ -290,6 +290,7 @@ async fn a_forked_sandbox_inherits_settings_and_nothing_live() {
     life.push(timeout(111));
     life.push(SandboxEvent::StartRequested(
         crate::events::families::StartRequested {
+            cause: crate::events::families::StartCause::Created,
             intent: super::intent(9),
             at: at(4),
         },

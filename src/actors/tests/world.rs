@@ -12,12 +12,13 @@ use crate::actors::entity::Failure;
 use crate::actors::org::{Org, OrgCommand};
 use crate::actors::project::{Project, ProjectCommand, ProjectSettings};
 use crate::actors::registry::{Arbiters, Registry};
+use crate::actors::sandbox::scaling::Size;
 use crate::actors::sandbox::{Sandbox, SandboxCommand};
 use crate::actors::secret_store::{SecretStore, StoreCommand};
 use crate::actors::secrets::SecretCommand;
 use crate::events::families::{
-    KeyCreated, Layer, LayerKind, OrgCreated, SandboxCreated, SandboxSealed, SealedEntry,
-    StopReason,
+    Bounds, Kept, KeyCreated, Layer, LayerKind, OrgCreated, SandboxCreated, SandboxSealed,
+    SealedEntry, SleepReason, StopReason,
 };
 use crate::events::{Actor, EventLog, StreamId};
 use crate::ids::{OrgId, ProjectId, SandboxId, StoreId};
@@ -65,6 +66,16 @@ pub enum SandboxAct {
     SetTimeout(i64),
     RequestStop(u128),
     Stopped(u128),
+    Hibernate(u128),
+    Hibernated(u128),
+    HibernateFailed(u128),
+    ReleaseMemory,
+    Wake(u128, Option<i64>),
+    Reboot(u128),
+    Scale(i64, bool),
+    Autoscale(bool),
+    Lock(bool),
+    Tag(u8),
 }
 
 /// Any act, and whether the other organization does it.
@@ -108,6 +119,18 @@ fn sandbox_act() -> impl Strategy<Value = SandboxAct> {
         1 => (-1..100i64).prop_map(SandboxAct::SetTimeout),
         2 => intent().prop_map(SandboxAct::RequestStop),
         2 => intent().prop_map(SandboxAct::Stopped),
+        3 => intent().prop_map(SandboxAct::Hibernate),
+        3 => intent().prop_map(SandboxAct::Hibernated),
+        1 => intent().prop_map(SandboxAct::HibernateFailed),
+        1 => Just(SandboxAct::ReleaseMemory),
+        2 => (intent(), prop::option::of(-1..100i64))
+            .prop_map(|(intent, timeout)| SandboxAct::Wake(intent, timeout)),
+        1 => intent().prop_map(SandboxAct::Reboot),
+        2 => (prop::sample::select(vec![1024, 4096, 8192]), any::<bool>())
+            .prop_map(|(memory, automatic)| SandboxAct::Scale(memory, automatic)),
+        1 => any::<bool>().prop_map(SandboxAct::Autoscale),
+        1 => any::<bool>().prop_map(SandboxAct::Lock),
+        1 => (0..3u8).prop_map(SandboxAct::Tag),
     ]
 }
 
@@ -172,7 +195,15 @@ impl World {
                 let command = sandbox_command(own, &self.store_ids, act, org);
                 // What the platform does to a sandbox, it does for the sandbox's organization.
                 let who = match act {
-                    SandboxAct::SetTimeout(_) | SandboxAct::RequestStop(_) => org,
+                    SandboxAct::SetTimeout(_)
+                    | SandboxAct::RequestStop(_)
+                    | SandboxAct::Hibernate(_)
+                    | SandboxAct::Wake(..)
+                    | SandboxAct::Reboot(_)
+                    | SandboxAct::Scale(..)
+                    | SandboxAct::Autoscale(_)
+                    | SandboxAct::Lock(_)
+                    | SandboxAct::Tag(_) => org,
                     _ => *owner,
                 };
                 execute(&self.sandboxes, &Sandbox::stream(own), command, who).await;
@@ -356,6 +387,63 @@ fn sandbox_command(
         },
         SandboxAct::Stopped(number) => C::Stopped {
             intent: intent(number),
+            at,
+        },
+        SandboxAct::Hibernate(number) => C::Hibernate {
+            org,
+            intent: intent(number),
+            reason: SleepReason::Idle,
+            at,
+        },
+        SandboxAct::Hibernated(number) => C::Hibernated {
+            intent: intent(number),
+            kept: Kept::Memory,
+            size_bytes: 4096,
+            at,
+        },
+        SandboxAct::HibernateFailed(number) => C::HibernateFailed {
+            intent: intent(number),
+            reason: "busy".to_owned(),
+            at,
+        },
+        SandboxAct::ReleaseMemory => C::ReleaseMemory {
+            reason: "short".to_owned(),
+            at,
+        },
+        SandboxAct::Wake(number, timeout) => C::Wake {
+            org,
+            intent: intent(number),
+            timeout: *timeout,
+            at,
+        },
+        SandboxAct::Reboot(number) => C::Reboot {
+            org,
+            intent: intent(number),
+            hard: *number == 0,
+            at,
+        },
+        SandboxAct::Scale(memory_mb, automatic) => C::Scale {
+            org,
+            size: Size::tier(*memory_mb).expect("a tier"),
+            automatic: *automatic,
+            at,
+        },
+        SandboxAct::Autoscale(on) => C::SetAutoscale {
+            org,
+            bounds: on.then_some(Bounds {
+                min_memory_mb: 1024,
+                max_memory_mb: 8192,
+            }),
+            at,
+        },
+        SandboxAct::Lock(locked) => C::LockScaling {
+            org,
+            locked: *locked,
+            at,
+        },
+        SandboxAct::Tag(number) => C::SetTags {
+            org,
+            tags: [("team".to_owned(), letter(*number))].into(),
             at,
         },
     }

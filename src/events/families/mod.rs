@@ -14,6 +14,7 @@ mod org;
 mod project;
 mod resource;
 mod sandbox;
+mod sandbox_life;
 mod secrets;
 mod store;
 mod upcast;
@@ -28,6 +29,10 @@ pub use sandbox::{
     Layer, LayerKind, SandboxCreated, SandboxEvent, SandboxFailed, SandboxSealed, SealedEntry,
     SecretRotated, SecretTaken, StartFailed, StartRequested, Started, StopReason, StopRequested,
     Stopped, TimeoutSet,
+};
+pub use sandbox_life::{
+    AutoscaleSet, Bounds, HibernateFailed, HibernateRequested, Hibernated, Kept, MemoryReleased,
+    Scaled, ScalingLocked, SleepReason, StartCause, TagsSet,
 };
 pub use secrets::{SecretDeleted, SecretPlacement, SecretRevoked, SecretSet};
 pub use store::{StoreCreated, StoreDeleted, StoreEvent, StoreUpdated};

@@ -8,7 +8,10 @@ use serde::{Deserialize, Serialize};
 use time::OffsetDateTime;
 use ulid::Ulid;
 
-use super::{SecretPlacement, family};
+use super::{
+    AutoscaleSet, HibernateFailed, HibernateRequested, Hibernated, MemoryReleased, Scaled,
+    ScalingLocked, SecretPlacement, StartCause, TagsSet, family,
+};
 use crate::events::Sealed;
 use crate::ids::{OrgId, SandboxId};
 
@@ -135,6 +138,9 @@ pub struct SecretTaken {
 pub struct StartRequested {
     /// Names this attempt.
     pub intent: Ulid,
+    /// Why.
+    #[serde(default, skip_serializing_if = "StartCause::is_created")]
+    pub cause: StartCause,
     /// When.
     #[serde(with = "time::serde::rfc3339")]
     pub at: OffsetDateTime,
@@ -236,6 +242,22 @@ family! {
         SecretRevoked(SecretTaken) = "sandbox.secret_revoked.v1",
         /// Another idle timeout.
         TimeoutSet(TimeoutSet) = "sandbox.timeout_set.v1",
+        /// Intent to sleep.
+        HibernateRequested(HibernateRequested) = "sandbox.hibernate_requested.v1",
+        /// Sleeps.
+        Hibernated(Hibernated) = "sandbox.hibernated.v1",
+        /// Could not be put to sleep.
+        HibernateFailed(HibernateFailed) = "sandbox.hibernate_failed.v1",
+        /// Sleeps without its processes from now on.
+        MemoryReleased(MemoryReleased) = "sandbox.memory_released.v1",
+        /// Another size.
+        Scaled(Scaled) = "sandbox.scaled.v1",
+        /// Other bounds of automatic scaling.
+        AutoscaleSet(AutoscaleSet) = "sandbox.autoscale_set.v1",
+        /// The size may not change, or may again.
+        ScalingLocked(ScalingLocked) = "sandbox.scaling_locked.v1",
+        /// Other tags.
+        TagsSet(TagsSet) = "sandbox.tags_set.v1",
         /// Intent to be gone.
         StopRequested(StopRequested) = "sandbox.stop_requested.v1",
         /// Gone.

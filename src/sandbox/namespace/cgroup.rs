@@ -12,6 +12,7 @@
 //! is reported as "not enforced", never assumed.
 
 mod gauges;
+mod live;
 
 use std::fs;
 use std::io;
@@ -205,9 +206,9 @@ pub struct Group {
 
 impl Group {
     /// Makes the groups and sets their limits; says which of them hold.
-    pub fn create(&self, cpu_count: u32, memory_mb: u64) -> Limits {
+    pub fn create(&self, cpu_percent: u32, memory_mb: u64) -> Limits {
         let memory = (memory_mb * 1024 * 1024).to_string();
-        let quota = (u64::from(cpu_count) * CPU_PERIOD_US).to_string();
+        let quota = (u64::from(cpu_percent) * CPU_PERIOD_US / 100).to_string();
         let (period, pids) = (CPU_PERIOD_US.to_string(), PIDS_MAX.to_string());
         let mut limits = self.layout.limits();
         let v1 = |base: &Option<PathBuf>, files: &[(&str, &str)]| {
@@ -356,8 +357,9 @@ impl Group {
     }
 
     /// Kills whatever is still in the groups. PID 1's death does this already; this is for the
-    /// case that somebody moved a process.
+    /// case that somebody moved a process, or that all of them are stopped (on v1 those don't die).
     pub fn kill(&self) {
+        let _ = self.freeze(false);
         if let Some(base) = &self.layout.unified {
             let _ = fs::write(base.join(&self.name).join("cgroup.kill"), "1");
         }

@@ -88,7 +88,7 @@ impl Init {
 pub fn launch(plan: &Plan) -> Result<Launched, StepError> {
     let home = plan.home();
     let group = plan.groups.group(&plan.spec.id);
-    let limits = group.create(plan.spec.cpu_count, plan.spec.memory_mb);
+    let limits = group.create(plan.spec.cpu_percent(), plan.spec.memory_mb);
     let filters = Filters::compile()?;
     let guest_listener = packet::listen(&home.guest_socket(), SocketType::STREAM, GUEST_BACKLOG)
         .step("open the guest's socket")?;

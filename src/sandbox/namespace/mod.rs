@@ -49,7 +49,7 @@ use rustix::process::{Pid, PidfdFlags, Signal};
 use sha2::{Digest, Sha256};
 
 use self::attachment::Supervisor;
-use self::cgroup::Layout;
+use self::cgroup::{Group, Layout};
 use self::control::Want;
 use self::gauges::{RunGauges, living_supervisor};
 use self::plan::{Home, Plan, State};
@@ -246,11 +246,11 @@ impl NamespaceDriver {
     }
 
     /// Runs `work`, which blocks, on a thread for such work.
-    async fn blocking(
+    async fn blocking<T: Send + 'static>(
         &self,
         id: &SandboxId,
-        work: fn(&Self, &SandboxId) -> Result<(), DriverError>,
-    ) -> Result<(), DriverError> {
+        work: impl FnOnce(&Self, &SandboxId) -> Result<T, DriverError> + Send + 'static,
+    ) -> Result<T, DriverError> {
         let (driver, owned) = (self.clone(), id.clone());
         let done = tokio::task::spawn_blocking(move || work(&driver, &owned)).await;
         done.unwrap_or_else(|error| {
@@ -270,6 +270,24 @@ impl NamespaceDriver {
         })
     }
 
+    /// The groups a sandbox may be in: a server started elsewhere may have others than the one that
+    /// started the sandbox, whose own come first.
+    fn groups_of(&self, id: &SandboxId) -> impl Iterator<Item = Group> {
+        let plan = fs::read(Home::of(&self.data, id).plan()).ok();
+        let plan = plan.and_then(|text| serde_json::from_slice::<Plan>(&text).ok());
+        let layouts = plan.map(|plan| plan.groups).into_iter();
+        let id = id.clone();
+        layouts
+            .chain([self.groups.clone()])
+            .map(move |layout| layout.group(&id))
+    }
+
+    /// The groups a living sandbox is in. Blocks.
+    fn group_of(&self, id: &SandboxId) -> Group {
+        let own = self.groups.group(id);
+        self.groups_of(id).next().unwrap_or(own)
+    }
+
     /// Ends what still runs of a sandbox and removes its control groups; the disk stays. Blocks.
     fn end(&self, id: &SandboxId) -> Result<(), DriverError> {
         let failed = |what| {
@@ -281,14 +299,7 @@ impl NamespaceDriver {
         let home = Home::of(&self.data, id);
         kill_recorded(&home);
         await_lock(&home).map_err(failed("wait for the end of its supervisor"))?;
-        // A server started elsewhere may have other groups than the one that started the sandbox.
-        let plan = fs::read(home.plan()).ok();
-        let plan = plan.and_then(|text| serde_json::from_slice::<Plan>(&text).ok());
-        let layouts = plan
-            .map(|plan| plan.groups)
-            .into_iter()
-            .chain([self.groups.clone()]);
-        for group in layouts.map(|layout| layout.group(id)) {
+        for group in self.groups_of(id) {
             group.kill();
             group
                 .remove()
@@ -358,6 +369,66 @@ impl Driver for NamespaceDriver {
             exit: supervisor.exit.clone(),
             egress: supervisor.into_egress(),
         }))
+    }
+
+    async fn hibernate(&self, id: &SandboxId) -> Result<Option<u64>, DriverError> {
+        self.blocking(id, |driver, id| {
+            if !is_held(&Home::of(&driver.data, id)) {
+                return Ok(None);
+            }
+            let group = driver.group_of(id);
+            match group.freeze(true) {
+                Ok(()) => {}
+                // Half of a sleep is none: the processes must not stay stopped.
+                Err(error) => {
+                    let _ = group.freeze(false);
+                    tracing::warn!(sandbox = %id, %error, "the processes can't be stopped in place");
+                    return Ok(None);
+                }
+            }
+            group.reclaim();
+            Ok(Some(group.working_set().unwrap_or(0)))
+        })
+        .await
+    }
+
+    async fn resume(&self, id: &SandboxId) -> Result<(), DriverError> {
+        self.blocking(id, |driver, id| match driver.group_of(id).freeze(false) {
+            Err(e)
+                if !matches!(
+                    e.kind(),
+                    io::ErrorKind::NotFound | io::ErrorKind::Unsupported
+                ) =>
+            {
+                Err(DriverError::Io {
+                    what: format!("{id}: let its processes go on"),
+                    source: e,
+                })
+            }
+            _ => Ok(()),
+        })
+        .await
+    }
+
+    async fn resize(
+        &self,
+        id: &SandboxId,
+        memory_mb: u64,
+        cpu_percent: u32,
+    ) -> Result<(), DriverError> {
+        self.blocking(id, move |driver, id| {
+            let resized = driver.group_of(id).resize(memory_mb, cpu_percent);
+            resized.map_err(|source| DriverError::Io {
+                what: format!("{id}: set its limits"),
+                source,
+            })
+        })
+        .await
+    }
+
+    async fn memory_used(&self, id: &SandboxId) -> Option<u64> {
+        let used = self.blocking(id, |driver, id| Ok(driver.group_of(id).working_set()));
+        used.await.ok().flatten()
     }
 
     async fn stop(&self, id: &SandboxId) -> Result<(), DriverError> {
@@ -452,6 +523,15 @@ fn kill_recorded(home: &Home) {
     if same {
         let _ = rustix::process::pidfd_send_signal(pidfd.as_fd(), Signal::KILL);
     }
+}
+
+/// Whether a supervisor holds the folder's lock.
+fn is_held(home: &Home) -> bool {
+    let Ok(lock) = fs::File::open(home.lock()) else {
+        return false;
+    };
+    let free = rustix::fs::flock(&lock, FlockOperation::NonBlockingLockShared);
+    free == Err(rustix::io::Errno::WOULDBLOCK)
 }
 
 /// Waits until no supervisor holds the folder's lock.

@@ -219,6 +219,8 @@ fn serve(plan: &Plan, launched: Launched) -> Result<(), StepError> {
 /// Kills what is left, takes its status and removes its groups.
 fn end(launched: &Launched) -> i32 {
     launched.init.kill();
+    // A sandbox that sleeps must run to die, on cgroups v1.
+    let _ = launched.group.freeze(false);
     let status = launched.init.reap().unwrap_or(-1);
     launched.group.kill();
     if let Err(error) = launched.group.remove() {

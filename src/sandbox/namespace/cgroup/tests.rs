@@ -52,7 +52,7 @@ fn limits_are_written_in_the_form_of_v2() {
     let layout = v2(base.path().to_owned());
     assert_eq!(layout.kind(), "v2");
     let group = layout.group(&SandboxId::generate());
-    assert_eq!(group.create(2, 512), layout.limits());
+    assert_eq!(group.create(200, 512), layout.limits());
     for (file, value) in [
         ("memory.max", "536870912"),
         ("memory.swap.max", "0"),
@@ -81,7 +81,7 @@ fn a_limit_that_is_not_taken_is_not_claimed() {
         return;
     }
     let group = v2(base).group(&SandboxId::generate());
-    let limits = group.create(1, 128);
+    let limits = group.create(100, 128);
     group.remove().unwrap();
     assert_eq!(
         (limits.memory, limits.cpu, limits.pids),
@@ -99,7 +99,7 @@ fn a_real_group_is_made_and_removed() {
     }
     let id = SandboxId::generate();
     let group = layout.group(&id);
-    let mut limits = group.create(1, 128);
+    let mut limits = group.create(100, 128);
     let mut child = std::process::Command::new("sleep")
         .arg("60")
         .spawn()

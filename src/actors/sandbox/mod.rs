@@ -1,16 +1,24 @@
 //! A sandbox's life as intents and outcomes.
 //!
 //! ```text
-//!            created            started
-//!  Absent ───────────▶ Starting ───────▶ Running ──failed──▶ Failed
-//!                         │  ▲ restart      │                   │
-//!            start_failed │  └──────────────┤ stop_requested    │ stop_requested
-//!                         ▼                 ▼                   ▼
-//!                  NeverStarted          Stopping ──stopped──▶ Stopped
+//!            created            started         hibernate           hibernated
+//!  Absent ───────────▶ Starting ───────▶ Running ─────────▶ Hibernating ────────▶ Hibernated
+//!                       │ ▲  ▲ restart,     │ │                                      │
+//!          start_failed │ │  │ reboot       │ └─failed──▶ Failed                     │
+//!                       ▼ │  └──────────────┘               │                        │
+//!            NeverStarted └──────────── wake ───────────────┴────────────────────────┘
+//!
+//!  any but the final ones ──stop_requested──▶ Stopping ──stopped──▶ Stopped
 //! ```
 //!
 //! Invariants: at most one intent is open; an outcome is recorded only for the open intent, so a
 //! late or repeated one changes nothing; `Stopped` and `NeverStarted` are final and hold no secrets.
+//! A start that fails takes a sandbox that slept back to sleep, and one that never ran away.
+
+mod command;
+pub mod scaling;
+mod sleep;
+pub mod tags;
 
 use serde::{Deserialize, Serialize};
 use time::OffsetDateTime;
@@ -19,11 +27,16 @@ use ulid::Ulid;
 use super::aggregate::{Aggregate, Decision, Reject};
 use crate::events::families::{
     SandboxCreated, SandboxEvent, SandboxFailed, SandboxSealed, SealedEntry, SecretRotated,
-    SecretTaken, StartFailed, StartRequested, Started, StopReason, StopRequested, Stopped,
+    SecretTaken, StartCause, StartFailed, StartRequested, Started, StopRequested, Stopped,
     TimeoutSet,
 };
 use crate::events::{Branched, StreamId};
 use crate::ids::{OrgId, SandboxId};
+
+pub use command::SandboxCommand;
+use scaling::Scaling;
+pub use sleep::Slept;
+use tags::Tags;
 
 /// Where a sandbox is in its life.
 #[derive(Debug, Clone, Default, PartialEq, Eq, Serialize, Deserialize)]
@@ -36,6 +49,10 @@ pub enum Phase {
     Starting(Ulid),
     /// It runs.
     Running,
+    /// The intent to sleep is open.
+    Hibernating(Ulid),
+    /// It sleeps.
+    Hibernated,
     /// It stopped by itself; the disk is kept.
     Failed(String),
     /// The intent to be gone is open.
@@ -51,7 +68,8 @@ impl Phase {
     pub fn status(&self) -> Option<&'static str> {
         match self {
             Self::Absent | Self::NeverStarted => None,
-            Self::Starting(_) | Self::Running => Some("running"),
+            Self::Starting(_) | Self::Running | Self::Hibernating(_) => Some("running"),
+            Self::Hibernated => Some("hibernated"),
             Self::Failed(_) => Some("error"),
             Self::Stopping(_) | Self::Stopped => Some("stopped"),
         }
@@ -64,99 +82,11 @@ impl Phase {
 
     /// Whether it uses memory and processor time, or is about to.
     pub fn is_live(&self) -> bool {
-        matches!(self, Self::Starting(_) | Self::Running)
+        matches!(
+            self,
+            Self::Starting(_) | Self::Running | Self::Hibernating(_)
+        )
     }
-}
-
-/// What can be asked of a sandbox.
-#[derive(Debug)]
-pub enum SandboxCommand {
-    /// Accept it, with its sealed set, and open the intent to run it.
-    Create {
-        /// Every setting.
-        created: Box<SandboxCreated>,
-        /// Its secrets, as ciphertexts.
-        sealed: Box<SandboxSealed>,
-        /// Names the attempt.
-        intent: Ulid,
-    },
-    /// Open the intent to run it again: it should run and the world has lost it.
-    Restart {
-        /// Names the attempt.
-        intent: Ulid,
-        /// Now.
-        at: OffsetDateTime,
-    },
-    /// Outcome: it runs.
-    Started {
-        /// The attempt.
-        intent: Ulid,
-        /// Limits that are enforced.
-        limits: serde_json::Value,
-        /// Now.
-        at: OffsetDateTime,
-    },
-    /// Outcome: it can't be started.
-    StartFailed {
-        /// The attempt.
-        intent: Ulid,
-        /// Why.
-        reason: String,
-        /// Now.
-        at: OffsetDateTime,
-    },
-    /// It stopped by itself.
-    Fail {
-        /// Why.
-        reason: String,
-        /// Now.
-        at: OffsetDateTime,
-    },
-    /// One of its secrets has a new value.
-    Rotate {
-        /// The entry with the new ciphertext; the token is taken from the present entry.
-        entry: SealedEntry,
-        /// Now.
-        at: OffsetDateTime,
-    },
-    /// One of its secrets was revoked.
-    Revoke {
-        /// The secret's name.
-        name: String,
-        /// The layer that revoked it.
-        layer_id: String,
-        /// Revision of that, in the layer's stream: younger values are not meant.
-        version: u64,
-        /// Now.
-        at: OffsetDateTime,
-    },
-    /// Set the idle timeout.
-    SetTimeout {
-        /// Who asks.
-        org: OrgId,
-        /// Seconds; 0: never.
-        seconds: i64,
-        /// Now.
-        at: OffsetDateTime,
-    },
-    /// Open the intent to be gone.
-    RequestStop {
-        /// Who asks.
-        org: OrgId,
-        /// Names the attempt.
-        intent: Ulid,
-        /// Why.
-        reason: StopReason,
-        /// Now.
-        at: OffsetDateTime,
-    },
-    /// Outcome: it is gone.
-    Stopped {
-        /// The attempt.
-        intent: Ulid,
-        /// Now.
-        at: OffsetDateTime,
-    },
 }
 
 /// A token whose secret was revoked.
@@ -180,6 +110,14 @@ pub struct Sandbox {
     pub revoked: Vec<DeadToken>,
     /// Where it is.
     pub phase: Phase,
+    /// Why it is starting, or was last started.
+    pub cause: StartCause,
+    /// How it sleeps, or slept before it is up again.
+    pub slept: Option<Slept>,
+    /// What was said about its size since it was made.
+    pub scaling: Scaling,
+    /// Its labels.
+    pub tags: Tags,
     /// When it first ran.
     #[serde(with = "time::serde::rfc3339::option")]
     pub started_at: Option<OffsetDateTime>,
@@ -202,17 +140,32 @@ impl Sandbox {
         }
     }
 
+    /// The sandbox as `org` may see it, if it runs.
+    fn running_of(&self, org: &OrgId) -> Result<&SandboxCreated, Reject> {
+        let details = self.visible_to(org)?;
+        match self.phase {
+            Phase::Running => Ok(details),
+            _ => Err(Reject::invalid("sandbox is not running")),
+        }
+    }
+
     fn close(&mut self, phase: Phase) {
         self.phase = phase;
         self.sealed = None;
         self.revoked.clear();
+        self.slept = None;
     }
+}
+
+/// The intent to run.
+fn start(intent: Ulid, cause: StartCause, at: OffsetDateTime) -> SandboxEvent {
+    SandboxEvent::StartRequested(StartRequested { intent, cause, at })
 }
 
 impl Aggregate for Sandbox {
     type Command = SandboxCommand;
     type Event = SandboxEvent;
-    const STATE_VERSION: u32 = 2;
+    const STATE_VERSION: u32 = 3;
 
     fn decide(&self, command: &SandboxCommand) -> Result<Decision<SandboxEvent>, Reject> {
         use SandboxCommand as C;
@@ -227,22 +180,40 @@ impl Aggregate for Sandbox {
                     events: vec![
                         SandboxEvent::Created((**created).clone()),
                         SandboxEvent::Sealed((**sealed).clone()),
-                        SandboxEvent::StartRequested(StartRequested {
-                            intent: *intent,
-                            at,
-                        }),
+                        start(*intent, StartCause::Created, at),
                     ],
                     names: Vec::new(),
                 }
             }
             C::Restart { intent, at } => match self.phase {
-                Phase::Running => SandboxEvent::StartRequested(StartRequested {
-                    intent: *intent,
-                    at: *at,
-                })
-                .into(),
+                Phase::Running => start(*intent, StartCause::Lost, *at).into(),
                 _ => Decision::nothing(),
             },
+            C::Reboot {
+                org,
+                intent,
+                hard,
+                at,
+            } => {
+                self.running_of(org)?;
+                let cause = match hard {
+                    true => StartCause::PowerCycle,
+                    false => StartCause::Reboot,
+                };
+                start(*intent, cause, *at).into()
+            }
+            C::Hibernate { .. }
+            | C::Hibernated { .. }
+            | C::HibernateFailed { .. }
+            | C::ReleaseMemory { .. }
+            | C::Wake { .. } => self.decide_sleep(command)?,
+            C::Scale { .. } | C::SetAutoscale { .. } | C::LockScaling { .. } => {
+                self.decide_scaling(command)?
+            }
+            C::SetTags { org, tags, at } => {
+                self.visible_to(org)?;
+                self.tags.decide(tags, *at)?
+            }
             C::Started { intent, limits, at } if self.phase == Phase::Starting(*intent) => {
                 SandboxEvent::Started(Started {
                     intent: *intent,
@@ -290,7 +261,7 @@ impl Aggregate for Sandbox {
             C::SetTimeout { org, seconds, at } => {
                 self.visible_to(org)?;
                 let timeout_sec = timeout(*seconds)?;
-                if !self.phase.is_live() {
+                if !self.phase.is_live() && self.phase != Phase::Hibernated {
                     return Err(Reject::invalid("sandbox is not running"));
                 }
                 SandboxEvent::TimeoutSet(TimeoutSet {
@@ -345,15 +316,26 @@ impl Aggregate for Sandbox {
             }
             SandboxEvent::StartRequested(requested) => {
                 self.phase = Phase::Starting(requested.intent);
+                self.cause = requested.cause;
             }
             SandboxEvent::Started(started) => {
                 self.phase = Phase::Running;
                 self.started_at = self.started_at.or(Some(started.at));
+                self.slept = None;
             }
-            SandboxEvent::StartFailed(failed) => match self.started_at {
-                Some(_) => self.phase = Phase::Failed(failed.reason.clone()),
-                None => self.close(Phase::NeverStarted),
+            SandboxEvent::StartFailed(failed) => match (self.started_at, &self.slept) {
+                (Some(_), Some(_)) => self.phase = Phase::Hibernated,
+                (Some(_), None) => self.phase = Phase::Failed(failed.reason.clone()),
+                (None, _) => self.close(Phase::NeverStarted),
             },
+            SandboxEvent::HibernateRequested(_)
+            | SandboxEvent::Hibernated(_)
+            | SandboxEvent::HibernateFailed(_)
+            | SandboxEvent::MemoryReleased(_) => self.apply_sleep(event),
+            SandboxEvent::Scaled(_)
+            | SandboxEvent::AutoscaleSet(_)
+            | SandboxEvent::ScalingLocked(_) => self.apply_scaling(event),
+            SandboxEvent::TagsSet(set) => self.tags.apply(set),
             SandboxEvent::Failed(failed) => self.phase = Phase::Failed(failed.reason.clone()),
             SandboxEvent::SecretRotated(rotated) => {
                 self.sealed_revision = revision;
