@@ -59,7 +59,11 @@ const PURE: &[&str] = &[
     "src/actors/model.rs",
     "src/actors/org.rs",
     "src/actors/project.rs",
-    "src/actors/sandbox.rs",
+    "src/actors/sandbox/mod.rs",
+    "src/actors/sandbox/command.rs",
+    "src/actors/sandbox/scaling.rs",
+    "src/actors/sandbox/sleep.rs",
+    "src/actors/sandbox/tags.rs",
     "src/actors/secret_store.rs",
     "src/actors/secrets.rs",
 ];

@@ -17,7 +17,7 @@ use serde_json::Value;
 use time::OffsetDateTime;
 use ulid::Ulid;
 
-use super::world::{Act, ObjectAct, OrgAct, SandboxAct, World, with_log};
+use super::world::{Act, ObjectAct, OrgAct, World, sandbox_lives, with_log};
 use super::{id, org};
 use crate::actors::entity::Failure;
 use crate::actors::history::Past;
@@ -70,7 +70,6 @@ fn recordings() -> Vec<(String, PathBuf)> {
 /// A life in which everything happens that can be recorded.
 async fn live_through_everything(log: &EventLog) {
     use ObjectAct as O;
-    use SandboxAct as S;
     let mut world = World::new(log.clone());
     let both = |make: fn(usize, ObjectAct) -> Act| {
         [
@@ -90,59 +89,11 @@ async fn live_through_everything(log: &EventLog) {
         ]
         .map(|(slot, act)| make(slot, act))
     };
-    let create = S::Create {
-        store: 1,
-        intent: 1,
-    };
-    let sandboxes = [
-        (0, create.clone()),
-        (0, S::Started(1)),
-        (
-            0,
-            S::Rotate {
-                store: 1,
-                version: 2,
-            },
-        ),
-        (
-            0,
-            S::Revoke {
-                store: 1,
-                version: 9,
-            },
-        ),
-        (0, S::SetTimeout(60)),
-        (0, S::RequestStop(2)),
-        (0, S::Stopped(2)),
-        (1, create.clone()),
-        (1, S::StartFailed(1)),
-        (2, create.clone()),
-        (2, S::Started(1)),
-        (2, S::Fail),
-        (0, create),
-        (0, S::Started(1)),
-        (0, S::Restart(3)),
-        (0, S::Started(3)),
-        (0, S::Hibernate(4)),
-        (0, S::HibernateFailed(4)),
-        (0, S::Hibernate(5)),
-        (0, S::Hibernated(5)),
-        (0, S::ReleaseMemory),
-        (0, S::Wake(6, Some(30))),
-        (0, S::Started(6)),
-        (0, S::Reboot(7)),
-        (0, S::Started(7)),
-        (0, S::Scale(4096, false)),
-        (0, S::Autoscale(true)),
-        (0, S::Scale(8192, true)),
-        (0, S::Lock(true)),
-        (0, S::Tag(0)),
-    ];
     let acts = [Act::Org(OrgAct::Create), Act::Org(OrgAct::Key(0))]
         .into_iter()
         .chain(both(Act::Project))
         .chain(both(Act::Store))
-        .chain(sandboxes.map(|(slot, act)| Act::Sandbox(slot, act)));
+        .chain(sandbox_lives().map(|(slot, act)| Act::Sandbox(slot, act)));
     for act in acts {
         world.act(&act, false).await;
     }

@@ -90,7 +90,7 @@ fn a_changed_layout_needs_a_new_state_version() {
         at: at(6),
     };
     with_alias.push(SandboxEvent::SecretRevoked(taken));
-    with_alias.extend(sandbox::asleep_and_scaled());
+    with_alias.extend(super::sandbox_sleep::asleep_and_scaled());
     let mut both = after::<Sandbox>(&with_alias);
     both.sealed = kept;
     check("sandbox", &both);

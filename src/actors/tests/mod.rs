@@ -8,6 +8,7 @@ mod project;
 mod replay;
 mod residency;
 mod sandbox;
+mod sandbox_sleep;
 mod secret_store;
 mod trail;
 mod world;

@@ -1,10 +1,13 @@
 //! Every aggregate on a real log, and commands of every kind for them, right and wrong ones.
 
+mod sandbox;
+
+pub use sandbox::sandbox_lives;
+
 use std::sync::Arc;
 
 use actix::System;
 use proptest::prelude::*;
-use serde_json::json;
 
 use super::{at, id, intent, org, other_org, sealed, set_secret};
 use crate::actors::aggregate::Aggregate;
@@ -12,14 +15,10 @@ use crate::actors::entity::Failure;
 use crate::actors::org::{Org, OrgCommand};
 use crate::actors::project::{Project, ProjectCommand, ProjectSettings};
 use crate::actors::registry::{Arbiters, Registry};
-use crate::actors::sandbox::scaling::Size;
-use crate::actors::sandbox::{Sandbox, SandboxCommand};
+use crate::actors::sandbox::Sandbox;
 use crate::actors::secret_store::{SecretStore, StoreCommand};
 use crate::actors::secrets::SecretCommand;
-use crate::events::families::{
-    Bounds, Kept, KeyCreated, Layer, LayerKind, OrgCreated, SandboxCreated, SandboxSealed,
-    SealedEntry, SleepReason, StopReason,
-};
+use crate::events::families::{KeyCreated, OrgCreated};
 use crate::events::{Actor, EventLog, StreamId};
 use crate::ids::{OrgId, ProjectId, SandboxId, StoreId};
 
@@ -192,7 +191,7 @@ impl World {
                 if let SandboxAct::Create { .. } = act {
                     (*own, *owner) = (SandboxId::generate(), org);
                 }
-                let command = sandbox_command(own, &self.store_ids, act, org);
+                let command = sandbox::sandbox_command(own, &self.store_ids, act, org);
                 // What the platform does to a sandbox, it does for the sandbox's organization.
                 let who = match act {
                     SandboxAct::SetTimeout(_)
@@ -318,169 +317,6 @@ fn store_command(id: StoreId, act: &ObjectAct, org: OrgId) -> StoreCommand {
         ObjectAct::Unset(name) => StoreCommand::Secret(org, unset(*name)),
         ObjectAct::Revoke(name) => StoreCommand::Secret(org, revoke(*name)),
         ObjectAct::Delete => StoreCommand::Delete(org, at(9)),
-    }
-}
-
-fn sandbox_command(
-    own: &SandboxId,
-    stores: &[StoreId; SLOTS],
-    act: &SandboxAct,
-    org: OrgId,
-) -> SandboxCommand {
-    use SandboxCommand as C;
-    let (intent, at) = (|number: &u128| intent(*number), at(5));
-    match act {
-        SandboxAct::Create {
-            store,
-            intent: number,
-        } => C::Create {
-            created: Box::new(created(own, &stores[*store], org)),
-            sealed: Box::new(SandboxSealed {
-                secrets: vec![
-                    entry(&stores[*store], "A", 1),
-                    entry(&stores[*store], "B", 1),
-                ],
-                ca_certificate: "CERTIFICATE".to_owned(),
-                ca_key: sealed("CIPHERTEXT"),
-                envs: sealed("CIPHERTEXT"),
-            }),
-            intent: intent(number),
-        },
-        SandboxAct::Restart(number) => C::Restart {
-            intent: intent(number),
-            at,
-        },
-        SandboxAct::Started(number) => C::Started {
-            intent: intent(number),
-            limits: json!({ "memory": "enforced" }),
-            at,
-        },
-        SandboxAct::StartFailed(number) => C::StartFailed {
-            intent: intent(number),
-            reason: "no room".to_owned(),
-            at,
-        },
-        SandboxAct::Fail => C::Fail {
-            reason: "gone".to_owned(),
-            at,
-        },
-        SandboxAct::Rotate { store, version } => C::Rotate {
-            entry: entry(&stores[*store], "A", *version),
-            at,
-        },
-        SandboxAct::Revoke { store, version } => C::Revoke {
-            name: "A".to_owned(),
-            layer_id: stores[*store].to_string(),
-            version: *version,
-            at,
-        },
-        SandboxAct::SetTimeout(seconds) => C::SetTimeout {
-            org,
-            seconds: *seconds,
-            at,
-        },
-        SandboxAct::RequestStop(number) => C::RequestStop {
-            org,
-            intent: intent(number),
-            reason: StopReason::UserRequested,
-            at,
-        },
-        SandboxAct::Stopped(number) => C::Stopped {
-            intent: intent(number),
-            at,
-        },
-        SandboxAct::Hibernate(number) => C::Hibernate {
-            org,
-            intent: intent(number),
-            reason: SleepReason::Idle,
-            at,
-        },
-        SandboxAct::Hibernated(number) => C::Hibernated {
-            intent: intent(number),
-            kept: Kept::Memory,
-            size_bytes: 4096,
-            at,
-        },
-        SandboxAct::HibernateFailed(number) => C::HibernateFailed {
-            intent: intent(number),
-            reason: "busy".to_owned(),
-            at,
-        },
-        SandboxAct::ReleaseMemory => C::ReleaseMemory {
-            reason: "short".to_owned(),
-            at,
-        },
-        SandboxAct::Wake(number, timeout) => C::Wake {
-            org,
-            intent: intent(number),
-            timeout: *timeout,
-            at,
-        },
-        SandboxAct::Reboot(number) => C::Reboot {
-            org,
-            intent: intent(number),
-            hard: *number == 0,
-            at,
-        },
-        SandboxAct::Scale(memory_mb, automatic) => C::Scale {
-            org,
-            size: Size::tier(*memory_mb).expect("a tier"),
-            automatic: *automatic,
-            at,
-        },
-        SandboxAct::Autoscale(on) => C::SetAutoscale {
-            org,
-            bounds: on.then_some(Bounds {
-                min_memory_mb: 1024,
-                max_memory_mb: 8192,
-            }),
-            at,
-        },
-        SandboxAct::Lock(locked) => C::LockScaling {
-            org,
-            locked: *locked,
-            at,
-        },
-        SandboxAct::Tag(number) => C::SetTags {
-            org,
-            tags: [("team".to_owned(), letter(*number))].into(),
-            at,
-        },
-    }
-}
-
-fn created(id: &SandboxId, store: &StoreId, org: OrgId) -> SandboxCreated {
-    SandboxCreated {
-        sandbox_id: id.clone(),
-        org_id: org,
-        template: "base".to_owned(),
-        cpu_count: 1,
-        memory_mb: 1024,
-        disk_mb: 20480,
-        timeout_sec: 300,
-        port: 80,
-        network_enabled: true,
-        alias: Some("box".to_owned()),
-        metadata: [("team".to_owned(), "x".to_owned())].into(),
-        layers: vec![Layer {
-            kind: LayerKind::Store,
-            id: store.to_string(),
-            name: "keys".to_owned(),
-        }],
-        egress_allowlist: vec!["a.test".to_owned()],
-        at: at(0),
-    }
-}
-
-fn entry(store: &StoreId, name: &str, version: u64) -> SealedEntry {
-    SealedEntry {
-        name: name.to_owned(),
-        token: format!("osb_sealed_{name}"),
-        allowed_hosts: vec!["a.test".to_owned()],
-        placement: Some(super::placement()),
-        layer_id: store.to_string(),
-        version,
-        sealed: sealed("CIPHERTEXT"),
     }
 }
 

@@ -29,8 +29,15 @@ pub fn first_of(id: &SandboxId) -> u32 {
     IDS_FIRST + number % RANGES * COUNT
 }
 
+/// Whether sandboxes can have ranges of ids of their own: as root, with the ranges mapped (in a
+/// container they may not be).
+pub fn can_be_given() -> bool {
+    let maps = std::fs::read_to_string("/proc/self/uid_map").unwrap_or_default();
+    rustix::process::geteuid().is_root() && all_mapped(&maps)
+}
+
 /// Whether `uid_map` (of a process, in the kernel's format) has every range.
-pub fn all_mapped(uid_map: &str) -> bool {
+fn all_mapped(uid_map: &str) -> bool {
     uid_map.lines().any(|line| {
         let mut numbers = line
             .split_ascii_whitespace()

@@ -16,6 +16,7 @@ mod control;
 mod dns;
 pub(super) mod doctor;
 mod gauges;
+mod held;
 mod host_ids;
 mod java;
 mod launch;
@@ -36,7 +37,6 @@ mod template;
 use std::collections::BTreeSet;
 use std::fs;
 use std::io::{self, Read, Write};
-use std::os::fd::AsFd;
 use std::os::unix::fs::{DirBuilderExt, PermissionsExt};
 use std::path::{Path, PathBuf};
 use std::process::{Command, Stdio};
@@ -44,15 +44,13 @@ use std::sync::Arc;
 use std::time::{Duration, Instant};
 
 use async_trait::async_trait;
-use rustix::fs::FlockOperation;
-use rustix::process::{Pid, PidfdFlags, Signal};
 use sha2::{Digest, Sha256};
 
 use self::attachment::Supervisor;
 use self::cgroup::{Group, Layout};
 use self::control::Want;
 use self::gauges::{RunGauges, living_supervisor};
-use self::plan::{Home, Plan, State};
+use self::plan::{Home, Plan};
 use self::supervisor::{Exit, Report};
 use self::template::Template;
 use super::{Capabilities, Driver, DriverError, Gauges, Running, SandboxSpec, Stats};
@@ -105,7 +103,7 @@ impl NamespaceDriver {
             .map_err(failed("find the folder of sandboxes"))?;
         fs::set_permissions(&data, fs::Permissions::from_mode(0o700))
             .map_err(failed("close the folder of sandboxes"))?;
-        let privileged = can_be_privileged();
+        let privileged = host_ids::can_be_given();
         let template = Template::ensure(&data.join(TEMPLATES), privileged)
             .map_err(failed("make the base template"))?;
         let template = template
@@ -297,8 +295,8 @@ impl NamespaceDriver {
             }
         };
         let home = Home::of(&self.data, id);
-        kill_recorded(&home);
-        await_lock(&home).map_err(failed("wait for the end of its supervisor"))?;
+        held::kill_recorded(&home);
+        held::await_lock(&home).map_err(failed("wait for the end of its supervisor"))?;
         for group in self.groups_of(id) {
             group.kill();
             group
@@ -373,7 +371,7 @@ impl Driver for NamespaceDriver {
 
     async fn hibernate(&self, id: &SandboxId) -> Result<Option<u64>, DriverError> {
         self.blocking(id, |driver, id| {
-            if !is_held(&Home::of(&driver.data, id)) {
+            if !held::is_held(&Home::of(&driver.data, id)) {
                 return Ok(None);
             }
             let group = driver.group_of(id);
@@ -469,13 +467,6 @@ fn data_tag(data: &Path) -> String {
     hash.chars().take(8).collect()
 }
 
-/// Whether sandboxes can have ranges of ids of their own: as root, with the ranges mapped (in a
-/// container they may not be).
-fn can_be_privileged() -> bool {
-    let maps = fs::read_to_string("/proc/self/uid_map").unwrap_or_default();
-    rustix::process::geteuid().is_root() && host_ids::all_mapped(&maps)
-}
-
 /// Reads a report to its end, at most [`START_TIMEOUT`] long.
 fn read_report(mut pipe: std::process::ChildStdout) -> io::Result<Report> {
     let deadline = Instant::now() + START_TIMEOUT;
@@ -498,57 +489,6 @@ fn read_report(mut pipe: std::process::ChildStdout) -> io::Result<Report> {
         text.extend_from_slice(part.get(..count).unwrap_or_default());
         if text.len() as u64 > REPORT_BYTES_MAX {
             return Err(io::ErrorKind::InvalidData.into());
-        }
-    }
-}
-
-/// Kills the supervisor a folder names, if that process is still the one that was written down.
-fn kill_recorded(home: &Home) {
-    let Ok(text) = fs::read(home.state()) else {
-        return;
-    };
-    let Ok(state) = serde_json::from_slice::<State>(&text) else {
-        return;
-    };
-    let Some(pid) = Pid::from_raw(state.supervisor_pid as i32) else {
-        return;
-    };
-    // Opened before the check: from then on the number can't be given to another process
-    // without the check or the signal failing.
-    let Ok(pidfd) = rustix::process::pidfd_open(pid, PidfdFlags::empty()) else {
-        return;
-    };
-    let same = sys::start_ticks(state.supervisor_pid).ok() == Some(state.supervisor_start)
-        && sys::boot_id().ok() == Some(state.boot_id);
-    if same {
-        let _ = rustix::process::pidfd_send_signal(pidfd.as_fd(), Signal::KILL);
-    }
-}
-
-/// Whether a supervisor holds the folder's lock.
-fn is_held(home: &Home) -> bool {
-    let Ok(lock) = fs::File::open(home.lock()) else {
-        return false;
-    };
-    let free = rustix::fs::flock(&lock, FlockOperation::NonBlockingLockShared);
-    free == Err(rustix::io::Errno::WOULDBLOCK)
-}
-
-/// Waits until no supervisor holds the folder's lock.
-fn await_lock(home: &Home) -> io::Result<()> {
-    let lock = match fs::File::open(home.lock()) {
-        Ok(lock) => lock,
-        Err(e) if e.kind() == io::ErrorKind::NotFound => return Ok(()),
-        Err(e) => return Err(e),
-    };
-    let deadline = Instant::now() + END_TIMEOUT;
-    loop {
-        match rustix::fs::flock(&lock, FlockOperation::NonBlockingLockExclusive) {
-            Ok(()) => return Ok(()),
-            Err(rustix::io::Errno::WOULDBLOCK) if Instant::now() < deadline => {
-                std::thread::sleep(Duration::from_millis(2));
-            }
-            Err(error) => return Err(error.into()),
         }
     }
 }

@@ -1,0 +1,63 @@
+//! Who holds a sandbox: the lock of its folder, and the supervisor that is written down there.
+
+use std::fs;
+use std::io;
+use std::os::fd::AsFd;
+use std::time::{Duration, Instant};
+
+use rustix::fs::FlockOperation;
+use rustix::process::{Pid, PidfdFlags, Signal};
+
+use super::plan::{Home, State};
+use super::{END_TIMEOUT, sys};
+
+/// Kills the supervisor a folder names, if that process is still the one that was written down.
+pub(super) fn kill_recorded(home: &Home) {
+    let Ok(text) = fs::read(home.state()) else {
+        return;
+    };
+    let Ok(state) = serde_json::from_slice::<State>(&text) else {
+        return;
+    };
+    let Some(pid) = Pid::from_raw(state.supervisor_pid as i32) else {
+        return;
+    };
+    // Opened before the check: from then on the number can't be given to another process
+    // without the check or the signal failing.
+    let Ok(pidfd) = rustix::process::pidfd_open(pid, PidfdFlags::empty()) else {
+        return;
+    };
+    let same = sys::start_ticks(state.supervisor_pid).ok() == Some(state.supervisor_start)
+        && sys::boot_id().ok() == Some(state.boot_id);
+    if same {
+        let _ = rustix::process::pidfd_send_signal(pidfd.as_fd(), Signal::KILL);
+    }
+}
+
+/// Whether a supervisor holds the folder's lock.
+pub(super) fn is_held(home: &Home) -> bool {
+    let Ok(lock) = fs::File::open(home.lock()) else {
+        return false;
+    };
+    let free = rustix::fs::flock(&lock, FlockOperation::NonBlockingLockShared);
+    free == Err(rustix::io::Errno::WOULDBLOCK)
+}
+
+/// Waits until no supervisor holds the folder's lock.
+pub(super) fn await_lock(home: &Home) -> io::Result<()> {
+    let lock = match fs::File::open(home.lock()) {
+        Ok(lock) => lock,
+        Err(e) if e.kind() == io::ErrorKind::NotFound => return Ok(()),
+        Err(e) => return Err(e),
+    };
+    let deadline = Instant::now() + END_TIMEOUT;
+    loop {
+        match rustix::fs::flock(&lock, FlockOperation::NonBlockingLockExclusive) {
+            Ok(()) => return Ok(()),
+            Err(rustix::io::Errno::WOULDBLOCK) if Instant::now() < deadline => {
+                std::thread::sleep(Duration::from_millis(2));
+            }
+            Err(error) => return Err(error.into()),
+        }
+    }
+}
