@@ -14,9 +14,10 @@ const ARROWS: &[(&str, &[&str])] = &[
     ("events", &[]),
     ("sandbox", &[]),
     ("proxy", &[]),
-    ("actors", &["events", "sandbox", "proxy"]),
-    ("http", &["actors", "events", "sandbox", "proxy"]),
-    ("cli", &["actors", "events", "sandbox", "proxy"]),
+    ("config", &[]),
+    ("actors", &["config", "events", "sandbox", "proxy"]),
+    ("http", &["config", "actors", "events", "sandbox", "proxy"]),
+    ("cli", &["config", "actors", "events", "sandbox", "proxy"]),
 ];
 
 /// Longest file without a reason, in lines.

@@ -16,7 +16,7 @@ use super::launch::{NAMESPACES, map_ids};
 use super::rootfs::{Disk, Mounts};
 use super::sys::{self, Cloned, Step, StepError};
 use super::template::Template;
-use super::{SELF, SUPERVISE_SUBCOMMAND, can_be_privileged, host_ids, net, packet};
+use super::{SELF, SUPERVISE_SUBCOMMAND, host_ids, net, packet};
 use crate::ids::SandboxId;
 
 /// One thing that was looked at.
@@ -85,7 +85,7 @@ fn required(check: Check) -> Check {
 }
 
 fn probe() -> Vec<Check> {
-    let privileged = can_be_privileged();
+    let privileged = host_ids::can_be_given();
     let user = match privileged {
         true => {
             Ok("root: root inside a sandbox is an unprivileged user of this machine".to_owned())
