@@ -11,10 +11,10 @@ use std::process::Command;
 
 /// Room, and the rooms it may use besides `ids`, `secret` and `config`, which everybody may.
 const ARROWS: &[(&str, &[&str])] = &[
-    ("events", &[]),
+    ("config", &[]),
+    ("events", &["config"]),
     ("sandbox", &[]),
     ("proxy", &[]),
-    ("config", &[]),
     ("actors", &["config", "events", "sandbox", "proxy"]),
     ("http", &["config", "actors", "events", "sandbox", "proxy"]),
     ("cli", &["config", "actors", "events", "sandbox", "proxy"]),
