@@ -621,3 +621,71 @@ async fn tags_are_labels_of_any_sandbox() {
         .await
         .refused(404, "sandbox not found");
 }
+
+/// Goal: from inside, the metadata service tells who the sandbox is and scales it, asks for no
+/// credential, honours the lock, and refuses in plain text; with and without proxy variables.
+#[actix_rt::test]
+async fn a_sandbox_finds_its_metadata_service() {
+    let server = Server::start();
+    let api = server.api();
+    let body = json!({ "egressAllowlist": ["allowed.test"] });
+    let Some(path) = sandbox(&api, &body).await else {
+        return;
+    };
+    let id = path.rsplit('/').next().expect("an id");
+    let ask = async |what: &str| {
+        let script = format!("curl -sS -m 20 -w '\\n%{{http_code}}' {what}");
+        let said = run(&api, &path, &script).await;
+        let (body, code) = said.rsplit_once('\n').expect("a code");
+        (code.to_owned(), body.to_owned())
+    };
+    let root = "http://169.254.169.254";
+    let (code, body) = ask(&format!("{root}/v1/status")).await;
+    let body: Value = serde_json::from_str(&body).expect("JSON");
+    assert_eq!((code.as_str(), &body["sandboxId"]), ("200", &json!(id)));
+    assert!(body["uptime"].is_u64());
+    let (_, body) = ask(root).await;
+    let body: Value = serde_json::from_str(&body).expect("JSON");
+    assert_eq!(body["endpoints"].as_array().map(Vec::len), Some(5));
+    let (_, body) = ask(&format!("--noproxy '*' {root}/v1/limits")).await;
+    let limits: Value = serde_json::from_str(&body).expect("JSON");
+    for field in [
+        "cpuPercent",
+        "memUsage",
+        "memLimit",
+        "pids",
+        "netInput",
+        "netOutput",
+    ] {
+        assert!(limits[field].is_number(), "{field} in {limits}");
+    }
+    let (_, body) = ask(&format!("{root}/v1/metadata")).await;
+    let body: Value = serde_json::from_str(&body).expect("JSON");
+    assert_eq!(body, json!({ "region": "local", "template": "base" }));
+    let scale = |memory: u32| format!("-d '{{\"memoryMB\":{memory}}}' {root}/v1/scale");
+    let (code, body) = ask(&scale(4096)).await;
+    let body: Value = serde_json::from_str(&body).expect("JSON");
+    assert_eq!(code, "200");
+    assert_eq!(
+        body,
+        json!({ "ok": true, "memoryMB": 4096, "cpuPercent": 100 })
+    );
+    assert_eq!(api.get(&path).await.json()["memoryMB"], 4096);
+    let lock = json!({ "locked": true });
+    api.put(&format!("{path}/scaling-lock"), &lock)
+        .await
+        .ok(200);
+    for (what, code) in [
+        (scale(8192), "403"),
+        (scale(5), "400"),
+        (format!("{root}/nothing"), "404"),
+        (format!("{root}/v1/scale"), "405"),
+        (format!("-d x {root}/v1/status"), "405"),
+        (format!("-d x {root}/v1/scale"), "400"),
+    ] {
+        let (found, body) = ask(&what).await;
+        assert_eq!(found, code, "{what}: {body}");
+        assert!(!body.starts_with('{'), "{what}: {body}");
+    }
+    assert_eq!(api.get(&path).await.json()["memoryMB"], 4096);
+}

@@ -12,6 +12,7 @@ use super::activity::Activity;
 use super::create::SEALED_KIND;
 use super::entity::Failure;
 use super::live::{LiveSandbox, base_environment};
+use super::metadata::Metadata;
 use super::platform::{Caller, Platform};
 use super::proxy::{Close, ProxyActor, ProxyParts};
 use super::sandbox::{Phase, Sandbox, SandboxCommand};
@@ -114,7 +115,7 @@ impl Platform {
         let guest = GuestClient::connect(&running.guest_socket)
             .await
             .map_err(internal)?;
-        guest.hello(GUEST_READY_MAX).await.map_err(internal)?;
+        let uptime = guest.hello(GUEST_READY_MAX).await.map_err(internal)?.uptime;
         let (enforced, gauges) = (running.limits, running.gauges.clone());
         let limits = serde_json::to_value(enforced)?;
         // A size that was set while the server went down is on record and not in the world yet.
@@ -136,6 +137,7 @@ impl Platform {
         let (proxy, traffic) = ProxyActor::start(
             ProxyParts {
                 sandbox: id.clone(),
+                metadata: Metadata::new(self, id, details.org_id, uptime),
                 org: details.org_id,
                 settings: self.egress.clone(),
                 ca,

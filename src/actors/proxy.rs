@@ -15,6 +15,7 @@ use tokio_util::task::TaskTracker;
 use ulid::Ulid;
 
 use super::announcer::announce;
+use super::metadata::Metadata;
 use super::stats::Counters;
 use crate::events::families::{EgressAnnounced, EgressDecided, EgressEvent, Family};
 use crate::events::{Actor as Who, Append, EventLog, Expected, NewEvent, StreamId};
@@ -40,6 +41,7 @@ const RECORD_ATTEMPTS_MAX: u32 = 5;
 /// The actor.
 pub struct ProxyActor {
     sandbox: SandboxId,
+    metadata: Arc<Metadata>,
     proxy: Arc<SandboxProxy>,
     attachment: Option<EgressAttachment>,
     revision: u64,
@@ -49,6 +51,8 @@ pub struct ProxyActor {
 pub struct ProxyParts {
     /// Whose egress it is.
     pub sandbox: SandboxId,
+    /// What it finds at the metadata service's address.
+    pub metadata: Arc<Metadata>,
     /// Its tenant.
     pub org: OrgId,
     /// The operator's settings.
@@ -90,6 +94,7 @@ impl ProxyActor {
     pub fn start(parts: ProxyParts, arbiter: &ArbiterHandle) -> (Addr<Self>, Arc<Traffic>) {
         let ProxyParts {
             sandbox,
+            metadata,
             org,
             settings,
             ca,
@@ -119,6 +124,7 @@ impl ProxyActor {
         }
         arbiter.spawn(recorders.track_future(recorder.run(recorded)));
         let actor = Self::start_in_arbiter(arbiter, move |_| Self {
+            metadata,
             sandbox,
             proxy,
             attachment: Some(attachment),
@@ -135,9 +141,14 @@ impl Actor for ProxyActor {
         let Some(mut attachment) = self.attachment.take() else {
             return;
         };
-        let proxy = self.proxy.clone();
+        let (proxy, metadata) = (self.proxy.clone(), self.metadata.clone());
         let accept = async move {
             while let Some(connection) = attachment.accept().await {
+                let (name, ip) = (connection.name.as_deref(), connection.ip.into());
+                if Metadata::is_meant(name, ip, connection.port) {
+                    actix_rt::spawn(metadata.clone().serve(connection.stream));
+                    continue;
+                }
                 let target = Target {
                     name: connection.name,
                     ip: connection.ip.into(),

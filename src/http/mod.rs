@@ -31,6 +31,7 @@ use std::sync::Arc;
 use actix_web::web;
 
 use crate::actors::Platform;
+pub(crate) use crate::actors::REGION;
 use crate::events::CheckpointKey;
 use crate::ids::OrgId;
 
@@ -38,8 +39,6 @@ pub use server::{ServeError, serve};
 
 /// Name of the only worker of a single-machine server.
 pub(crate) const WORKER: &str = "local";
-/// Name of the only region of a single-machine server.
-pub(crate) const REGION: &str = "local";
 
 /// What every handler has.
 pub struct Api {
