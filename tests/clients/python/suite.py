@@ -5,13 +5,12 @@ import importlib.metadata
 import sys
 
 import opencomputer
-from checks import commands, files, sandboxes, sealing, sessions, signed, stores
+from checks import commands, files, life, sandboxes, sealing, sessions, signed, stores
 from harness import check, done, every_method_is_accounted_for, name
 
 NOT_YET = {
     "Sandbox": (
-        "reboot power_cycle hibernate wake scale set_autoscale get_autoscale set_scaling_lock "
-        "get_scaling_lock create_checkpoint list_checkpoints "
+        "create_checkpoint list_checkpoints "
         "restore_checkpoint create_from_checkpoint create_checkpoint_patch "
         "list_checkpoint_patches delete_checkpoint_patch delete_checkpoint "
         "rotate_preview_auth_token create_preview_url list_preview_urls delete_preview_url "
@@ -19,7 +18,7 @@ NOT_YET = {
     ).split(),
 }
 NOT_YET_CLASSES = (
-    "Pty PtySession Template Agent AgentEvent AgentSession Image Snapshots Mounts Usage Tags"
+    "Pty PtySession Template Agent AgentEvent AgentSession Image Snapshots Mounts Usage"
 )
 # Browsers are a service of their own (contract, section 30).
 ELSEWHERE = "Browser BrowserProfile"
@@ -31,7 +30,7 @@ def subjects() -> dict[str, type]:
     """Classes whose every method is checked, by the name of their rows."""
     found = {"Sandbox": opencomputer.Sandbox, "files": opencomputer.Filesystem}
     exported = {"SecretStore": "SecretStore", "exec": "Exec"}
-    for row, kind in (exported | {"session": "ExecSession", "shell": "Shell"}).items():
+    for row, kind in (exported | {"session": "ExecSession", "shell": "Shell", "Tags": "Tags"}).items():
         if hasattr(opencomputer, kind):
             found[row] = getattr(opencomputer, kind)
     # Until 0.4.0 commands were a class of their own with the one method `run`.
@@ -53,6 +52,7 @@ async def main(version: str) -> None:
         await files.run(sandbox)
         if hasattr(sandbox, "download_url"):
             await signed.run(sandbox)
+        await life.run(opencomputer.Sandbox)
         await sealing.run(opencomputer.Sandbox, store, f"python-{version}")
         await sandbox.kill()
         await sandbox.close()

@@ -7,6 +7,7 @@ import { check, done, everyMethodIsAccountedFor, name } from "./harness.mjs";
 import { sandboxes } from "./sandboxes.mjs";
 import { exec } from "./exec.mjs";
 import { sessions } from "./sessions.mjs";
+import { life } from "./life.mjs";
 import { files } from "./files.mjs";
 import { signed } from "./signed.mjs";
 import { stores } from "./stores.mjs";
@@ -23,15 +24,13 @@ globalThis.WebSocket ??= class extends ws.WebSocket {
 };
 
 const NOT_YET = [
-  "Sandbox.hibernate", "Sandbox.wake", "Sandbox.reboot", "Sandbox.powerCycle", "Sandbox.scale",
-  "Sandbox.setAutoscale", "Sandbox.getAutoscale", "Sandbox.setScalingLock",
-  "Sandbox.getScalingLock", "Sandbox.createCheckpoint", "Sandbox.listCheckpoints",
+  "Sandbox.createCheckpoint", "Sandbox.listCheckpoints",
   "Sandbox.restoreCheckpoint", "Sandbox.deleteCheckpoint", "Sandbox.createFromCheckpoint",
   "Sandbox.createCheckpointPatch", "Sandbox.listCheckpointPatches",
   "Sandbox.deleteCheckpointPatch",
   "Sandbox.createPreviewURL", "Sandbox.listPreviewURLs", "Sandbox.deletePreviewURL",
   "Sandbox.rotatePreviewAuthToken", "Pty", "SandboxAgent", "Mounts", "Image", "Snapshots",
-  "Templates", "Webhooks", "WebhookDeliveries", "verifyWebhook", "Usage", "Tags",
+  "Templates", "Webhooks", "WebhookDeliveries", "verifyWebhook", "Usage",
 ];
 // Managed agents and browsers are services of their own (contract, section 30).
 const ELSEWHERE = [
@@ -45,6 +44,7 @@ const CLASSES = {
   Sandbox: { type: sdk.Sandbox },
   SecretStore: { type: sdk.SecretStore },
   exec: { type: sdk.Exec, internal: ["headers", "result"] },
+  Tags: { type: sdk.Tags, internal: ["headers"] },
   files: { type: sdk.Filesystem, internal: ["headers", "wfetch"] },
 };
 
@@ -53,7 +53,7 @@ await check("suite", "both entry points give the same classes", async () => {
   assert.equal(sdk.SecretStore, root.SecretStore);
 });
 const sandbox = await sandboxes(sdk);
-for (const [group, run] of Object.entries({ stores, exec, sessions, files, signed, secrets })) {
+for (const [group, run] of Object.entries({ stores, exec, sessions, files, life, signed, secrets })) {
   if (sandbox || group === "stores") await run(sdk, sandbox);
   else await check(group, "needs a sandbox", async () => assert.fail("none could be created"));
 }
