@@ -31,7 +31,7 @@ pub fn new_event(stream: &StreamId, event: &impl Family) -> NewEvent {
     NewEvent {
         id: Ulid::generate(),
         stream: stream.clone(),
-        kind: event.kind().to_owned(),
+        kind: event.kind().into(),
         data: event.data().expect("event data"),
     }
 }

@@ -115,7 +115,7 @@ pub trait Aggregate:
         match Branched::read(&recorded.kind, &recorded.data) {
             Some(branched) => {
                 let at = branched.map_err(|source| DecodeError::Data {
-                    kind: recorded.kind.clone(),
+                    kind: recorded.kind.to_string(),
                     source,
                 })?;
                 self.branched(&at);

@@ -333,7 +333,7 @@ pub(super) fn record(stream: &StreamId, event: &impl Family) -> Result<NewEvent,
     Ok(NewEvent {
         id: Ulid::generate(),
         stream: stream.clone(),
-        kind: event.kind().to_owned(),
+        kind: event.kind().into(),
         data: event.data()?,
     })
 }

@@ -93,7 +93,7 @@ impl Platform {
             events: vec![NewEvent {
                 id: Ulid::generate(),
                 stream,
-                kind: event.kind().to_owned(),
+                kind: event.kind().into(),
                 data,
             }],
             actor: Who {

@@ -311,7 +311,7 @@ impl Recorder {
             events: vec![NewEvent {
                 id: Ulid::generate(),
                 stream,
-                kind: event.kind().to_owned(),
+                kind: event.kind().into(),
                 data,
             }],
             actor: Who {

@@ -278,8 +278,8 @@ mod tests {
 
     /// Starts `CALLERS` tasks on a runtime; gives their replies and, later, what they were told.
     fn callers(runtime: &tokio::runtime::Runtime) -> (Vec<Reply>, mpsc::Receiver<Option<u64>>) {
-        let (replies, asked) = mpsc::channel();
-        let (answers, got) = mpsc::channel();
+        let (replies, asked) = mpsc::sync_channel(CALLERS);
+        let (answers, got) = mpsc::sync_channel(CALLERS);
         for _ in 0..CALLERS {
             let (replies, answers) = (replies.clone(), answers.clone());
             runtime.spawn(async move {
@@ -400,7 +400,7 @@ mod tests {
     fn a_relay_that_is_gone_keeps_nobody_waiting() {
         let runtime = Builder::new_current_thread().enable_all().build();
         let runtime = runtime.expect("a runtime");
-        let (sent, asked) = mpsc::channel();
+        let (sent, asked) = mpsc::sync_channel(1);
         runtime.block_on(async {
             let ask = tokio::spawn(async move { sent.send(answer()).expect("asked") });
             ask.await.expect("asked");

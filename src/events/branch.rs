@@ -155,7 +155,7 @@ impl EventLog {
                 position: found.position,
                 hash: hex::encode(found.content_hash),
             }),
-            kind: BRANCH_KIND.to_owned(),
+            kind: BRANCH_KIND.into(),
             stream,
         })
     }

@@ -16,6 +16,8 @@
 //! the last commit stands for every byte of every event, their order, and the log's identity.
 //! `SPECIFICATION.md`, section 8, says the same for strangers and `fixtures/verify_chain.py` does it in Python.
 
+use std::cell::Cell;
+
 use sha2::{Digest, Sha256};
 use ulid::Ulid;
 use uuid::Uuid;
@@ -78,10 +80,21 @@ pub fn chain_hash<'a>(
 /// of many short ones.
 struct Netstrings(Vec<u8>);
 
+/// Most bytes that a thread keeps at hand for the next hash (64 KiB).
+const KEPT_BYTES_MAX: usize = 64 * 1024;
+
+thread_local! {
+    /// Where a thread's fields are collected, one hash after the other.
+    static COLLECTED: Cell<Vec<u8>> = const { Cell::new(Vec::new()) };
+}
+
 impl Netstrings {
     /// `domain` keeps hashes of different things apart; `room` is about how many bytes will come.
     fn new(domain: &str, room: usize) -> Self {
-        let mut hash = Self(Vec::with_capacity(room));
+        // Without the thread's own (as it ends, or within another hash) it is a new one.
+        let mut bytes = COLLECTED.try_with(Cell::take).unwrap_or_default();
+        bytes.reserve(room);
+        let mut hash = Self(bytes);
         hash.text(domain);
         hash
     }
@@ -122,8 +135,13 @@ impl Netstrings {
         self.text(id.map_or("", |id| id.hyphenated().encode_lower(&mut text)));
     }
 
-    fn finish(self) -> Hash {
-        Sha256::digest(&self.0).into()
+    fn finish(mut self) -> Hash {
+        let hash = Sha256::digest(&self.0).into();
+        if self.0.capacity() <= KEPT_BYTES_MAX {
+            self.0.clear();
+            let _ = COLLECTED.try_with(|kept| kept.set(self.0));
+        }
+        hash
     }
 }
 

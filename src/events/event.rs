@@ -73,7 +73,7 @@ pub struct NewEvent {
     /// The stream it is appended to.
     pub stream: StreamId,
     /// Type with version, `sandbox.created.v1` (1 to 100 of `[a-z0-9._-]`).
-    pub kind: String,
+    pub kind: Cow<'static, str>,
     /// The payload. Secret values only as sealed text, never in clear.
     pub data: serde_json::Value,
 }
@@ -134,7 +134,7 @@ pub struct Recorded {
     /// Number of the commit it came with, from 1, without gaps.
     pub commit: u64,
     /// Type with version.
-    pub kind: String,
+    pub kind: Cow<'static, str>,
     /// When the log took it, in UTC, whole milliseconds; never earlier than the event before it.
     pub recorded_at: OffsetDateTime,
     /// Who did it.

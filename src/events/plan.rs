@@ -89,6 +89,16 @@ impl<'a> Plan<'a> {
         (self.head, self.commits)
     }
 
+    /// Where the log ends once the plan is written.
+    pub fn head(&self) -> Head {
+        self.head
+    }
+
+    /// The commit that was planned last.
+    pub fn last(&self) -> Option<&Commit> {
+        self.commits.last()
+    }
+
     /// Takes one command in, or says why not.
     pub fn add(&mut self, command: Prepared) -> Result<Answer, Unplanned> {
         if let Some(answer) = self.seen_before(&command)? {

@@ -2,6 +2,7 @@
 //!
 //! This runs in the caller's task, so that one caller's large JSON does not hold up the writer.
 
+use std::borrow::Cow;
 use std::sync::Arc;
 
 use foldhash::HashSet;
@@ -32,7 +33,7 @@ pub struct Prepared {
 pub struct PreparedEvent {
     pub id: Ulid,
     pub stream: StreamId,
-    pub kind: String,
+    pub kind: Cow<'static, str>,
     pub data: EventData,
 }
 

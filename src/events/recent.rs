@@ -1,7 +1,8 @@
 //! The last events in memory, so that a live subscriber does not read each one from disk.
 //!
 //! Invariant: the events are consecutive by position and end at the published head. Bounded by
-//! number and by bytes; whoever is further behind reads the log itself.
+//! number and by bytes, beyond which it has one group at most; whoever is further behind reads the
+//! log itself.
 
 use std::collections::VecDeque;
 use std::sync::Arc;
@@ -21,10 +22,15 @@ pub struct Recent {
 }
 
 impl Recent {
-    /// Adds the next event and forgets the oldest ones beyond the bounds.
+    /// Adds the next event.
     pub fn push(&mut self, event: Arc<Recorded>) {
         self.bytes += event.data.get().len();
         self.events.push_back(event);
+    }
+
+    /// Forgets the oldest events beyond the bounds. Not part of adding one: to free an event takes
+    /// as long as to add several, and callers wait for that.
+    pub fn trim(&mut self) {
         while self.events.len() > EVENTS_MAX || self.bytes > BYTES_MAX {
             let Some(oldest) = self.events.pop_front() else {
                 break;

@@ -12,7 +12,7 @@
 use std::collections::VecDeque;
 use std::path::PathBuf;
 use std::sync::atomic::Ordering;
-use std::sync::{Arc, PoisonError};
+use std::sync::{Arc, MutexGuard, PoisonError};
 use std::task::{Context, Poll, Waker};
 use std::time::{Duration, Instant};
 
@@ -27,6 +27,7 @@ use super::index::Index;
 use super::plan::{Answer, Plan, Unplanned};
 use super::prepare::Prepared;
 use super::published::Published;
+use super::recent::Recent;
 use super::view::View;
 
 /// Commands that wait for the writer; a caller beyond that waits to enqueue.
@@ -40,6 +41,10 @@ const GROUP_BYTES_MAX: usize = 8 * 1024 * 1024;
 /// microseconds. Callers that were just answered are about to send their next command; without the
 /// wait the first of them would get a sync of its own and the rest another.
 const GATHER_US_MAX: u64 = 300;
+
+/// Longest the writer looks for the first command of a group before it sleeps, in microseconds, when
+/// the group before had several. To be woken costs it and its caller more than most such waits take.
+const AWAKE_US_MAX: u64 = 100;
 
 /// What the writer takes.
 pub enum Message {
@@ -57,8 +62,17 @@ struct Inbox {
 }
 
 impl Inbox {
-    /// Waits for the next message; `None`: there will be none.
-    fn wait(&mut self) -> Option<Message> {
+    /// Waits for the next message, awake when it is to come `soon`; `None`: there will be none.
+    fn wait(&mut self, soon: bool) -> Option<Message> {
+        if soon {
+            let awake = Instant::now();
+            while awake.elapsed() < Duration::from_micros(AWAKE_US_MAX) {
+                if let Some(next) = self.next() {
+                    return Some(next);
+                }
+                std::thread::yield_now();
+            }
+        }
         if self.taken.is_empty() {
             self.queue
                 .blocking_recv_many(&mut self.passing, GROUP_COMMANDS_MAX);
@@ -87,6 +101,7 @@ impl Inbox {
 /// Commands that are committed together, planned as they come in.
 struct Group<'a> {
     plan: Plan<'a>,
+    engine: &'a mut dyn Engine,
     bytes: usize,
     callers: Vec<(Reply, Result<Answer, AppendError>)>,
     /// Why nothing of the group is written.
@@ -102,9 +117,10 @@ enum Failed {
 }
 
 impl<'a> Group<'a> {
-    fn new(plan: Plan<'a>, failed: Option<Failed>) -> Self {
+    fn new(plan: Plan<'a>, engine: &'a mut dyn Engine, failed: Option<Failed>) -> Self {
         Self {
             plan,
+            engine,
             bytes: 0,
             callers: Vec::new(),
             failed,
@@ -149,13 +165,21 @@ impl<'a> Group<'a> {
     }
 
     fn plan(&mut self, command: Prepared, reply: Reply) {
+        let at = self.plan.head();
         let planned = match &self.failed {
             None => self.plan.add(command),
             // Its caller is told why in the end.
             Some(_) => return self.callers.push((reply, Ok(Answer::LOST))),
         };
         let outcome = match planned {
-            Ok(answer) => Ok(answer),
+            Ok(answer) => {
+                if self.plan.head() != at
+                    && let Some(commit) = self.plan.last()
+                {
+                    self.engine.announce(&at, commit);
+                }
+                Ok(answer)
+            }
             Err(Unplanned::Refused(refused)) => Err(refused),
             Err(Unplanned::Failed(error)) => {
                 self.failed = Some(Failed::Engine(error));
@@ -196,7 +220,7 @@ impl Writer {
         let mut closed = None;
         let mut last_group = 0;
         while closed.is_none()
-            && let Some(first) = inbox.wait()
+            && let Some(first) = inbox.wait(last_group > 1)
         {
             (closed, last_group) = self.group(first, &mut inbox, last_group);
         }
@@ -251,7 +275,11 @@ impl Writer {
         };
         let now_ms = unix_ms(OffsetDateTime::now_utc()).max(self.last_ms);
         let now = from_unix_ms(now_ms).unwrap_or(OffsetDateTime::UNIX_EPOCH);
-        let mut group = Group::new(Plan::new(&self.view, self.head, now), failed);
+        let mut group = Group::new(
+            Plan::new(&self.view, self.head, now),
+            self.engine.as_mut(),
+            failed,
+        );
         group.gather(first, inbox, wanted);
         let Group {
             plan,
@@ -285,6 +313,7 @@ impl Writer {
             wakes.tell(reply, answer);
         }
         drop(wakes);
+        self.recent().trim();
         if size > 0
             && self.stopped().is_none()
             && let Err(error) = self.engine.tidy()
@@ -319,16 +348,17 @@ impl Writer {
         }
     }
 
+    fn recent(&self) -> MutexGuard<'_, Recent> {
+        let recent = self.published.recent.lock();
+        recent.unwrap_or_else(PoisonError::into_inner)
+    }
+
     fn publish(&self, commits: &[Commit]) {
         let count = u64::try_from(commits.len()).unwrap_or(u64::MAX);
         self.published.commits.fetch_add(count, Ordering::Relaxed);
         self.published.groups.fetch_add(1, Ordering::Relaxed);
         {
-            let mut recent = self
-                .published
-                .recent
-                .lock()
-                .unwrap_or_else(PoisonError::into_inner);
+            let mut recent = self.recent();
             for event in commits.iter().flat_map(|commit| &commit.events) {
                 recent.push(Arc::clone(event));
             }

@@ -178,7 +178,7 @@ mod tests {
                 events: vec![NewEvent {
                     id: Ulid::generate(),
                     stream: StreamId::of("project", org),
-                    kind: "project.created.v1".to_owned(),
+                    kind: "project.created.v1".into(),
                     data: json!({}),
                 }],
                 actor: Actor::api(org, None),

@@ -66,7 +66,7 @@ impl Offline {
         let record = |event: &F| NewEvent {
             id: Ulid::generate(),
             stream: stream.clone(),
-            kind: event.kind().to_owned(),
+            kind: event.kind().into(),
             data: event.data().expect("event data"),
         };
         let append = Append {

@@ -202,7 +202,7 @@ fn by_the_platform<F: Family>(stream: &StreamId, events: &[F]) -> Append {
     let record = |event: &F| NewEvent {
         id: Ulid::generate(),
         stream: stream.clone(),
-        kind: event.kind().to_owned(),
+        kind: event.kind().into(),
         data: event.data().expect("JSON"),
     };
     Append {
@@ -283,7 +283,7 @@ fn recorded(line: &Value) -> Recorded {
         revision: number("revision"),
         position: number("position"),
         commit: number("commit"),
-        kind: text(&line["kind"]).to_owned(),
+        kind: text(&line["kind"]).to_owned().into(),
         recorded_at: OffsetDateTime::from_unix_timestamp_nanos(ms * 1_000_000).expect("a time"),
         actor: Actor {
             org: optional(&line["org"]),
@@ -380,7 +380,7 @@ fn shapes(events: &[Recorded]) -> BTreeMap<String, BTreeSet<String>> {
     let mut shapes: BTreeMap<_, BTreeSet<_>> = BTreeMap::new();
     for event in events {
         let data = serde_json::from_str(event.data.get()).expect("JSON");
-        walk("", &data, shapes.entry(event.kind.clone()).or_default());
+        walk("", &data, shapes.entry(event.kind.to_string()).or_default());
     }
     shapes
 }
@@ -420,7 +420,7 @@ fn unknown_events_are_counted_by_read_models() {
         for (kind, data) in UNKNOWN {
             let unknown = Recorded {
                 stream: StreamId::of("project", "00000000-0000-7000-8000-000000000001"),
-                kind: kind.to_owned(),
+                kind: kind.into(),
                 data: EventData::stored(data),
                 ..event.clone()
             };
@@ -453,7 +453,7 @@ fn unknown_events_stop_reducers() {
             let unknown = NewEvent {
                 id: Ulid::generate(),
                 stream: stream.clone(),
-                kind: kind.to_owned(),
+                kind: kind.into(),
                 data: serde_json::from_str(data).expect("JSON"),
             };
             let append = Append {

@@ -58,7 +58,7 @@ fn recorded(stream: &StreamId, event: &impl Family) -> NewEvent {
     NewEvent {
         id: Ulid::generate(),
         stream: stream.clone(),
-        kind: event.kind().to_owned(),
+        kind: event.kind().into(),
         data: event.data().expect("event data"),
     }
 }

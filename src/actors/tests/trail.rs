@@ -19,7 +19,7 @@ async fn note(log: &EventLog, org: Option<OrgId>, stream: &str, kind: &str, key:
         events: vec![NewEvent {
             id: Ulid::generate(),
             stream: StreamId::new(stream).expect("a stream"),
-            kind: kind.to_owned(),
+            kind: kind.to_owned().into(),
             data: json!({ "sealed": { "ciphertext": "c2VjcmV0", "nonce": "x" }, "list": [1] }),
         }],
         actor: Actor {

@@ -101,6 +101,10 @@ pub trait Reader: Send {
 pub trait Engine: Send {
     /// What the writer sees: everything appended so far.
     fn view(&self) -> &dyn Reader;
+    /// Says that `commit` is about to be appended, directly behind `at`: an engine may get ready for
+    /// it while the rest of its group comes in. It changes nothing that anybody can see, and only
+    /// what [`Engine::append`] is given counts.
+    fn announce(&mut self, _at: &Head, _commit: &Commit) {}
     /// Writes `commits` (never empty) behind `at`, which must be the head.
     fn append(&mut self, at: &Head, commits: &[Commit]) -> Result<(), EngineError>;
     /// One more independent view.

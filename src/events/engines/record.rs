@@ -5,6 +5,7 @@
 //! content hash is stored *and* made again at every read. Field order is part of the format; a
 //! change makes version 2 beside it.
 
+use std::borrow::Cow;
 use std::sync::Arc;
 
 use serde::{Deserialize, Serialize};
@@ -138,7 +139,7 @@ fn commit(first_position: u64, record: Record<'_>) -> Result<Commit, EngineError
             revision: event.revision,
             position,
             commit: record.number,
-            kind: event.kind.to_owned(),
+            kind: Cow::Owned(event.kind.to_owned()),
             recorded_at,
             actor: actor.clone(),
             command: ulid(record.command),

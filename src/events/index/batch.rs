@@ -35,6 +35,17 @@ pub struct Batch {
 }
 
 impl Batch {
+    /// An empty one with room for about `events` events, each with a command.
+    pub fn with_room(events: usize) -> Self {
+        let ids =
+            || HashMap::with_capacity_and_hasher(events, foldhash::fast::RandomState::default());
+        Self {
+            commands: ids(),
+            events: ids(),
+            ..Self::default()
+        }
+    }
+
     /// Takes the next commit in.
     pub fn add(&mut self, commit: &Commit) {
         for event in &commit.events {

@@ -258,6 +258,8 @@ fn run(dir: &Path, shared: &Shared) {
         return;
     };
     loop {
+        // Grown here and not under the writer's hands.
+        let next = Batch::with_room(shared.sizes.batch_events * 2);
         let mut state = shared.state.lock();
         while state.fresh.len() < shared.sizes.batch_events && !state.ended {
             state = shared.state.wait(state);
@@ -265,7 +267,7 @@ fn run(dir: &Path, shared: &Shared) {
         if state.ended {
             return;
         }
-        let batch = Arc::new(std::mem::take(&mut state.fresh));
+        let batch = Arc::new(std::mem::replace(&mut state.fresh, next));
         // Before the database has them: look-ups must not believe that it can't.
         state.newest = state.newest.max(newest_id(&batch));
         state.leaving = Some(Arc::clone(&batch));

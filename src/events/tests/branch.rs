@@ -118,7 +118,7 @@ fn false_branch(child: &str, data: Value) -> NewEvent {
     NewEvent {
         id: Ulid::generate(),
         stream: stream(child),
-        kind: BRANCH_KIND.to_owned(),
+        kind: BRANCH_KIND.into(),
         data,
     }
 }
@@ -269,7 +269,7 @@ fn forge(
         revision: last.map_or(0, |last| last.revision + 1),
         position: position + 1,
         commit: commit + 1,
-        kind: BRANCH_KIND.to_owned(),
+        kind: BRANCH_KIND.into(),
         recorded_at: known
             .last()
             .map_or(OffsetDateTime::UNIX_EPOCH, |last| last.recorded_at),

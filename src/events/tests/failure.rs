@@ -23,6 +23,10 @@ impl Engine for Failing {
         self.engine.view()
     }
 
+    fn announce(&mut self, at: &Head, commit: &Commit) {
+        self.engine.announce(at, commit);
+    }
+
     fn append(&mut self, at: &Head, commits: &[Commit]) -> Result<(), EngineError> {
         match self.next.lock().expect("not poisoned").take() {
             None => self.engine.append(at, commits),

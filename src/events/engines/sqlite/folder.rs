@@ -7,11 +7,12 @@ use std::path::{Path, PathBuf};
 use rusqlite::{OpenFlags, TransactionBehavior};
 use ulid::Ulid;
 
+use super::draft::Draft;
 use super::fence::Fence;
 use super::open::{connect, database, io_error, log_id, make_folder};
 use super::read::View;
 use super::witness::{Seen, Witness};
-use super::{FILE, checkpoint, failed, write};
+use super::{FILE, checkpoint, failed};
 use crate::events::engines::{Commit, Reader};
 use crate::events::error::{EngineError, OpenError};
 use crate::events::event::Head;
@@ -88,7 +89,11 @@ impl Copying {
 
     /// Adds commits that were verified to follow.
     pub fn append(&mut self, commits: &[Commit]) -> Result<(), EngineError> {
-        self.last_block = write(&self.view, commits, self.last_block)?.last_block;
+        let mut draft = Draft::default();
+        for commit in commits {
+            draft.add(&self.view.conn, self.last_block, commit)?;
+        }
+        self.last_block = draft.finish(&self.view.conn)?.last_block;
         if let Some(last) = commits.last() {
             self.head = last.head();
         }

@@ -10,6 +10,7 @@
 //! dirties the few pages at the end of one tree.
 
 mod checkpoint_task;
+mod draft;
 mod fence;
 mod folder;
 mod open;
@@ -17,16 +18,16 @@ mod read;
 mod witness;
 mod witness_task;
 
-use std::ops::Range;
 use std::path::PathBuf;
 use std::time::Duration;
 
-use rusqlite::{Connection, ErrorCode, params};
+use rusqlite::{Connection, ErrorCode};
 
-use super::{Commit, Engine, Reader, record};
+use super::{Commit, Engine, Reader};
 use crate::events::error::EngineError;
 use crate::events::event::Head;
 use checkpoint_task::CheckpointTask;
+use draft::Draft;
 use read::View;
 use witness_task::WitnessTask;
 
@@ -44,16 +45,12 @@ const WAL_BYTES_MAX: usize = 64 * 1024 * 1024;
 const WAL_PAGES_MAX: i64 = if cfg!(test) { 256 } else { 16 * 1024 };
 /// How long it then waits, in milliseconds: the writer stands still meanwhile.
 const RESTART_MS_MAX: u64 = 50;
-/// What a transaction adds to the WAL beside its data, in bytes: the ends of the tree, once.
-const WAL_BYTES_PER_GROUP: usize = 12 * 1024;
-
-/// Commits of one group go into a row together up to this size, in bytes: a row fills a page of
-/// SQLite's and costs about the same whatever is in it. A larger commit has a row of its own.
-const BLOCK_BYTES_MAX: usize = 3_900;
-
 /// The writer's connection. The fence is the last field: it falls after the files are closed.
 pub struct Sqlite {
     view: View,
+    /// The group that is gathering.
+    draft: Draft,
+    draft_failed: bool,
     /// Where the log ends, and where its last row begins (0: there is none).
     head: Head,
     last_block: i64,
@@ -73,24 +70,26 @@ impl Engine for Sqlite {
         &self.view
     }
 
-    fn append(&mut self, at: &Head, commits: &[Commit]) -> Result<(), EngineError> {
-        self.witness.check()?;
-        if self.head != *at {
-            return Err(EngineError::HeadMoved);
+    fn announce(&mut self, at: &Head, commit: &Commit) {
+        // Nothing is lost by an error: the append does it anew and meets it, if it still is one.
+        // Until then nothing more is tried, since whoever is in the way is waited for.
+        if !self.draft_failed && self.follow(at, commit).is_err() {
+            self.draft_failed = true;
+            let _ = self.draft.give_up(&self.view.conn);
         }
-        match write(&self.view, commits, self.last_block) {
-            Ok(written) => {
-                self.wal_bytes = self.wal_bytes.saturating_add(written.wal_bytes);
-                self.last_block = written.last_block;
-                if let Some(last) = commits.last() {
-                    self.head = last.head();
-                    self.witness.saw(self.head);
-                }
-                Ok(())
-            }
+    }
+
+    fn append(&mut self, at: &Head, commits: &[Commit]) -> Result<(), EngineError> {
+        let written = self.write(at, commits);
+        let undone = match written {
+            Ok(()) => return Ok(()),
+            Err(_) => self.draft.give_up(&self.view.conn),
+        };
+        undone?;
+        match written {
             // "Full" promises that nothing changed; look rather than believe.
             Err(EngineError::Full) if self.view.head()? != *at => Err(EngineError::HeadMoved),
-            Err(error) => Err(error),
+            written => written,
         }
     }
 
@@ -99,6 +98,9 @@ impl Engine for Sqlite {
     }
 
     fn tidy(&mut self) -> Result<(), EngineError> {
+        // Of a group that came to nothing.
+        self.draft_failed = false;
+        self.draft.give_up(&self.view.conn)?;
         if std::mem::take(&mut self.witness_is_behind) {
             self.witness.saw(self.view.head()?);
         }
@@ -134,6 +136,7 @@ impl Engine for Sqlite {
     }
 
     fn close(&mut self) -> Result<(), EngineError> {
+        self.draft.give_up(&self.view.conn)?;
         self.witness.finish()?;
         if let Some(mut checkpoints) = self.checkpoints.take()
             && checkpoints.is_under_way()
@@ -145,82 +148,44 @@ impl Engine for Sqlite {
     }
 }
 
+impl Sqlite {
+    /// Writes `commit` down behind `at`, to where the log or the draft reaches.
+    fn follow(&mut self, at: &Head, commit: &Commit) -> Result<(), EngineError> {
+        if self.draft.head().unwrap_or(self.head) != *at {
+            self.draft.give_up(&self.view.conn)?;
+            if self.head != *at {
+                return Err(EngineError::HeadMoved);
+            }
+        }
+        self.draft.add(&self.view.conn, self.last_block, commit)
+    }
+
+    fn write(&mut self, at: &Head, commits: &[Commit]) -> Result<(), EngineError> {
+        self.witness.check()?;
+        if self.head != *at {
+            return Err(EngineError::HeadMoved);
+        }
+        let conn = &self.view.conn;
+        if !self.draft.holds(commits) {
+            self.draft.give_up(conn)?;
+            for commit in commits {
+                self.draft.add(conn, self.last_block, commit)?;
+            }
+        }
+        let written = self.draft.finish(conn)?;
+        self.wal_bytes = self.wal_bytes.saturating_add(written.wal_bytes);
+        self.last_block = written.last_block;
+        if let Some(last) = commits.last() {
+            self.head = last.head();
+            self.witness.saw(self.head);
+        }
+        Ok(())
+    }
+}
+
 fn busy_timeout(conn: &Connection, ms: u64) -> Result<(), EngineError> {
     conn.busy_timeout(Duration::from_millis(ms)).map_err(failed)
 }
-
-/// Where the last row begins; 0: there is none.
-fn last_block(conn: &Connection) -> Result<i64, EngineError> {
-    let sql = "SELECT coalesce(max(first_position), 0) FROM blocks";
-    conn.prepare_cached(sql)
-        .and_then(|mut last| last.query_row([], |row| row.get(0)))
-        .map_err(failed)
-}
-
-/// Inserts the commits in one transaction, behind the row that begins at `behind` and must be the
-/// last one.
-fn write(view: &View, commits: &[Commit], behind: i64) -> Result<Written, EngineError> {
-    let (mut bytes, mut blocks) = (Vec::new(), Vec::new());
-    let (mut start, mut first_position) = (0, 0);
-    for commit in commits {
-        let end = bytes.len();
-        record::encode(commit, &mut bytes)?;
-        if end > start && bytes.len() - start > BLOCK_BYTES_MAX {
-            blocks.push((first_position, start..end));
-            start = end;
-        }
-        if start == end {
-            first_position = int(commit.first_position())?;
-        }
-    }
-    blocks.push((first_position, start..bytes.len()));
-    let conn = &view.conn;
-    // Statements that are kept: making one of `BEGIN` takes longer than running it.
-    let run = |sql: &str| conn.prepare_cached(sql)?.execute([]);
-    let transaction = || {
-        run("BEGIN IMMEDIATE").map_err(failed)?;
-        // The tree's end says whether somebody else wrote; reading the last commit anew would cost
-        // more than writing the next one.
-        if last_block(conn)? != behind {
-            return Err(EngineError::HeadMoved);
-        }
-        insert(conn, &bytes, blocks).map_err(failed)?;
-        run("COMMIT").map(drop).map_err(failed)
-    };
-    if let Err(error) = transaction() {
-        if !conn.is_autocommit() {
-            run("ROLLBACK").map_err(failed)?;
-        }
-        return Err(error);
-    }
-    Ok(Written {
-        wal_bytes: WAL_BYTES_PER_GROUP + bytes.len(),
-        last_block: first_position,
-    })
-}
-
-/// Inserts rows, each with the position it begins at and its place in `bytes`.
-fn insert(
-    conn: &Connection,
-    bytes: &[u8],
-    blocks: Vec<(i64, Range<usize>)>,
-) -> rusqlite::Result<()> {
-    let mut insert = conn.prepare_cached(INSERT)?;
-    for (first_position, range) in blocks {
-        let records = bytes.get(range).unwrap_or_default();
-        insert.execute(params![first_position, records])?;
-    }
-    Ok(())
-}
-
-/// What an append came to.
-struct Written {
-    /// About how much it added to the WAL.
-    wal_bytes: usize,
-    last_block: i64,
-}
-
-const INSERT: &str = "INSERT INTO blocks (first_position, records) VALUES (?1, ?2)";
 
 /// Copies WAL pages into the database and syncs it. Returns pages in the WAL and pages copied.
 ///

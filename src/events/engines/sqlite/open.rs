@@ -11,11 +11,12 @@ use rusqlite::config::DbConfig;
 use rusqlite::{Connection, OpenFlags, TransactionBehavior};
 use ulid::Ulid;
 
+use super::draft::{Draft, last_block};
 use super::fence::Fence;
 use super::read::View;
 use super::witness::{Found, Seen, Witness};
 use super::witness_task::WitnessTask;
-use super::{FILE, Sqlite, failed, last_block};
+use super::{FILE, Sqlite, failed};
 use crate::events::engines::Reader;
 use crate::events::error::{EngineError, OpenError};
 use crate::events::event::Head;
@@ -58,6 +59,8 @@ impl Sqlite {
         let wal = std::fs::metadata(dir.join(format!("{FILE}-wal"))).map_or(0, |meta| meta.len());
         let told = |error| doubt(dir, error);
         Ok(Sqlite {
+            draft: Draft::default(),
+            draft_failed: false,
             head: view.head().map_err(told)?,
             last_block: last_block(&view.conn).map_err(told)?,
             view,

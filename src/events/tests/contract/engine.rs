@@ -64,7 +64,7 @@ impl Maker {
                 revision: *revision,
                 position: self.head.position + 1 + index as u64,
                 commit: number,
-                kind: format!("test.kind{}.v1", index % 3),
+                kind: format!("test.kind{}.v1", index % 3).into(),
                 recorded_at: from_unix_ms(1_000 * number.cast_signed()).expect("a time"),
                 actor: actor.clone(),
                 command,
@@ -193,6 +193,62 @@ pub fn an_append_at_a_wrong_head_is_refused(subject: &dyn Subject) {
     }
     assert_eq!(bytes(&all(engine.view())), bytes(&group));
     engine.append(&head, &next).expect("appended");
+}
+
+/// Goal: what was announced to an engine counts for nothing until it is appended, whatever is
+/// appended in the end. Method: nothing, something else, less, more, and the same, after an
+/// announcement that is small and one of many rows.
+pub fn only_what_is_appended_counts(subject: &dyn Subject) {
+    let mut engine = subject.engine();
+    let reader = engine.reader().expect("a reader");
+    let mut wanted = Vec::new();
+    for size in [16, 3_000] {
+        for case in 0..5 {
+            let at = reader.head().expect("a head");
+            let make = |engine: &dyn Engine| {
+                let mut maker = Maker::new(engine);
+                [
+                    maker.commit(&[size]),
+                    maker.commit(&[size, 5]),
+                    maker.commit(&[size]),
+                ]
+            };
+            let (expected, other) = (make(&*engine), make(&*engine));
+            let mut before = at;
+            for commit in &expected {
+                engine.announce(&before, commit);
+                before = commit.head();
+                assert_eq!(bytes(&all(&*reader)), bytes(&wanted));
+            }
+            let appended = match case {
+                0 => &[][..],
+                1 => &other[..],
+                2 => &expected[..2],
+                3 => {
+                    // A group that came to nothing, and then another one at the same place.
+                    engine.announce(&at, &other[0]);
+                    &other[..1]
+                }
+                _ => &expected[..],
+            };
+            if !appended.is_empty() {
+                engine.append(&at, appended).expect("appended");
+            }
+            wanted.extend_from_slice(appended);
+            assert_eq!(bytes(&all(&*reader)), bytes(&wanted));
+            engine.tidy().expect("upkeep");
+            assert_eq!(bytes(&all(engine.view())), bytes(&wanted));
+        }
+    }
+    let astray = Maker::new(&*engine).commit(&[16]);
+    engine.announce(&Head::beginning(engine.view().log()), &astray);
+    let at = reader.head().expect("a head");
+    engine
+        .append(&at, &[astray])
+        .expect("appended all the same");
+    engine.close().expect("closed");
+    drop((reader, engine));
+    subject.engine().view().check_files().expect("in order");
 }
 
 /// Goal: a page has exactly what its bounds say, from any position, within a commit or beyond the

@@ -76,6 +76,7 @@ suite! {
     sqlite, memory;
     engine::what_is_appended_comes_back_byte_for_byte,
     engine::an_append_at_a_wrong_head_is_refused,
+    engine::only_what_is_appended_counts,
     engine::commits_page_in_both_directions,
     engine::pages_of_large_commits_are_bounded,
     engine::a_view_sees_whole_groups_only,
