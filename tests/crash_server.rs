@@ -241,7 +241,7 @@ fn check_secrets(data: &std::path::Path, ledgers: &[Arc<Ledger>]) {
     let offline = Offline::open(data);
     let mut recorded: BTreeMap<String, (Arc<Recorded>, SecretSet)> = BTreeMap::new();
     for event in offline.events() {
-        let set = match event.kind.as_str() {
+        let set = match &*event.kind {
             "project.secret_set.v1" => match ProjectEvent::decode(&event.kind, &event.data) {
                 Ok(ProjectEvent::SecretSet(set)) => set,
                 other => panic!("not a secret: {other:?}"),
