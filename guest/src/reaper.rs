@@ -3,7 +3,7 @@
 //! As PID 1 the guest inherits every orphan of the sandbox, so it waits for *any* child; elsewhere
 //! (tests, a guest that isn't init) only for those it started. Invariants: processes are started
 //! and waited for on the one runtime thread, so no exit status can be taken between `spawn` and
-//! [`Reaper::track`], nor under `std`'s own wait for a failed `exec`; a pid is signalled only
+//! [`Reaper::track`]; a pid is signalled only
 //! while tracked, that is not yet waited for, so a recycled pid is never hit.
 
 use std::collections::HashMap;

@@ -49,7 +49,11 @@ impl guest_server::Guest for Service {
         &self,
         request: Request<v1::StartSessionRequest>,
     ) -> Reply<v1::SessionInfo> {
-        self.table.start(request.into_inner()).map(Response::new)
+        let (table, request) = (self.table.clone(), request.into_inner());
+        // A caller that hangs up must not leave a process that nobody knows of.
+        let started = tokio::spawn(async move { table.start(request).await }).await;
+        let started = started.map_err(|_| Status::internal("starting broke off"));
+        started.flatten().map(Response::new)
     }
 
     type AttachStream = attach::Outputs;

@@ -2,16 +2,23 @@
 //!
 //! Invariants: every descriptor of the guest is close-on-exec, so a child holds its three standard
 //! ones only; it can gain no rights by `exec`; the kernel takes it before the guest when the
-//! sandbox is out of memory.
+//! sandbox is out of memory; whoever it runs as, it leaves the guest room for a few processes more.
+//!
+//! An `exec` may take as long as a program in the sandbox wants (it can hold a lease on the file), so
+//! nobody waits for it on the guest's only thread: [`spawn`] forks and returns, and what became of
+//! the `exec` comes through a pipe.
 
 use std::ffi::{CString, OsStr};
 use std::io;
+use std::os::fd::{AsRawFd, OwnedFd};
 use std::os::unix::ffi::OsStrExt;
-use std::os::unix::process::CommandExt;
 use std::path::Path;
-use std::process::{Command, Stdio};
+use std::time::Duration;
 
+use rustix::pipe::PipeFlags;
 use rustix::process::Pid;
+use tokio::io::AsyncReadExt;
+use tokio::net::unix::pipe;
 
 /// The user of a sandbox's processes, as uid and gid.
 pub const SANDBOX_ID: u32 = 1000;
@@ -83,51 +90,155 @@ pub struct Program<'a> {
     pub cwd: &'a Path,
     /// `None`: as the guest itself.
     pub identity: Option<Identity>,
-    pub stdin: Stdio,
-    pub stdout: Stdio,
-    pub stderr: Stdio,
+    pub stdin: OwnedFd,
+    pub stdout: OwnedFd,
+    pub stderr: OwnedFd,
 }
 
-/// Starts the process as leader of a new session and process group. The caller tracks the pid.
+/// Longest an `exec` is waited for: shorter than the host waits for an answer.
+const EXEC_TIME_MAX: Duration = Duration::from_secs(20);
+
+/// A process that has not necessarily become its program yet. The caller tracks the pid at once.
+pub struct Spawned {
+    pub pid: Pid,
+    failure: pipe::Receiver,
+}
+
+impl Spawned {
+    /// Waits until the process is its program.
+    ///
+    /// # Errors
+    /// Those of the change of user, of `chdir` and of `exec` (`NotFound`: no such program); the
+    /// process has ended then. `TimedOut` when it could not be told in time; it is killed then.
+    pub async fn running(mut self) -> io::Result<()> {
+        let mut code = [0; 4];
+        match tokio::time::timeout(EXEC_TIME_MAX, self.failure.read_exact(&mut code)).await {
+            Ok(Ok(_)) => Err(io::Error::from_raw_os_error(i32::from_ne_bytes(code))),
+            // The pipe closed with the exec.
+            Ok(Err(_)) => Ok(()),
+            Err(_) => {
+                // Still tracked and ours: nobody else waits for it.
+                let _ = rustix::process::kill_process(self.pid, rustix::process::Signal::KILL);
+                Err(io::ErrorKind::TimedOut.into())
+            }
+        }
+    }
+}
+
+/// Starts the process as leader of a new session and process group.
 ///
 /// # Errors
-/// Those of fork, of the change of user, of `chdir` and of `exec` (`NotFound`: no such program).
-pub fn spawn(program: Program<'_>) -> io::Result<Pid> {
-    let cwd = CString::new(program.cwd.as_os_str().as_bytes())?;
-    let mut command = Command::new(program.program);
-    command.args(program.args).env_clear().envs(program.env);
-    command
-        .stdin(program.stdin)
-        .stdout(program.stdout)
-        .stderr(program.stderr);
-    let identity = program.identity;
-    // SAFETY: between fork and exec the closure makes system calls only, on memory that was
-    // allocated before the fork.
-    unsafe { command.pre_exec(move || become_child(identity.as_ref(), &cwd)) };
-    let child = command.spawn()?;
-    let pid = i32::try_from(child.id()).ok().and_then(Pid::from_raw);
-    pid.ok_or_else(|| io::Error::other("the kernel gave a process id out of range"))
+/// Those of fork; all others are told by [`Spawned::running`].
+pub fn spawn(program: Program<'_>) -> io::Result<Spawned> {
+    let word = |word: &OsStr| CString::new(word.as_bytes());
+    let path = word(program.program)?;
+    let args: Vec<_> = program
+        .args
+        .iter()
+        .map(|arg| word(arg))
+        .collect::<Result<_, _>>()?;
+    let pair = |(name, value): &(&OsStr, &OsStr)| {
+        CString::new([name.as_bytes(), b"=", value.as_bytes()].concat())
+    };
+    let env: Vec<_> = program.env.iter().map(pair).collect::<Result<_, _>>()?;
+    let cwd = word(program.cwd.as_os_str())?;
+    let pointers = |words: &[CString]| words.iter().map(|word| word.as_ptr()).collect::<Vec<_>>();
+    let null = std::ptr::null();
+    let argv = [vec![path.as_ptr()], pointers(&args), vec![null]].concat();
+    let envp = [pointers(&env), vec![null]].concat();
+    let (failure, theirs) = rustix::pipe::pipe_with(PipeFlags::CLOEXEC)?;
+    let failure = pipe::Receiver::from_owned_fd(failure)?;
+    let streams = [&program.stdin, &program.stdout, &program.stderr].map(AsRawFd::as_raw_fd);
+    // SAFETY: the child makes system calls only, on memory that was allocated before the fork, and
+    // leaves by `exec` or `_exit`.
+    let pid = unsafe {
+        match libc::fork() {
+            0 => {
+                let error = become_program(&program.identity, streams, &cwd, &argv, &envp);
+                let code = error.raw_os_error().unwrap_or(libc::EIO).to_ne_bytes();
+                libc::write(theirs.as_raw_fd(), code.as_ptr().cast(), code.len());
+                libc::_exit(127)
+            }
+            pid => pid,
+        }
+    };
+    check(pid)?;
+    let pid = Pid::from_raw(pid);
+    let pid = pid.ok_or_else(|| io::Error::other("the kernel gave a process id out of range"))?;
+    Ok(Spawned { pid, failure })
 }
 
-/// Runs in the child. The order matters: what needs root comes before the change of user, `chdir`
-/// after it so that the user's own rights decide.
-fn become_child(identity: Option<&Identity>, cwd: &CString) -> io::Result<()> {
-    // SAFETY: plain system calls on valid arguments.
-    unsafe {
-        check(libc::setsid())?;
-        prefer_as_victim();
-        if let Some(identity) = identity {
-            check(libc::setgroups(
-                identity.groups.len(),
-                identity.groups.as_ptr(),
-            ))?;
-            check(libc::setresgid(identity.gid, identity.gid, identity.gid))?;
-            check(libc::setresuid(identity.uid, identity.uid, identity.uid))?;
+unsafe extern "C" {
+    static mut environ: *const *const libc::c_char;
+}
+
+/// Runs in the child; returns only when it could not become the program. The order matters: what
+/// needs root comes before the change of user, `chdir` after it so that the user's own rights decide.
+unsafe fn become_program(
+    identity: &Option<Identity>,
+    streams: [libc::c_int; 3],
+    cwd: &CString,
+    argv: &[*const libc::c_char],
+    envp: &[*const libc::c_char],
+) -> io::Error {
+    let prepare = || -> io::Result<()> {
+        // SAFETY: plain system calls on valid arguments.
+        unsafe {
+            for (number, stream) in (0..).zip(streams) {
+                check(libc::dup2(stream, number))?;
+            }
+            // Rust programs ignore it, and that would be inherited.
+            libc::signal(libc::SIGPIPE, libc::SIG_DFL);
+            let mut none: libc::sigset_t = std::mem::zeroed();
+            libc::sigemptyset(&mut none);
+            libc::sigprocmask(libc::SIG_SETMASK, &none, std::ptr::null_mut());
+            check(libc::setsid())?;
+            prefer_as_victim();
+            if let Some(identity) = identity {
+                check(libc::setgroups(
+                    identity.groups.len(),
+                    identity.groups.as_ptr(),
+                ))?;
+                check(libc::setresgid(identity.gid, identity.gid, identity.gid))?;
+                check(libc::setresuid(identity.uid, identity.uid, identity.uid))?;
+            }
+            // After the change of user, which would mark a user with too many for failure at exec.
+            leave_room();
+            check(libc::prctl(libc::PR_SET_NO_NEW_PRIVS, 1, 0, 0, 0))?;
+            check(libc::chdir(cwd.as_ptr()))
         }
-        check(libc::prctl(libc::PR_SET_NO_NEW_PRIVS, 1, 0, 0, 0))?;
-        check(libc::chdir(cwd.as_ptr()))?;
+    };
+    if let Err(error) = prepare() {
+        return error;
     }
-    Ok(())
+    let Some(program) = argv.first() else {
+        return io::ErrorKind::InvalidInput.into();
+    };
+    // SAFETY: both lists end in a null, and live until the exec; nothing else runs in this copy. The
+    // program is looked up in its own PATH, hence by way of `environ`.
+    unsafe {
+        environ = envp.as_ptr();
+        libc::execvp(*program, argv.as_ptr());
+    }
+    io::Error::last_os_error()
+}
+
+/// Lowers the number of processes that this user may have below what the sandbox may: a program that
+/// forks without end must not keep its owner from running another one. Several users together still
+/// reach the sandbox's own limit.
+unsafe fn leave_room() {
+    // SAFETY: valid pointers to a local.
+    unsafe {
+        let mut limit: libc::rlimit = std::mem::zeroed();
+        libc::getrlimit(libc::RLIMIT_NPROC, &mut limit);
+        let most = limit.rlim_max.min(oc_guest::TASKS_MAX);
+        let most = most.saturating_sub(oc_guest::TASKS_RESERVED);
+        limit = libc::rlimit {
+            rlim_cur: most,
+            rlim_max: most,
+        };
+        libc::setrlimit(libc::RLIMIT_NPROC, &limit);
+    }
 }
 
 /// Raises the process's out-of-memory score. Best effort: without /proc there is none to raise.

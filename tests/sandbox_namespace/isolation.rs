@@ -119,14 +119,10 @@ async fn identities_capabilities_and_names_are_the_sandboxs_own() {
     // On the host a file made by root inside belongs to an unprivileged user.
     sandbox.run_as_root("echo x > /made-by-root").await;
     use std::os::unix::fs::MetadataExt;
-    let upper = world
-        .dir
-        .path()
-        .join("sandboxes")
-        .join(spec.id.as_str())
-        .join("disk/root/upper");
     assert_eq!(
-        std::fs::metadata(upper.join("made-by-root")).unwrap().uid(),
+        std::fs::metadata(sandbox.upper(&world).join("made-by-root"))
+            .unwrap()
+            .uid(),
         root_outside
     );
 }

@@ -5,7 +5,7 @@ use std::time::{Duration, Instant};
 
 use opencomputer::sandbox::Driver;
 
-use crate::support::{Sandbox, World, program, root_or_skip, spec};
+use crate::support::{Sandbox, World, program, root_or_skip, spec, traces};
 
 #[tokio::test]
 async fn creating_twice_is_recognised_and_destroying_twice_is_fine() {
@@ -123,12 +123,7 @@ async fn a_frozen_sandbox_stands_still_until_it_is_let_go() {
     sandbox
         .output("(while :; do echo x >> /tmp/ticks; sleep 0.005; done) > /dev/null 2>&1 &")
         .await;
-    let upper = world
-        .dir
-        .path()
-        .join("sandboxes")
-        .join(spec.id.as_str())
-        .join("disk/root/upper");
+    let upper = sandbox.upper(&world);
     let ticks = || std::fs::metadata(upper.join("tmp/ticks")).map_or(0, |meta| meta.len());
     let later = || tokio::time::sleep(Duration::from_millis(200));
     later().await;
@@ -166,39 +161,6 @@ async fn how_a_sandbox_ended_is_kept() {
         .unwrap();
     let exit = world.driver.last_exit(&spec.id).unwrap();
     assert_eq!((exit.status, exit.asked), (128 + 9, false));
-}
-
-/// Everything a sandbox could leave on the machine and that names it.
-fn traces(names: &BTreeSet<String>) -> Vec<String> {
-    let mut found = Vec::new();
-    let mentions = |text: &str| names.iter().any(|name| text.contains(name.as_str()));
-    let mounts = std::fs::read_to_string("/proc/self/mountinfo").unwrap();
-    found.extend(
-        mounts
-            .lines()
-            .filter(|line| mentions(line))
-            .map(str::to_owned),
-    );
-    for process in std::fs::read_dir("/proc").unwrap().flatten() {
-        let cgroup = std::fs::read_to_string(process.path().join("cgroup")).unwrap_or_default();
-        let status = std::fs::read_to_string(process.path().join("status")).unwrap_or_default();
-        // A dead process is gone when its foster parent, the machine's init, has looked.
-        if mentions(&cgroup) && !status.contains("State:\tZ") {
-            found.push(process.path().display().to_string());
-        }
-    }
-    let mut folders = vec![std::path::PathBuf::from("/sys/fs/cgroup")];
-    while let Some(folder) = folders.pop() {
-        for entry in std::fs::read_dir(folder).into_iter().flatten().flatten() {
-            if entry.file_type().is_ok_and(|kind| kind.is_dir()) {
-                if mentions(&entry.path().display().to_string()) {
-                    found.push(entry.path().display().to_string());
-                }
-                folders.push(entry.path());
-            }
-        }
-    }
-    found
 }
 
 /// Goal: twenty sandboxes that did what agents do leave no mount, group, process or file.

@@ -1,5 +1,7 @@
 //! Sandboxes for tests: gone at the end of each test, however it ends.
+#![allow(dead_code)] // each test program uses its own part
 
+use std::collections::BTreeSet;
 use std::path::Path;
 use std::time::Duration;
 
@@ -89,6 +91,16 @@ impl Sandbox {
         Self { running, guest }
     }
 
+    /// Where the host finds what the sandbox wrote below `/`, as its supervisor sees it.
+    pub fn upper(&self, world: &World) -> std::path::PathBuf {
+        let supervisor = format!("/proc/{}/root", self.running.supervisor_pid);
+        let sandboxes = world.dir.path().canonicalize().unwrap().join("sandboxes");
+        let disk = sandboxes.join(self.running.id.as_str()).join("disk");
+        Path::new(&supervisor)
+            .join(disk.strip_prefix("/").unwrap())
+            .join("root/upper")
+    }
+
     /// Runs a shell line as the user `sandbox`.
     pub async fn run(&self, line: &str) -> RunOutput {
         self.run_as(line, false).await
@@ -144,4 +156,45 @@ async fn run(guest: &GuestClient, line: &str, as_root: bool) -> RunOutput {
         ..StartSession::default()
     };
     guest.run(session, 1 << 20).await.unwrap()
+}
+
+/// Everything a sandbox could leave on the machine and that names it.
+pub fn traces(names: &BTreeSet<String>) -> Vec<String> {
+    let mut found = Vec::new();
+    let mentions = |text: &str| names.iter().any(|name| text.contains(name.as_str()));
+    let mounts = std::fs::read_to_string("/proc/self/mountinfo").unwrap();
+    found.extend(
+        mounts
+            .lines()
+            .filter(|line| mentions(line))
+            .map(str::to_owned),
+    );
+    for process in std::fs::read_dir("/proc").unwrap().flatten() {
+        let cgroup = std::fs::read_to_string(process.path().join("cgroup")).unwrap_or_default();
+        let status = std::fs::read_to_string(process.path().join("status")).unwrap_or_default();
+        // A dead process is gone when its foster parent, the machine's init, has looked.
+        if mentions(&cgroup) && !status.contains("State:\tZ") {
+            found.push(process.path().display().to_string());
+        }
+    }
+    let mut folders = vec![std::path::PathBuf::from("/sys/fs/cgroup")];
+    while let Some(folder) = folders.pop() {
+        for entry in std::fs::read_dir(folder).into_iter().flatten().flatten() {
+            if entry.file_type().is_ok_and(|kind| kind.is_dir()) {
+                if mentions(&entry.path().display().to_string()) {
+                    found.push(entry.path().display().to_string());
+                }
+                folders.push(entry.path());
+            }
+        }
+    }
+    found
+}
+
+/// Paths that loop devices of this machine have behind them.
+pub fn loops() -> Vec<String> {
+    let devices = std::fs::read_dir("/sys/block").unwrap().flatten();
+    devices
+        .filter_map(|device| std::fs::read_to_string(device.path().join("loop/backing_file")).ok())
+        .collect()
 }

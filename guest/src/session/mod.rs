@@ -58,6 +58,11 @@ pub struct Limits {
 }
 
 impl Session {
+    /// What was asked for.
+    pub fn cmd(&self) -> &str {
+        &self.cmd
+    }
+
     /// Sends a signal to the process group; nothing when the process has ended.
     pub fn signal(&self, signal: i32) {
         self.reaper.signal_group(self.pid, signal);

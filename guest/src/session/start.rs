@@ -5,12 +5,10 @@ use std::fs::File;
 use std::io;
 use std::os::fd::OwnedFd;
 use std::path::Path;
-use std::process::Stdio;
 use std::sync::Arc;
 use std::time::{Duration, SystemTime};
 
 use oc_guest::v1::StartSessionRequest;
-use rustix::process::Pid;
 use tokio::net::unix::pipe;
 use tokio::sync::watch;
 use tonic::Status;
@@ -19,7 +17,7 @@ use super::output::Output;
 use super::pump::Pipes;
 use super::{Limits, Session};
 use crate::reaper::Reaper;
-use crate::spawn::{Program, Rights, spawn};
+use crate::spawn::{Program, Rights, Spawned, spawn};
 
 /// Scrollback when the request names none, in bytes: 1 MiB.
 const SCROLLBACK_BYTES_DEFAULT: u32 = 1024 * 1024;
@@ -74,14 +72,17 @@ pub fn limits(request: &StartSessionRequest) -> Limits {
 /// A year: longer limits could overflow the clock.
 const MS_MAX: u64 = 365 * 24 * 3600 * 1000;
 
-/// Starts the process. The caller runs the session's tasks.
+/// Starts the process. The caller tracks it at once, waits until it runs, and runs the session's
+/// tasks.
 pub fn start(
     request: StartSessionRequest,
     rights: Rights,
     reaper: &Arc<Reaper>,
-) -> Result<(Arc<Session>, Pipes), Status> {
+) -> Result<(Arc<Session>, Pipes, Spawned), Status> {
     let cmd = request.cmd.clone();
-    let (pid, stdin, pipes) = run(&request, rights).map_err(|error| name_failure(&cmd, &error))?;
+    let (spawned, stdin, pipes) =
+        run(&request, rights).map_err(|error| name_failure(&cmd, &error))?;
+    let pid = spawned.pid;
     let scrollback = match request.scrollback_bytes_max {
         0 => SCROLLBACK_BYTES_DEFAULT,
         asked => asked.clamp(SCROLLBACK_BYTES_MIN, SCROLLBACK_BYTES_MAX),
@@ -99,14 +100,14 @@ pub fn start(
         attached: watch::Sender::new(0),
         ended: watch::Sender::new(None),
     };
-    Ok((Arc::new(session), pipes))
+    Ok((Arc::new(session), pipes, spawned))
 }
 
-type Started = (Pid, Option<pipe::Sender>, Pipes);
+type Started = (Spawned, Option<pipe::Sender>, Pipes);
 
 fn run(request: &StartSessionRequest, rights: Rights) -> io::Result<Started> {
     let (stdin, stdin_ours) = if request.stdin_closed {
-        (Stdio::from(File::open("/dev/null")?), None)
+        (OwnedFd::from(File::open("/dev/null")?), None)
     } else {
         let (theirs, ours) = io::pipe()?;
         (
@@ -135,7 +136,7 @@ fn run(request: &StartSessionRequest, rights: Rights) -> io::Result<Started> {
         .env
         .iter()
         .map(|(name, value)| (OsStr::new(name), OsStr::new(value)));
-    let pid = spawn(Program {
+    let spawned = spawn(Program {
         program,
         args,
         env: env.collect(),
@@ -149,11 +150,11 @@ fn run(request: &StartSessionRequest, rights: Rights) -> io::Result<Started> {
         stdout: stdout.into(),
         stderr: stderr.into(),
     })?;
-    Ok((pid, stdin_ours, pipes))
+    Ok((spawned, stdin_ours, pipes))
 }
 
 /// `NotFound` and `PermissionDenied` are told apart from the rest: shells answer 127 and 126.
-fn name_failure(cmd: &str, error: &io::Error) -> Status {
+pub fn name_failure(cmd: &str, error: &io::Error) -> Status {
     match error.raw_os_error() {
         Some(libc::ENOENT | libc::ENOTDIR) => {
             Status::not_found(format!("command not found: {cmd}"))
@@ -162,6 +163,9 @@ fn name_failure(cmd: &str, error: &io::Error) -> Status {
             Status::permission_denied(format!("permission denied: {cmd}"))
         }
         Some(libc::ENOEXEC) => Status::permission_denied(format!("not executable: {cmd}")),
+        None if error.kind() == io::ErrorKind::TimedOut => Status::permission_denied(format!(
+            "can't start {cmd}: another process in the sandbox holds its file"
+        )),
         Some(libc::E2BIG) => {
             Status::invalid_argument(format!("arguments and environment too long: {cmd}"))
         }

@@ -1,10 +1,10 @@
 //! All sessions of the sandbox.
 //!
-//! Invariants: at most [`SESSIONS_MAX`]; ended ones are kept for [`ENDED_KEPT`], fewer of them when
+//! Invariants: at most [`SESSIONS_MAX`] (and [`RESERVED`] commands); ended ones are kept for [`ENDED_KEPT`], fewer of them when
 //! a new one needs the place or their scrollbacks exceed [`ENDED_BYTES_MAX`] together. A running
 //! one is never dropped.
 
-use std::collections::HashMap;
+use std::collections::{HashMap, HashSet};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::time::Duration;
 
@@ -17,6 +17,8 @@ use crate::spawn::Rights;
 
 /// Most sessions, running and ended.
 pub const SESSIONS_MAX: usize = 256;
+/// Places beyond them for commands that run to completion.
+const RESERVED: usize = 16;
 /// How long an ended session can still be listed and attached to.
 const ENDED_KEPT: Duration = Duration::from_secs(5 * 60);
 /// Most scrollback of ended sessions together, in bytes: 32 MiB.
@@ -27,6 +29,20 @@ pub struct Table {
     rights: Rights,
     reaper: Arc<Reaper>,
     sessions: Mutex<HashMap<String, Arc<Session>>>,
+    /// Ids of sessions whose process is not its program yet.
+    starting: Mutex<HashSet<String>>,
+}
+
+/// A session's place before it is in the table.
+struct Place<'a> {
+    table: &'a Table,
+    id: String,
+}
+
+impl Drop for Place<'_> {
+    fn drop(&mut self) {
+        self.table.starting().remove(&self.id);
+    }
 }
 
 impl Table {
@@ -36,7 +52,33 @@ impl Table {
             rights,
             reaper,
             sessions: Mutex::default(),
+            starting: Mutex::default(),
         }
+    }
+
+    fn starting(&self) -> MutexGuard<'_, HashSet<String>> {
+        self.starting.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+
+    /// Takes a place for a session. Commands that run to completion have some that sessions leave
+    /// them, so that many sessions do not keep their owner from running one.
+    fn reserve(&self, request: &StartSessionRequest) -> Result<Place<'_>, Status> {
+        let (mut sessions, mut starting) = (self.sessions(), self.starting());
+        let id = &request.session_id;
+        if sessions.contains_key(id) || starting.contains(id) {
+            return Err(Status::already_exists("a session with this id exists"));
+        }
+        let reserved = if request.one_shot { RESERVED } else { 0 };
+        let full = sessions.len() + starting.len() >= SESSIONS_MAX + reserved;
+        if full && !forget_oldest_ended(&mut sessions) {
+            let reason = format!("{SESSIONS_MAX} sessions are running; end one first");
+            return Err(Status::resource_exhausted(reason));
+        }
+        starting.insert(id.clone());
+        Ok(Place {
+            table: self,
+            id: id.clone(),
+        })
     }
 
     /// The sessions, without those kept long enough: nobody can see one after its time.
@@ -47,22 +89,20 @@ impl Table {
     }
 
     /// Starts a session and its tasks.
-    pub fn start(self: &Arc<Self>, request: StartSessionRequest) -> Result<SessionInfo, Status> {
+    pub async fn start(
+        self: &Arc<Self>,
+        request: StartSessionRequest,
+    ) -> Result<SessionInfo, Status> {
         start::validate(&request)?;
         let limits = start::limits(&request);
-        let mut sessions = self.sessions();
-        if sessions.contains_key(&request.session_id) {
-            return Err(Status::already_exists("a session with this id exists"));
-        }
-        if sessions.len() >= SESSIONS_MAX && !forget_oldest_ended(&mut sessions) {
-            let reason = format!("{SESSIONS_MAX} sessions are running; end one first");
-            return Err(Status::resource_exhausted(reason));
-        }
+        let place = self.reserve(&request)?;
         // No await between here and `track`: see the reaper.
-        let (session, pipes) = start::start(request, self.rights, &self.reaper)?;
+        let (session, pipes, spawned) = start::start(request, self.rights, &self.reaper)?;
         let ended = self.reaper.track(session.pid);
-        sessions.insert(session.id.clone(), session.clone());
-        drop(sessions);
+        let running = spawned.running().await;
+        running.map_err(|error| start::name_failure(session.cmd(), &error))?;
+        self.sessions().insert(session.id.clone(), session.clone());
+        drop(place);
         tokio::spawn(session.clone().supervise(limits, ended));
         let info = session.info();
         let table = self.clone();

@@ -20,7 +20,7 @@ use tokio::time::timeout;
 
 use super::{EXITED, FAILED, REQUEST_BYTES_MAX, Request};
 use crate::reaper::{Ended, Reaper};
-use crate::spawn::{Identity, Program, Rights, SANDBOX_ID, spawn};
+use crate::spawn::{Identity, Program, Rights, SANDBOX_ID, Spawned, spawn};
 
 /// Most commands at once.
 const COMMANDS_MAX: usize = 64;
@@ -87,11 +87,15 @@ async fn serve(mut client: UnixStream, rights: Rights, reaper: &Reaper) -> io::R
     let received = timeout(REQUEST_TIME_MAX, receive(&mut client)).await??;
     let (request, descriptors) = received;
     // No await between `run` and `track`: see the reaper.
-    match run(&request, descriptors, rights) {
-        Ok(pid) => {
-            let ended = reaper.track(pid);
-            wait(client, pid, ended, reaper).await
+    let started = match run(&request, descriptors, rights) {
+        Ok(spawned) => {
+            let (pid, ended) = (spawned.pid, reaper.track(spawned.pid));
+            spawned.running().await.map(|()| (pid, ended))
         }
+        Err(error) => Err(error),
+    };
+    match started {
+        Ok((pid, ended)) => wait(client, pid, ended, reaper).await,
         Err(error) => fail(&mut client, &name_failure(&request, &error)).await,
     }
 }
@@ -142,7 +146,7 @@ fn receive_header(client: &UnixStream, header: &mut [u8]) -> io::Result<(usize, 
     Ok((received.bytes, descriptors))
 }
 
-fn run(request: &Request, descriptors: [OwnedFd; 3], rights: Rights) -> io::Result<Pid> {
+fn run(request: &Request, descriptors: [OwnedFd; 3], rights: Rights) -> io::Result<Spawned> {
     let mut words = request.command.iter().map(|word| OsStr::from_bytes(word));
     let program = words.next().ok_or(io::ErrorKind::InvalidInput)?;
     let pair = |variable: &Vec<u8>| variable.iter().position(|byte| *byte == b'=');
@@ -160,9 +164,9 @@ fn run(request: &Request, descriptors: [OwnedFd; 3], rights: Rights) -> io::Resu
         env: env.collect(),
         cwd: Path::new(OsStr::from_bytes(&request.cwd)),
         identity: rights.of(Identity { uid, gid, groups }),
-        stdin: stdin.into(),
-        stdout: stdout.into(),
-        stderr: stderr.into(),
+        stdin,
+        stdout,
+        stderr,
     })
 }
 

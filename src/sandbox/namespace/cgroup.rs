@@ -26,7 +26,7 @@ use crate::ids::SandboxId;
 use crate::sandbox::{Enforcement, Limits};
 
 /// Most processes and threads in one sandbox.
-pub const PIDS_MAX: u64 = 1024;
+pub const PIDS_MAX: u64 = oc_guest::TASKS_MAX;
 /// Period of the CPU quota.
 const CPU_PERIOD_US: u64 = 100_000;
 /// The server's own leaf on v2, where a group with limits may hold no processes itself.

@@ -16,7 +16,7 @@ use super::launch::{NAMESPACES, map_ids};
 use super::rootfs::{Disk, Mounts};
 use super::sys::{self, Cloned, Step, StepError};
 use super::template::Template;
-use super::{SELF, SUPERVISE_SUBCOMMAND, host_ids, net, packet};
+use super::{SELF, SUPERVISE_SUBCOMMAND, host_ids, image, net, packet};
 use crate::ids::SandboxId;
 
 /// One thing that was looked at.
@@ -136,7 +136,21 @@ fn probe() -> Vec<Check> {
             "sandboxes run; run the server where it may make control groups \
              (as root, or with Delegate=yes in its systemd unit)",
         ),
+        check(
+            "disk limit",
+            disk(privileged),
+            "sandboxes run, and each may fill the disk of the data folder; as root, install \
+             e2fsprogs and load the modules ext4 and loop",
+        ),
     ]
+}
+
+fn disk(privileged: bool) -> Result<String, String> {
+    match (privileged, image::possible()) {
+        (true, Ok(())) => Ok("each sandbox has a file system of its own size".to_owned()),
+        (true, Err(why)) => Err(why.to_owned()),
+        (false, _) => Err("an ordinary user can't mount file systems".to_owned()),
+    }
 }
 
 fn limits() -> Result<String, String> {

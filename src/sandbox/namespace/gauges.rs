@@ -4,7 +4,7 @@ use std::fs;
 
 use super::cgroup::{Group, Layout};
 use super::plan::{Home, Plan, State};
-use super::sys;
+use super::{image, sys};
 use crate::ids::SandboxId;
 use crate::sandbox::{Gauges, Stats};
 
@@ -12,24 +12,33 @@ use crate::sandbox::{Gauges, Stats};
 #[derive(Debug)]
 pub struct RunGauges {
     group: Group,
+    home: Home,
+    supervisor: u32,
 }
 
 impl RunGauges {
-    /// Of the run that `home` tells of. Its groups are those it was started in: a server started
+    /// Of the run that `home` tells of, held by process `supervisor`. Its groups are those it was started in: a server started
     /// elsewhere would make others.
-    pub fn of(home: &Home, id: &SandboxId, present: &Layout) -> Self {
+    pub fn of(home: &Home, supervisor: u32, id: &SandboxId, present: &Layout) -> Self {
         let plan = fs::read(home.plan()).ok();
         let plan = plan.and_then(|text| serde_json::from_slice::<Plan>(&text).ok());
         let groups = plan.map(|plan| plan.groups);
         Self {
             group: groups.as_ref().unwrap_or(present).group(id),
+            home: home.clone(),
+            supervisor,
         }
     }
 }
 
 impl Gauges for RunGauges {
     fn read(&self) -> Stats {
-        self.group.stats()
+        let disk = image::usage(&self.home, self.supervisor);
+        Stats {
+            disk_bytes: disk.map(|(used, _)| used),
+            disk_limit_bytes: disk.map(|(_, size)| size),
+            ..self.group.stats()
+        }
     }
 
     fn oom_kills(&self) -> Option<u64> {

@@ -9,7 +9,10 @@ use rustix::fs::FlockOperation;
 use rustix::process::{Pid, PidfdFlags, Signal};
 
 use super::plan::{Home, State};
-use super::{END_TIMEOUT, sys};
+use super::sys;
+
+/// How long a supervisor that is ending may take: what its sandbox wrote is written out first.
+const GONE_TIMEOUT: Duration = Duration::from_secs(60);
 
 /// Kills the supervisor a folder names, if that process is still the one that was written down.
 pub(super) fn kill_recorded(home: &Home) {
@@ -50,7 +53,7 @@ pub(super) fn await_lock(home: &Home) -> io::Result<()> {
         Err(e) if e.kind() == io::ErrorKind::NotFound => return Ok(()),
         Err(e) => return Err(e),
     };
-    let deadline = Instant::now() + END_TIMEOUT;
+    let deadline = Instant::now() + GONE_TIMEOUT;
     loop {
         match rustix::fs::flock(&lock, FlockOperation::NonBlockingLockExclusive) {
             Ok(()) => return Ok(()),

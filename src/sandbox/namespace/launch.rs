@@ -25,6 +25,7 @@ use rustix::thread::UnshareFlags;
 
 use super::cgroup::Group;
 use super::child::{Child, FromChild, ToChild};
+use super::image::Image;
 use super::net::Sockets;
 use super::plan::Plan;
 use super::rootfs::Mounts;
@@ -32,7 +33,7 @@ use super::seccomp::Filters;
 use super::sys::{Cloned, Step, StepError};
 use super::template::SANDBOX_UID;
 use super::{host_ids, packet, sys};
-use crate::sandbox::Limits;
+use crate::sandbox::{Enforcement, Limits};
 
 /// How long the child may take for one step.
 const STEP_TIMEOUT: Duration = Duration::from_secs(20);
@@ -57,6 +58,8 @@ pub struct Launched {
     pub limits: Limits,
     /// What leaves arrives here; `None` without network.
     pub sockets: Option<Sockets>,
+    /// Its disk, where that is a file system of its own.
+    pub image: Option<Image>,
 }
 
 /// The first process of a sandbox, our child.
@@ -131,6 +134,7 @@ pub fn launch(plan: &Plan) -> Result<Launched, StepError> {
         group,
         limits,
         sockets: None,
+        image: None,
     };
     match finish(plan, &mut launched, &ours, born_in) {
         Ok(()) => Ok(launched),
@@ -138,6 +142,7 @@ pub fn launch(plan: &Plan) -> Result<Launched, StepError> {
             launched.init.kill();
             let _ = launched.init.reap();
             let _ = launched.group.remove();
+            launched.image.into_iter().for_each(Image::release);
             Err(error)
         }
     }
@@ -154,13 +159,14 @@ fn finish(
         group,
         limits,
         sockets,
+        image,
     } = launched;
     std::thread::scope(|scope| {
         let joining = scope.spawn(|| {
             group.adopt(init.pid, born_in, limits);
             *limits
         });
-        build(plan, init.pid, child)?;
+        *image = build(plan, init.pid, child)?;
         *sockets = match receive(child)? {
             Some(fds) => match <[OwnedFd; 2]>::try_from(fds) {
                 Ok([listener, names]) => Some(Sockets { listener, names }),
@@ -175,18 +181,30 @@ fn finish(
             None => Ok(()),
             Some(_) => Err(died()),
         }
-    })
+    })?;
+    if launched.image.is_some() {
+        launched.limits.disk = Enforcement::Sandbox;
+    } else {
+        launched.limits.disk = Enforcement::None;
+    }
+    Ok(())
 }
 
-/// Maps the ids and hands in what has to be made outside.
-fn build(plan: &Plan, pid: u32, child: &OwnedFd) -> Result<(), StepError> {
+/// Maps the ids and hands in what has to be made outside; answers with the disk, where it is a file
+/// system of its own.
+fn build(plan: &Plan, pid: u32, child: &OwnedFd) -> Result<Option<Image>, StepError> {
     let (disk, template, spec) = (plan.home().disk(), plan.template(), &plan.spec);
     let owner = plan.privileged.then(|| host_ids::first_of(&spec.id));
     map_ids(pid, owner)?;
+    let image = match plan.privileged {
+        true => Image::provide(&plan.home(), plan.blank.as_deref())?,
+        false => None,
+    };
     disk.prepare(&template, spec.id.as_str(), &spec.ca_pem, owner)
         .step("prepare the disk")?;
     if !plan.privileged {
-        return packet::send(child, &ToChild::Build, &[]).step("let the child build");
+        packet::send(child, &ToChild::Build, &[]).step("let the child build")?;
+        return Ok(None);
     }
     let userns = fs::File::open(format!("/proc/{pid}/ns/user")).step("open the user namespace")?;
     let scratch = scratch().step("make a place for layers")?;
@@ -196,7 +214,8 @@ fn build(plan: &Plan, pid: u32, child: &OwnedFd) -> Result<(), StepError> {
         mounts.usr.as_fd(),
         mounts.guest.as_fd(),
     ];
-    packet::send(child, &ToChild::Build, &fds).step("hand the mounts in")
+    packet::send(child, &ToChild::Build, &fds).step("hand the mounts in")?;
+    Ok(image)
 }
 
 /// Fresh memory in this process' own mount namespace; `/mnt` exists on every host that follows

@@ -18,8 +18,10 @@ pub(super) mod doctor;
 mod gauges;
 mod held;
 mod host_ids;
+mod image;
 mod java;
 mod launch;
+mod leftover;
 mod names;
 mod net;
 mod netlink;
@@ -36,7 +38,7 @@ mod template;
 
 use std::collections::BTreeSet;
 use std::fs;
-use std::io::{self, Read, Write};
+use std::io::{self, Write};
 use std::os::unix::fs::{DirBuilderExt, PermissionsExt};
 use std::path::{Path, PathBuf};
 use std::process::{Command, Stdio};
@@ -50,10 +52,13 @@ use self::attachment::Supervisor;
 use self::cgroup::{Group, Layout};
 use self::control::Want;
 use self::gauges::{RunGauges, living_supervisor};
+use self::leftover::unmount_below;
 use self::plan::{Home, Plan};
 use self::supervisor::{Exit, Report};
 use self::template::Template;
-use super::{Capabilities, Driver, DriverError, Gauges, Running, SandboxSpec, Stats};
+use super::{
+    Capabilities, Driver, DriverError, Enforcement, Gauges, Limits, Running, SandboxSpec, Stats,
+};
 use crate::ids::SandboxId;
 
 /// The hidden subcommand of `oc` that [`super::supervisor_main`] serves.
@@ -62,12 +67,8 @@ pub const SUPERVISE_SUBCOMMAND: &str = "supervise";
 const SELF: &str = "/proc/self/exe";
 /// Folder of templates, beside the sandboxes' folders; not a sandbox id.
 const TEMPLATES: &str = ".base";
-/// How long a start may take before it is given up.
-const START_TIMEOUT: Duration = Duration::from_secs(60);
 /// How long a supervisor may take to end.
 const END_TIMEOUT: Duration = Duration::from_secs(10);
-/// Longest report read, in bytes.
-const REPORT_BYTES_MAX: u64 = 64 * 1024;
 
 /// Sandboxes made of namespaces, control groups and a system call filter.
 #[derive(Debug, Clone)]
@@ -76,6 +77,7 @@ pub struct NamespaceDriver {
     template: PathBuf,
     groups: Layout,
     privileged: bool,
+    disks_are_images: bool,
     program: PathBuf,
 }
 
@@ -116,6 +118,7 @@ impl NamespaceDriver {
             data,
             template,
             privileged,
+            disks_are_images: privileged && image::possible().is_ok(),
             program: program.to_owned(),
         };
         driver.forget_old_templates();
@@ -187,6 +190,7 @@ impl NamespaceDriver {
             template: self.template_of(&home),
             groups: self.groups.clone(),
             privileged: self.privileged,
+            blank: self.blank(spec.disk_mb),
         };
         let mut child = Command::new(&self.program)
             .arg(SUPERVISE_SUBCOMMAND)
@@ -202,7 +206,7 @@ impl NamespaceDriver {
                 stdin.write_all(&serde_json::to_vec(&plan)?)?;
             }
             let stdout = child.stdout.take().ok_or(io::ErrorKind::BrokenPipe)?;
-            read_report(stdout)
+            supervisor::read_report(stdout)
         };
         let report = exchange();
         if report.is_err() {
@@ -210,6 +214,16 @@ impl NamespaceDriver {
         }
         let _ = child.wait();
         report.map_err(failed("hear from its supervisor"))
+    }
+
+    /// The empty file system that a disk of `mb` MiB begins as, where disks have one. Blocks.
+    fn blank(&self, mb: u64) -> Option<PathBuf> {
+        if !self.disks_are_images {
+            return None;
+        }
+        let made = image::blank(&self.data.join(TEMPLATES), mb);
+        let failed = |error| tracing::error!(%error, "a disk's size will not be enforced");
+        made.map_err(failed).ok()
     }
 
     /// A disk stays on the template it began with: its own layer was written over that one.
@@ -262,6 +276,7 @@ impl NamespaceDriver {
     /// Removes all that is left of a sandbox without a living supervisor. Blocks.
     fn clear(&self, id: &SandboxId) -> Result<(), DriverError> {
         self.end(id)?;
+        unmount_below(&Home::of(&self.data, id).0);
         remove::remove_tree(&Home::of(&self.data, id).0).map_err(|source| DriverError::Io {
             what: format!("{id}: remove its disk"),
             source,
@@ -297,6 +312,9 @@ impl NamespaceDriver {
         let home = Home::of(&self.data, id);
         held::kill_recorded(&home);
         held::await_lock(&home).map_err(failed("wait for the end of its supervisor"))?;
+        if let Ok(disk) = fs::File::open(home.image()) {
+            image::released(&disk).map_err(failed("wait for its disk"))?;
+        }
         for group in self.groups_of(id) {
             group.kill();
             group
@@ -319,7 +337,13 @@ impl Driver for NamespaceDriver {
             driver: "namespace".to_owned(),
             root_inside: self.privileged,
             cgroups: self.groups.kind().to_owned(),
-            limits: self.groups.limits(),
+            limits: Limits {
+                disk: match self.disks_are_images {
+                    true => Enforcement::Sandbox,
+                    false => Enforcement::None,
+                },
+                ..self.groups.limits()
+            },
         }
     }
 
@@ -363,7 +387,7 @@ impl Driver for NamespaceDriver {
             limits: supervisor.info.limits,
             started_unix_ms: supervisor.info.started_unix_ms,
             supervisor_pid: supervisor.pid,
-            gauges: Arc::new(RunGauges::of(&home, id, &self.groups)),
+            gauges: Arc::new(RunGauges::of(&home, supervisor.pid, id, &self.groups)),
             exit: supervisor.exit.clone(),
             egress: supervisor.into_egress(),
         }))
@@ -435,16 +459,24 @@ impl Driver for NamespaceDriver {
     }
 
     async fn destroy(&self, id: &SandboxId) -> Result<(), DriverError> {
+        let doomed = image::doom(&Home::of(&self.data, id));
         self.ask_to_end(id).await;
-        self.blocking(id, Self::clear).await
+        self.blocking(id, Self::clear).await?;
+        let Some(disk) = doomed else { return Ok(()) };
+        let released = tokio::task::spawn_blocking(move || image::released(&disk)).await;
+        let failed = |source| DriverError::Io {
+            what: format!("{id}: wait for its disk"),
+            source,
+        };
+        released.map_err(io::Error::other).flatten().map_err(failed)
     }
 
     async fn stats(&self, id: &SandboxId) -> Result<Option<Stats>, DriverError> {
         let home = Home::of(&self.data, id);
         let (id, groups) = (id.clone(), self.groups.clone());
         let read = tokio::task::spawn_blocking(move || {
-            living_supervisor(&home)?;
-            Some(RunGauges::of(&home, &id, &groups).read())
+            let pid = living_supervisor(&home)?;
+            Some(RunGauges::of(&home, pid, &id, &groups).read())
         });
         Ok(read.await.unwrap_or_default())
     }
@@ -465,30 +497,4 @@ impl Driver for NamespaceDriver {
 fn data_tag(data: &Path) -> String {
     let hash = hex::encode(Sha256::digest(data.as_os_str().as_encoded_bytes()));
     hash.chars().take(8).collect()
-}
-
-/// Reads a report to its end, at most [`START_TIMEOUT`] long.
-fn read_report(mut pipe: std::process::ChildStdout) -> io::Result<Report> {
-    let deadline = Instant::now() + START_TIMEOUT;
-    let mut text = Vec::new();
-    loop {
-        let left = deadline.saturating_duration_since(Instant::now());
-        let wait = rustix::event::Timespec::try_from(left).map_err(io::Error::other)?;
-        let mut fds = [rustix::event::PollFd::new(
-            &pipe,
-            rustix::event::PollFlags::IN,
-        )];
-        if rustix::event::poll(&mut fds, Some(&wait))? == 0 {
-            return Err(io::ErrorKind::TimedOut.into());
-        }
-        let mut part = [0; 1024];
-        let count = pipe.read(&mut part)?;
-        if count == 0 {
-            return Ok(serde_json::from_slice(&text)?);
-        }
-        text.extend_from_slice(part.get(..count).unwrap_or_default());
-        if text.len() as u64 > REPORT_BYTES_MAX {
-            return Err(io::ErrorKind::InvalidData.into());
-        }
-    }
 }

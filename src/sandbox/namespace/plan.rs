@@ -5,7 +5,8 @@
 //!   .base/<hash>/                   a template, shared and never changed
 //!   <id>/                           0700
 //!     plan.json                     the last start's plan
-//!     disk/{root,usr}/{upper,work}  what the sandbox wrote; kept until destroyed
+//!     disk.img                      what the sandbox wrote, see [`super::image`]; kept until destroyed
+//!     disk/{root,usr}/{upper,work}  the same, as the supervisor sees it (or a plain folder)
 //!     run/                          lock, control.sock, guest.sock, state.json, exit.json, log
 //! ```
 
@@ -35,6 +36,11 @@ impl Home {
     /// What the sandbox wrote.
     pub fn disk(&self) -> Disk {
         Disk(self.0.join("disk"))
+    }
+
+    /// The file system in a file that the disk lies in, where it has one.
+    pub fn image(&self) -> PathBuf {
+        self.0.join("disk.img")
     }
 
     /// Sockets and state of the running sandbox.
@@ -91,6 +97,9 @@ pub struct Plan {
     pub groups: Layout,
     /// Whether root inside is a user of its own; needs root.
     pub privileged: bool,
+    /// The empty file system that a new disk is a copy of; `None`: a plain folder.
+    #[serde(default)]
+    pub blank: Option<PathBuf>,
 }
 
 impl Plan {

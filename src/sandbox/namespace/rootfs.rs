@@ -63,8 +63,17 @@ const MASKED_DIRS: [&str; 7] = [
     "tty",
     "bus",
 ];
-/// Readable, since programs read them, but never writable.
-const READ_ONLY: [&str; 5] = ["sys", "fs", "irq", "driver", "sysrq-trigger"];
+/// Readable, since programs read them, but never writable. The last two are the guest's: root inside
+/// could make it the first to go when memory is short.
+const READ_ONLY: [&str; 7] = [
+    "sys",
+    "fs",
+    "irq",
+    "driver",
+    "sysrq-trigger",
+    "1/oom_score_adj",
+    "1/oom_adj",
+];
 
 /// The folders of one sandbox's disk.
 #[derive(Debug, Clone)]

@@ -11,7 +11,8 @@
 //! - `clone3` answers "not implemented", since its flags can't be read by a filter and every libc
 //!   falls back to `clone`, whose flags can;
 //! - sockets are Unix, IPv4, IPv6 and the routing netlink (the C library asks it for the
-//!   machine's addresses); vsock, packet, nfnetlink and all others are denied;
+//!   machine's addresses); vsock, packet, nfnetlink and all others are denied, and so are protocols
+//!   of the allowed families that reach much code and lead nowhere (MPTCP, SCTP, DCCP, UDP-Lite);
 //! - system calls of the 32-bit and x32 ABIs, whose numbers the list does not know, are refused.
 
 use std::io;
@@ -22,6 +23,9 @@ use seccompiler::{
 };
 
 use super::sys::{Step, StepError};
+
+/// Linux 6.15; the same number on every architecture.
+const SYS_OPEN_TREE_ATTR: libc::c_long = 467;
 
 /// Denied whatever the arguments.
 const DENIED: &[libc::c_long] = &[
@@ -37,6 +41,7 @@ const DENIED: &[libc::c_long] = &[
     libc::SYS_fsmount,
     libc::SYS_fspick,
     libc::SYS_mount_setattr,
+    SYS_OPEN_TREE_ATTR,
     libc::SYS_open_by_handle_at,
     libc::SYS_name_to_handle_at,
     libc::SYS_quotactl,
@@ -150,14 +155,20 @@ fn deny_list() -> Result<BpfProgram, seccompiler::BackendError> {
         .filter(|flag| *flag != CLONE_NEWTIME)
         .collect();
     rules.insert(libc::SYS_clone, any_of(0, &for_clone)?);
-    rules.insert(libc::SYS_socket, socket_rules()?);
-    // Typing into the terminal of another process (CVE-2017-5226) and console control.
+    for call in [libc::SYS_socket, libc::SYS_socketpair] {
+        rules.insert(call, socket_rules()?);
+    }
+    // Typing into the terminal of another process (CVE-2017-5226), console control, line disciplines.
     let request = |number: u64| {
         SeccompCondition::new(1, Len::Dword, Op::Eq, number).and_then(|c| SeccompRule::new(vec![c]))
     };
     rules.insert(
         libc::SYS_ioctl,
-        vec![request(libc::TIOCSTI)?, request(libc::TIOCLINUX)?],
+        vec![
+            request(libc::TIOCSTI)?,
+            request(libc::TIOCLINUX)?,
+            request(libc::TIOCSETD)?,
+        ],
     );
     let arch = TargetArch::try_from(std::env::consts::ARCH)?;
     let deny = SeccompAction::Errno(libc::EPERM as u32);
@@ -179,10 +190,16 @@ fn socket_rules() -> Result<Vec<SeccompRule>, seccompiler::BackendError> {
         condition(0, Op::Eq, libc::AF_NETLINK)?,
         condition(2, Op::Ne, libc::NETLINK_ROUTE)?,
     ];
-    Ok(vec![
-        SeccompRule::new(unknown?)?,
-        SeccompRule::new(netlink)?,
-    ])
+    let mut rules = vec![SeccompRule::new(unknown?)?, SeccompRule::new(netlink)?];
+    for protocol in [
+        libc::IPPROTO_MPTCP,
+        libc::IPPROTO_SCTP,
+        libc::IPPROTO_DCCP,
+        libc::IPPROTO_UDPLITE,
+    ] {
+        rules.push(SeccompRule::new(vec![condition(2, Op::Eq, protocol)?])?);
+    }
+    Ok(rules)
 }
 
 /// "Not implemented" for `clone3` and, on x86-64, for every x32 number:

@@ -10,11 +10,13 @@ use std::fs;
 use std::io::{self, Read, Write};
 use std::os::fd::{AsFd, OwnedFd};
 use std::process::ExitCode;
+use std::time::{Duration, Instant};
 
 use rustix::fs::{FlockOperation, Mode, OFlags};
 use rustix::net::SocketType;
 use serde::{Deserialize, Serialize};
 
+use super::image::Image;
 use super::launch::{Launched, launch};
 use super::plan::{PLAN_BYTES_MAX, Plan, State, write_atomically};
 use super::serve::Service;
@@ -23,6 +25,10 @@ use super::{doctor, packet, sys};
 
 /// Servers that may wait to be heard.
 const CONTROL_BACKLOG: i32 = 16;
+/// How long a start may take before it is given up.
+const START_TIMEOUT: Duration = Duration::from_secs(60);
+/// Longest report read, in bytes.
+const REPORT_BYTES_MAX: u64 = 64 * 1024;
 
 /// What a supervisor tells the process that started it, as one JSON text.
 #[derive(Debug, Serialize, Deserialize)]
@@ -120,6 +126,32 @@ fn report(report: &Report) -> ExitCode {
     }
 }
 
+/// Reads a report to its end, at most [`START_TIMEOUT`] long.
+pub fn read_report(mut pipe: std::process::ChildStdout) -> io::Result<Report> {
+    let deadline = Instant::now() + START_TIMEOUT;
+    let mut text = Vec::new();
+    loop {
+        let left = deadline.saturating_duration_since(Instant::now());
+        let wait = rustix::event::Timespec::try_from(left).map_err(io::Error::other)?;
+        let mut fds = [rustix::event::PollFd::new(
+            &pipe,
+            rustix::event::PollFlags::IN,
+        )];
+        if rustix::event::poll(&mut fds, Some(&wait))? == 0 {
+            return Err(io::ErrorKind::TimedOut.into());
+        }
+        let mut part = [0; 1024];
+        let count = pipe.read(&mut part)?;
+        if count == 0 {
+            return Ok(serde_json::from_slice(&text)?);
+        }
+        text.extend_from_slice(part.get(..count).unwrap_or_default());
+        if text.len() as u64 > REPORT_BYTES_MAX {
+            return Err(io::ErrorKind::InvalidData.into());
+        }
+    }
+}
+
 fn null() -> io::Result<OwnedFd> {
     Ok(rustix::fs::open(
         "/dev/null",
@@ -192,7 +224,7 @@ fn serve(plan: &Plan, launched: Launched) -> Result<(), StepError> {
     let (control, runtime) = match started() {
         Ok(both) => both,
         Err(error) => {
-            end(&launched);
+            end(launched);
             return Err(error);
         }
     };
@@ -207,7 +239,7 @@ fn serve(plan: &Plan, launched: Launched) -> Result<(), StepError> {
             }
         }
     }));
-    let status = end(&launched);
+    let status = end(launched);
     let exit = Exit {
         status,
         asked,
@@ -216,8 +248,8 @@ fn serve(plan: &Plan, launched: Launched) -> Result<(), StepError> {
     write_atomically(&home.exit(), &exit).step("write how it ended")
 }
 
-/// Kills what is left, takes its status and removes its groups.
-fn end(launched: &Launched) -> i32 {
+/// Kills what is left, takes its status, removes its groups and lets go of its disk.
+fn end(launched: Launched) -> i32 {
     launched.init.kill();
     // A sandbox that sleeps must run to die, on cgroups v1.
     let _ = launched.group.freeze(false);
@@ -226,5 +258,6 @@ fn end(launched: &Launched) -> i32 {
     if let Err(error) = launched.group.remove() {
         eprintln!("remove the control groups: {error}");
     }
+    launched.image.into_iter().for_each(Image::release);
     status
 }

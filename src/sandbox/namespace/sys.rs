@@ -201,6 +201,71 @@ pub fn set_rlimit(resource: rustix::process::Resource, value: u64) -> io::Result
     .map_err(io::Error::from)
 }
 
+/// The number of a loop device that nobody uses.
+pub fn loop_free(control: BorrowedFd<'_>) -> io::Result<u32> {
+    const LOOP_CTL_GET_FREE: libc::Ioctl = 0x4C82;
+    // SAFETY: no memory is passed.
+    let number = unsafe { libc::ioctl(control.as_raw_fd(), LOOP_CTL_GET_FREE) };
+    u32::try_from(number).map_err(|_| io::Error::last_os_error())
+}
+
+/// The kernel's `struct loop_config` with the `struct loop_info64` in it.
+#[repr(C)]
+struct LoopConfig {
+    fd: u32,
+    block_size: u32,
+    numbers: [u64; 5],
+    number: u32,
+    encrypt_type: u32,
+    encrypt_key_size: u32,
+    flags: u32,
+    names_and_key: [u8; 64 + 64 + 32],
+    init: [u64; 2],
+    reserved: [u64; 8],
+}
+
+/// Puts `file` behind a loop device, past the page cache where that can be, until the last user
+/// of the device is gone.
+pub fn loop_configure(device: BorrowedFd<'_>, file: BorrowedFd<'_>) -> io::Result<()> {
+    const LOOP_CONFIGURE: libc::Ioctl = 0x4C0A;
+    const AUTOCLEAR: u32 = 4;
+    const DIRECT_IO: u32 = 16;
+    let config = LoopConfig {
+        fd: file.as_raw_fd().cast_unsigned(),
+        block_size: 4096,
+        numbers: [0; 5],
+        number: 0,
+        encrypt_type: 0,
+        encrypt_key_size: 0,
+        flags: AUTOCLEAR | DIRECT_IO,
+        names_and_key: [0; 160],
+        init: [0; 2],
+        reserved: [0; 8],
+    };
+    const { assert!(size_of::<LoopConfig>() == 304) };
+    // SAFETY: `config` is a valid loop_config, which the kernel only reads.
+    let done = unsafe { libc::ioctl(device.as_raw_fd(), LOOP_CONFIGURE, &config) };
+    if done == 0 {
+        Ok(())
+    } else {
+        Err(io::Error::last_os_error())
+    }
+}
+
+/// Makes the ext4 that `top` lies in drop what it has not written, and refuse everything from then
+/// on.
+pub fn ext4_shutdown(top: BorrowedFd<'_>) -> io::Result<()> {
+    const EXT4_IOC_SHUTDOWN: libc::Ioctl = 0x8004_587D;
+    const NO_LOG_FLUSH: u32 = 2;
+    // SAFETY: the kernel reads one integer.
+    let done = unsafe { libc::ioctl(top.as_raw_fd(), EXT4_IOC_SHUTDOWN, &NO_LOG_FLUSH) };
+    if done == 0 {
+        Ok(())
+    } else {
+        Err(io::Error::last_os_error())
+    }
+}
+
 /// `/proc/self/fd/<fd>`: names what a descriptor is open on, whatever the length of its path.
 pub fn fd_path(fd: impl AsFd) -> String {
     format!("/proc/self/fd/{}", fd.as_fd().as_raw_fd())
