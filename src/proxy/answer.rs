@@ -9,14 +9,15 @@ use std::sync::Arc;
 use std::task::{Context, Poll, ready};
 
 use bytes::Bytes;
-use http::{HeaderMap, Method, Response, StatusCode, Version, header, request};
+use http::{HeaderMap, HeaderName, Method, Response, StatusCode, Version, header, request};
 use http_body::{Body, Frame, SizeHint};
 use hyper::body::Incoming;
 
+use super::ahead::Ahead;
 use super::body::{StreamError, TransformedBody};
 use super::content;
 use super::decision::Record;
-use super::head::{check_response_framing, rewrite_response, takes_trailers};
+use super::head::{check_response_framing, drop_fields, rewrite_response, takes_trailers};
 use super::placement::drop_cookies;
 use super::policy::HostRules;
 use super::refusal::Refusal;
@@ -47,14 +48,17 @@ impl Asked {
     }
 }
 
+/// The body the sandbox gets.
+pub(crate) type Answer = Ahead<Content>;
+
 /// The answer the sandbox gets, under `record`, which ends with it.
-pub(crate) fn incoming(
+pub(crate) async fn incoming(
     response: Response<Incoming>,
     asked: &Asked,
     rules: &Arc<HostRules>,
     lease: Lease,
     record: &Record,
-) -> Result<Response<Content>, Refusal> {
+) -> Result<Response<Answer>, Refusal> {
     let (parts, body) = response.into_parts();
     if parts.status == StatusCode::SWITCHING_PROTOCOLS {
         return Err(Refusal::UpstreamSwitched);
@@ -86,7 +90,7 @@ pub(crate) fn incoming(
     let content = if has_body {
         headers.remove(header::CONTENT_LENGTH);
         let body = Arrival {
-            inner: body,
+            inner: Some(body),
             lease: Some(lease),
         };
         let trailers = trailers::of_response(patterns, &record.tally);
@@ -102,6 +106,7 @@ pub(crate) fn incoming(
         lease.give_back();
         Content::None
     };
+    let content = Ahead::of(content).await;
     if !asked.trailers || content.size_hint().exact().is_some() {
         headers.remove(header::TRAILER);
     }
@@ -113,20 +118,20 @@ pub(crate) fn incoming(
 
 /// Sums over a body that may change would only tell that it did. Ranges were not asked for.
 fn drop_digests(headers: &mut HeaderMap) {
-    for name in [
-        "content-md5",
-        "digest",
-        "content-digest",
-        "repr-digest",
-        "accept-ranges",
-    ] {
-        headers.remove(name);
-    }
+    static DIGESTS: [HeaderName; 5] = [
+        header::ACCEPT_RANGES,
+        HeaderName::from_static("content-md5"),
+        HeaderName::from_static("digest"),
+        HeaderName::from_static("content-digest"),
+        HeaderName::from_static("repr-digest"),
+    ];
+    drop_fields(headers, &DIGESTS);
 }
 
 /// A body as it comes from the host, with the connection it comes on.
 pub(crate) struct Arrival {
-    inner: Incoming,
+    /// Absent when it has ended.
+    inner: Option<Incoming>,
     lease: Option<Lease>,
 }
 
@@ -138,13 +143,22 @@ impl Body for Arrival {
         mut self: Pin<&mut Self>,
         cx: &mut Context<'_>,
     ) -> Poll<Option<Result<Frame<Bytes>, StreamError>>> {
-        let frame = ready!(Pin::new(&mut self.inner).poll_frame(cx));
+        let this = &mut *self;
+        let Some(body) = &mut this.inner else {
+            return Poll::Ready(None);
+        };
+        let frame = ready!(match &mut this.lease {
+            Some(lease) => lease.poll_body(cx, body),
+            None => Pin::new(&mut *body).poll_frame(cx),
+        });
         match &frame {
-            Some(Err(_)) => self.lease = None,
+            Some(Err(_)) => this.lease = None,
             // Nothing follows trailers, and nobody asks again after them.
-            Some(Ok(frame)) if !frame.is_trailers() && !self.inner.is_end_stream() => {}
+            Some(Ok(frame)) if !frame.is_trailers() && !body.is_end_stream() => {}
             _ => {
-                if let Some(lease) = self.lease.take() {
+                // First: to let go of it is news for the connection, of which it has no use later.
+                this.inner = None;
+                if let Some(lease) = this.lease.take() {
                     lease.give_back();
                 }
             }
@@ -153,11 +167,12 @@ impl Body for Arrival {
     }
 
     fn is_end_stream(&self) -> bool {
-        self.inner.is_end_stream()
+        self.inner.as_ref().is_none_or(Body::is_end_stream)
     }
 
     fn size_hint(&self) -> SizeHint {
-        self.inner.size_hint()
+        let known = self.inner.as_ref().map(Body::size_hint);
+        known.unwrap_or_else(|| SizeHint::with_exact(0))
     }
 }
 

@@ -30,7 +30,7 @@ use tokio_rustls::TlsAcceptor;
 
 use super::decision::Protocol;
 use super::gate::SandboxProxy;
-use super::io::{Meter, Rewind, Stream};
+use super::io::{Gulp, Meter, Rewind, Stream, TLS_BUFFER_BYTES_MAX};
 use super::name::Host;
 use super::opening::{self, Hello, Opening};
 use super::origin::Origin;
@@ -41,8 +41,8 @@ use super::{explicit, tunnel};
 
 /// Bytes of one head, request or response.
 pub(crate) const HEAD_BYTES_MAX: usize = 64 * 1024;
-/// Fields of one head.
-pub(crate) const HEAD_FIELDS_MAX: usize = 128;
+/// Fields of one head; over HTTP/1 hyper's own bound, without which it sets memory aside for each.
+pub(crate) const HEAD_FIELDS_MAX: usize = 100;
 /// Time for the TLS handshake with the sandbox.
 const HANDSHAKE_TIMEOUT: Duration = Duration::from_secs(10);
 /// Silence after which the host may be one that speaks first (SSH, SMTP, databases).
@@ -77,7 +77,7 @@ pub(crate) async fn route(
             METADATA_PORT => no_metadata(io, &host).await,
             _ => proxy.refuse(&Refusal::AddressLiteral, &host, port).await,
         },
-        _ => transparent(proxy, io, meter, host, port).await,
+        _ => transparent(proxy, Rewind::new(io), meter, host, port).await,
     }
 }
 
@@ -93,7 +93,7 @@ async fn no_metadata(io: Stream, host: &Host) {
 /// A connection to `host`, whatever it speaks. Boxed: a CONNECT tunnel comes back here.
 pub(crate) fn transparent(
     proxy: Arc<SandboxProxy>,
-    io: Stream,
+    mut io: Rewind,
     meter: Arc<Meter>,
     host: Host,
     port: u16,
@@ -105,7 +105,6 @@ pub(crate) fn transparent(
             host,
             port,
         };
-        let mut io = Rewind::new(io);
         let patience = if way.permits_opaque() {
             SILENCE
         } else {
@@ -223,7 +222,11 @@ impl Way {
             Ok(config) => config,
             Err(refusal) => return self.alert(io, &refusal).await,
         };
-        match timeout(HANDSHAKE_TIMEOUT, TlsAcceptor::from(config).accept(io)).await {
+        let acceptor = TlsAcceptor::from(config);
+        let accepted = acceptor.accept_with(Gulp::new(io), |session| {
+            session.set_buffer_limit(Some(TLS_BUFFER_BYTES_MAX));
+        });
+        match timeout(HANDSHAKE_TIMEOUT, accepted).await {
             Ok(Ok(stream)) => {
                 let two = stream.get_ref().1.alpn_protocol() == Some(b"h2");
                 serve::requests(self.proxy, stream, origin, two).await;

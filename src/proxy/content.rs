@@ -102,13 +102,17 @@ fn work(codings: Series, plain: Box<dyn Transform>, tally: &Arc<Tally>) -> Resul
 /// Lets only codings come back that this proxy can open and the client asked for; only the ones
 /// that need little memory while there is little.
 pub(crate) fn limit_codings(headers: &mut HeaderMap, tally: &Tally) {
+    grpc::limit_codings(headers);
+    if !headers.contains_key(ACCEPT_ENCODING) {
+        headers.insert(ACCEPT_ENCODING, HeaderValue::from_static("identity"));
+        return;
+    }
     let short = tally.share().is_short_of_memory();
     let small = |coding| matches!(coding, Coding::Gzip | Coding::Deflate);
     let only = offered(headers, &ACCEPT_ENCODING).limited_to(|coding| !short || small(coding));
     // Names and digits of our own; if that should ever fail, nothing is asked for.
     let only = HeaderValue::try_from(only).unwrap_or(HeaderValue::from_static("identity"));
     headers.insert(ACCEPT_ENCODING, only);
-    grpc::limit_codings(headers);
 }
 
 /// The content type without its parameters, in lower case.

@@ -164,7 +164,13 @@ pub(crate) struct Record {
 }
 
 impl Record {
-    pub fn new(trail: Sender<Decision>, host: &Host, port: u16, protocol: Protocol) -> Self {
+    pub fn new(
+        trail: Sender<Decision>,
+        host: &Host,
+        port: u16,
+        protocol: Protocol,
+        tally: Arc<Tally>,
+    ) -> Self {
         let decision = Decision {
             at: OffsetDateTime::now_utc(),
             host: host.to_string(),
@@ -188,7 +194,7 @@ impl Record {
             decision: Some(decision),
             begun: Instant::now(),
             trail,
-            tally: Arc::default(),
+            tally,
             up: Arc::default(),
             down: Arc::default(),
         }
@@ -292,17 +298,21 @@ impl Unfinished {
         } = self;
         decision.bytes_up = up.load(Ordering::Relaxed);
         decision.bytes_down = down.load(Ordering::Relaxed);
-        let mut names = tally.names().clone();
-        if !tally.has_left() {
-            for name in std::mem::take(&mut names.substituted) {
-                names.unbound_why.insert(name.clone(), NOT_SENT);
-                names.unbound.insert(name);
-            }
+        let names = tally.names();
+        let substituted = names.substituted.iter().cloned();
+        decision.unbound_why = names.unbound_why.clone();
+        if tally.has_left() {
+            decision.secrets = substituted.collect();
+            decision.unbound = names.unbound.iter().cloned().collect();
+        } else {
+            let why = substituted.clone().map(|name| (name, NOT_SENT));
+            decision.unbound_why.extend(why);
+            let mut unbound = names.unbound.clone();
+            unbound.extend(substituted);
+            decision.unbound = unbound.into_iter().collect();
         }
-        decision.secrets = names.substituted.into_iter().collect();
-        decision.unbound = names.unbound.into_iter().collect();
-        decision.unbound_why = names.unbound_why;
-        decision.resealed = names.resealed.into_iter().collect();
+        decision.resealed = names.resealed.iter().cloned().collect();
+        drop(names);
         if let Some(refusal) = tally.refusal() {
             // A stream that was broken off for a rule, after the request had been let through.
             decision.outcome = Outcome::Refused;
@@ -344,7 +354,8 @@ mod tests {
         let (trail, mut decisions) = tokio::sync::mpsc::channel(8);
         let mut decide = |leaves: bool| {
             let host = "a.example".parse().unwrap();
-            let mut record = Record::new(trail.clone(), &host, 443, Protocol::Https);
+            let mut record =
+                Record::new(trail.clone(), &host, 443, Protocol::Https, Arc::default());
             record.tally.names().substituted.insert("KEY".to_owned());
             if leaves {
                 record.tally.leave();
@@ -370,7 +381,7 @@ mod tests {
         let (trail, mut decisions) = tokio::sync::mpsc::channel(8);
         for closed in [false, true] {
             let host = "a.example".parse().unwrap();
-            let record = Record::new(trail.clone(), &host, 443, Protocol::Https);
+            let record = Record::new(trail.clone(), &host, 443, Protocol::Https, Arc::default());
             let tally = record.tally.clone();
             tally.leave();
             drop(record);
@@ -390,7 +401,8 @@ mod tests {
         let (trail, mut decisions) = tokio::sync::mpsc::channel(8);
         let mut decide = |refusal: &Refusal, port, up| {
             let host = "a.example".parse().unwrap();
-            let mut record = Record::new(trail.clone(), &host, port, Protocol::Https);
+            let mut record =
+                Record::new(trail.clone(), &host, port, Protocol::Https, Arc::default());
             record.refused(refusal);
             record.up.store(up, Ordering::Relaxed);
             drop(record);

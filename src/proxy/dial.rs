@@ -19,7 +19,7 @@ use tokio_rustls::TlsConnector;
 use tokio_rustls::client::TlsStream;
 
 use super::address::forbidden_range;
-use super::io::Stream;
+use super::io::{Gulp, Stream, TLS_BUFFER_BYTES_MAX};
 use super::name::{CanonicalName, Host};
 use super::origin::Origin;
 use super::refusal::Refusal;
@@ -134,11 +134,14 @@ impl Dialer {
         name: &CanonicalName,
         port: u16,
         alpn: Alpn,
-    ) -> Result<TlsStream<TcpStream>, Refusal> {
+    ) -> Result<TlsStream<Gulp<TcpStream>>, Refusal> {
         let config = self.client_tls(name, alpn)?;
         let server = ServerName::try_from(name.to_string()).map_err(|_| Refusal::HostName)?;
         let stream = self.connect(&Host::Name(name.clone()), port).await?;
-        let handshake = TlsConnector::from(config).connect(server, stream);
+        let connector = TlsConnector::from(config);
+        let handshake = connector.connect_with(server, Gulp::new(stream), |session| {
+            session.set_buffer_limit(Some(TLS_BUFFER_BYTES_MAX));
+        });
         match timeout(HANDSHAKE_TIMEOUT, handshake).await {
             Ok(Ok(stream)) => Ok(stream),
             Ok(Err(error)) => {

@@ -14,7 +14,7 @@ use http_body_util::BodyExt;
 use hyper::body::Incoming;
 use tokio::time::timeout;
 
-use super::answer::{Asked, Content, incoming};
+use super::answer::{Answer, Asked, incoming};
 use super::body::{CountedBody, OutBody};
 use super::decision::{Outcome, Protocol, Record};
 use super::framing::Seat;
@@ -83,6 +83,10 @@ impl Exchange {
                 }
                 let bytes = record.down.clone();
                 response.map(|body| {
+                    if body.is_whole() {
+                        // There is nothing left to cut.
+                        return CountedBody::new(body, bytes, record).boxed_unsync();
+                    }
                     let body = CutBody::new(body, standing);
                     CountedBody::new(body, bytes, record).boxed_unsync()
                 })
@@ -100,7 +104,7 @@ impl Exchange {
         mut request: Request<Incoming>,
         seat: Seat,
         record: &mut Record,
-    ) -> Result<Response<Content>, Refusal> {
+    ) -> Result<Response<Answer>, Refusal> {
         let near = hyper::upgrade::on(&mut request);
         let (mut parts, body) = request.into_parts();
         let upload = Upload::new(body, &parts, record.up.clone());
@@ -142,7 +146,7 @@ impl Exchange {
         if outgoing.lost_length && response.status() == StatusCode::LENGTH_REQUIRED {
             upstreams.wants_length(&self.origin);
         }
-        incoming(response, &asked, &rules, lease, record)
+        incoming(response, &asked, &rules, lease, record).await
     }
 
     pub(super) fn proxy(&self) -> &Arc<SandboxProxy> {

@@ -11,7 +11,7 @@ use http::{Method, Request, Response, StatusCode, Uri, Version, header};
 use http_body_util::Empty;
 use hyper::body::Incoming;
 use hyper::service::service_fn;
-use hyper::upgrade::OnUpgrade;
+use hyper::upgrade::{OnUpgrade, Upgraded};
 use hyper_util::rt::TokioIo;
 
 use super::body::OutBody;
@@ -66,8 +66,20 @@ pub(crate) async fn serve(proxy: Arc<SandboxProxy>, io: Rewind, meter: Arc<Meter
         return;
     };
     match upgrade.await {
-        Ok(inside) => transparent(proxy, Box::new(TokioIo::new(inside)), meter, host, port).await,
+        Ok(inside) => transparent(proxy, bare(inside), meter, host, port).await,
         Err(error) => tracing::debug!(%error, "CONNECT did not become a tunnel"),
+    }
+}
+
+/// The connection itself, without what is only for requests to the explicit proxy.
+fn bare(inside: Upgraded) -> Rewind {
+    match inside.downcast::<TokioIo<Watched<Rewind>>>() {
+        Ok(parts) => parts
+            .io
+            .into_inner()
+            .into_inner()
+            .preceded_by(&parts.read_buf),
+        Err(inside) => Rewind::new(Box::new(TokioIo::new(inside))),
     }
 }
 

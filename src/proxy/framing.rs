@@ -77,6 +77,11 @@ impl<S> Watched<S> {
         };
         (watched, watch)
     }
+
+    /// The connection when it carries no requests any more.
+    pub fn into_inner(self) -> S {
+        self.inner
+    }
 }
 
 impl Watch {

@@ -264,9 +264,8 @@ impl SandboxProxy {
     }
 
     pub(crate) fn record(&self, host: &Host, port: u16, protocol: Protocol) -> Record {
-        let mut record = Record::new(self.decisions.clone(), host, port, protocol);
-        record.tally = Arc::new(Tally::of(self.share.clone()));
-        record
+        let tally = Arc::new(Tally::of(self.share.clone()));
+        Record::new(self.decisions.clone(), host, port, protocol, tally)
     }
 
     /// Records a refusal nobody can be told of.

@@ -105,13 +105,7 @@ fn connection_options(headers: &HeaderMap) -> impl Iterator<Item = &[u8]> {
 /// Removes what is about this connection, not about the message (RFC 9110, section 7.6.1), and
 /// the framing, which is written anew.
 pub(crate) fn drop_hop_by_hop(headers: &mut HeaderMap) {
-    let named: Vec<HeaderName> = connection_options(headers)
-        .filter_map(|name| HeaderName::from_bytes(name).ok())
-        .collect();
-    for name in named.iter().filter(|&name| name != header::HOST) {
-        headers.remove(name);
-    }
-    for name in [
+    static HOP_BY_HOP: [HeaderName; 9] = [
         header::CONNECTION,
         header::PROXY_AUTHORIZATION,
         header::PROXY_AUTHENTICATE,
@@ -121,7 +115,21 @@ pub(crate) fn drop_hop_by_hop(headers: &mut HeaderMap) {
         HeaderName::from_static("keep-alive"),
         HeaderName::from_static("proxy-connection"),
         HeaderName::from_static("http2-settings"),
-    ] {
+    ];
+    let named: Vec<HeaderName> = connection_options(headers)
+        .filter_map(|name| HeaderName::from_bytes(name).ok())
+        .collect();
+    for name in named.iter().filter(|&name| name != header::HOST) {
+        headers.remove(name);
+    }
+    drop_fields(headers, &HOP_BY_HOP);
+}
+
+/// Removes the fields of these names; looks at each field once where there is none of them, as in
+/// most heads.
+pub(crate) fn drop_fields(headers: &mut HeaderMap, names: &[HeaderName]) {
+    while let Some(name) = headers.keys().find(|name| names.contains(name)) {
+        let name = name.clone();
         headers.remove(name);
     }
 }

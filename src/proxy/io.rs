@@ -1,6 +1,7 @@
 //! Streams that can be looked at before they are used, and that know when they were last used.
 
 use std::io;
+use std::mem::MaybeUninit;
 use std::pin::Pin;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicU64, Ordering};
@@ -9,6 +10,7 @@ use std::time::{Duration, Instant};
 
 use bytes::{Buf, BytesMut};
 use tokio::io::{AsyncRead, AsyncReadExt, AsyncWrite, ReadBuf};
+use tokio_util::io::poll_read_buf;
 
 /// A connection of a sandbox, directly or inside a CONNECT tunnel.
 pub(crate) trait Duplex: AsyncRead + AsyncWrite + Send + Unpin {}
@@ -29,6 +31,14 @@ impl Rewind {
             ahead: BytesMut::new(),
             inner,
         }
+    }
+
+    /// The same stream with `before` read ahead of everything else.
+    pub fn preceded_by(mut self, before: &[u8]) -> Self {
+        if !before.is_empty() {
+            self.ahead = [before, &self.ahead].concat().as_slice().into();
+        }
+        self
     }
 
     /// What was read ahead so far.
@@ -67,6 +77,99 @@ impl AsyncWrite for Rewind {
         Pin::new(&mut self.inner).poll_write(cx, buf)
     }
     // Several TLS records go out in one call only if every layer below lets them.
+    fn poll_write_vectored(
+        mut self: Pin<&mut Self>,
+        cx: &mut Context<'_>,
+        bufs: &[io::IoSlice<'_>],
+    ) -> Poll<io::Result<usize>> {
+        Pin::new(&mut self.inner).poll_write_vectored(cx, bufs)
+    }
+    fn is_write_vectored(&self) -> bool {
+        self.inner.is_write_vectored()
+    }
+    fn poll_flush(mut self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<io::Result<()>> {
+        Pin::new(&mut self.inner).poll_flush(cx)
+    }
+    fn poll_shutdown(mut self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<io::Result<()>> {
+        Pin::new(&mut self.inner).poll_shutdown(cx)
+    }
+}
+
+/// What TLS holds of what is written: all that HTTP hands over at once, framed, lest the last bytes of
+/// it go in a call of their own.
+pub(crate) const TLS_BUFFER_BYTES_MAX: usize = 96 * 1024;
+/// What is read at a time, without setting memory aside for it.
+const SIP_BYTES: usize = 16 * 1024;
+/// What is read at a time of a stream that brings much.
+const GULP_BYTES: usize = 64 * 1024;
+
+/// A stream read in larger pieces than TLS asks for, which is four kibibytes at a time: a call of
+/// the kernel costs as much as what it brings. Holds memory only while more comes than is taken.
+pub(crate) struct Gulp<S> {
+    inner: S,
+    ahead: BytesMut,
+    /// The last piece was as large as it could be.
+    much: bool,
+}
+
+impl<S> Gulp<S> {
+    pub fn new(inner: S) -> Self {
+        Self {
+            inner,
+            ahead: BytesMut::new(),
+            much: false,
+        }
+    }
+}
+
+impl<S: AsyncRead + Unpin> AsyncRead for Gulp<S> {
+    fn poll_read(
+        mut self: Pin<&mut Self>,
+        cx: &mut Context<'_>,
+        buf: &mut ReadBuf<'_>,
+    ) -> Poll<io::Result<()>> {
+        let this = &mut *self;
+        if this.ahead.is_empty() {
+            let inner = Pin::new(&mut this.inner);
+            if this.much {
+                this.ahead.reserve(GULP_BYTES);
+                let came = poll_read_buf(inner, cx, &mut this.ahead);
+                this.much = this.ahead.len() >= GULP_BYTES;
+                if this.ahead.is_empty() {
+                    this.ahead = BytesMut::new();
+                }
+                ready!(came)?;
+            } else {
+                let mut room = [MaybeUninit::uninit(); SIP_BYTES];
+                let mut room = ReadBuf::uninit(&mut room);
+                ready!(inner.poll_read(cx, &mut room))?;
+                this.much = room.remaining() == 0;
+                let (now, later) = room
+                    .filled()
+                    .split_at(room.filled().len().min(buf.remaining()));
+                buf.put_slice(now);
+                this.ahead.extend_from_slice(later);
+                return Poll::Ready(Ok(()));
+            }
+        }
+        let size = this.ahead.len().min(buf.remaining());
+        buf.put_slice(&this.ahead[..size]);
+        this.ahead.advance(size);
+        if this.ahead.is_empty() && !this.much {
+            this.ahead = BytesMut::new();
+        }
+        Poll::Ready(Ok(()))
+    }
+}
+
+impl<S: AsyncWrite + Unpin> AsyncWrite for Gulp<S> {
+    fn poll_write(
+        mut self: Pin<&mut Self>,
+        cx: &mut Context<'_>,
+        buf: &[u8],
+    ) -> Poll<io::Result<usize>> {
+        Pin::new(&mut self.inner).poll_write(cx, buf)
+    }
     fn poll_write_vectored(
         mut self: Pin<&mut Self>,
         cx: &mut Context<'_>,
@@ -193,5 +296,39 @@ impl<S: AsyncWrite + Unpin> AsyncWrite for Metered<S> {
     }
     fn poll_shutdown(mut self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<io::Result<()>> {
         Pin::new(&mut self.inner).poll_shutdown(cx)
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use tokio::io::AsyncWriteExt;
+
+    /// Goal: whatever the pieces in which bytes come and are taken, they are the same, and nothing is
+    /// held once they are taken.
+    #[tokio::test]
+    async fn a_gulp_changes_no_byte() {
+        for (brought, taken) in [(100, 4096), (SIP_BYTES, 4096), (500_000, 4096), (70_000, 1)] {
+            let (mut far, near) = tokio::io::duplex(4 * GULP_BYTES);
+            let all: Vec<u8> = (0..1_000_000_u32).flat_map(u32::to_le_bytes).collect();
+            let sent = all.clone();
+            tokio::spawn(async move {
+                for piece in sent.chunks(brought) {
+                    far.write_all(piece).await.unwrap();
+                }
+                // Open, but silent.
+                std::future::pending::<()>().await;
+            });
+            let mut gulp = Gulp::new(near);
+            let mut found = Vec::new();
+            let mut room = vec![0; taken];
+            while found.len() < all.len() {
+                let size = gulp.read(&mut room).await.unwrap();
+                found.extend_from_slice(&room[..size]);
+            }
+            assert!(found == all, "{brought} {taken}");
+            assert!(futures_util::poll!(std::pin::pin!(gulp.read(&mut room))).is_pending());
+            assert_eq!(gulp.ahead.capacity(), 0);
+        }
     }
 }

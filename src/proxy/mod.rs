@@ -16,10 +16,11 @@
 //!
 //! Pure rooms first (`name`, `token`, `escape`, `substitute`, `reseal`, `address`, `origin`), then
 //! the ones with I/O: a connection comes in through `gate`, `connection` and `serve`, a request
-//! goes through `exchange`, `upload` and `answer`, and out through `upstream` and `dial`.
+//! goes through `exchange`, `upload`, `answer` and `ahead`, and out through `upstream` and `dial`.
 //! Another content coding becomes a variant of `coding::Coding`.
 
 mod address;
+mod ahead;
 mod answer;
 mod body;
 mod ca;

@@ -166,9 +166,9 @@ impl Patterns {
 
     /// Whether the name of a header field holds a value.
     pub fn is_in_name(&self, name: &str) -> bool {
-        self.names
-            .iter()
-            .any(|value| memchr::memmem::find(name.as_bytes(), value).is_some())
+        self.names.iter().any(|value| {
+            value.len() <= name.len() && memchr::memmem::find(name.as_bytes(), value).is_some()
+        })
     }
 
     fn depth(&self, state: StateID) -> usize {
@@ -405,6 +405,8 @@ pub(crate) fn reseal_all(
     tally: &Arc<Tally>,
     bytes: &[u8],
 ) -> Option<Vec<u8>> {
+    // No spelling begins in it, and one that is all in it begins in it.
+    patterns.scout.next(bytes, 0)?;
     let mut stream = Resealer::new(patterns.clone(), tally.clone());
     stream.held.extend_from_slice(bytes);
     let mut out = Vec::with_capacity(bytes.len());

@@ -4,10 +4,10 @@
 //! token is held back, and only bytes that may be the beginning of one. However much longer than
 //! its token a value is, one step's output stays in the order of a mebibyte.
 
-use std::sync::Arc;
+use std::sync::{Arc, LazyLock};
 
 use http::header::HeaderName;
-use memchr::memmem;
+use memchr::memmem::Finder;
 use zeroize::Zeroizing;
 
 use super::body::{STEP_BYTES_MAX, StreamError, Transform};
@@ -22,6 +22,9 @@ use super::token::{PREFIX, SealedToken, TOKEN_BYTES};
 const OUTPUT_BYTES_AIM: usize = 1024 * 1024;
 /// Most bytes of one field of a head with its values in place: the longest value and then some.
 const FIELD_BYTES_MAX: usize = 128 * 1024;
+
+/// Looks for where a token begins; made once, since most of what it looks at is short.
+static BEGINNING: LazyLock<Finder<'static>> = LazyLock::new(|| Finder::new(PREFIX));
 
 /// Replaces the tokens a host may receive; others pass as they are and are recorded, or are
 /// refused when the rules are strict.
@@ -54,7 +57,7 @@ impl Substituter {
     fn scan(&self, bytes: &[u8], out: &mut Vec<u8>, limit: usize) -> Result<usize, Refusal> {
         let mut copied = 0;
         let mut from = 0;
-        while let Some(at) = memmem::find(&bytes[from..], PREFIX).map(|found| from + found) {
+        while let Some(at) = BEGINNING.find(&bytes[from..]).map(|found| from + found) {
             let Some(token) = SealedToken::at(&bytes[at..]) else {
                 if SealedToken::may_begin_with(&bytes[at..]) {
                     from = at;
@@ -160,7 +163,7 @@ impl Transform for Substituter {
         if !self.held.is_empty() {
             return 0;
         }
-        if let Some(at) = memmem::find(input, PREFIX) {
+        if let Some(at) = BEGINNING.find(input) {
             return at;
         }
         let earliest = input.len().saturating_sub(PREFIX.len() - 1);
@@ -203,7 +206,7 @@ fn substitute_in(
     tally: &Arc<Tally>,
     bytes: &[u8],
 ) -> Result<Option<Zeroizing<Vec<u8>>>, Refusal> {
-    if memmem::find(bytes, PREFIX).is_none() {
+    if BEGINNING.find(bytes).is_none() {
         return Ok(None);
     }
     let mut substituter = Substituter::new(rules.clone(), place, tally.clone());

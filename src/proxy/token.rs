@@ -33,11 +33,11 @@ impl SealedToken {
     /// Reads the token at the beginning of `bytes`.
     pub(crate) fn at(bytes: &[u8]) -> Option<Self> {
         let digits = bytes.strip_prefix(PREFIX)?.get(..DIGITS)?;
-        if !digits.iter().copied().all(is_digit) {
-            return None;
-        }
         let mut token = [0; DIGITS / 2];
-        hex::decode_to_slice(digits, &mut token).ok()?;
+        for (byte, pair) in token.iter_mut().zip(digits.chunks_exact(2)) {
+            let [high, low] = *pair else { return None };
+            *byte = digit(high)? << 4 | digit(low)?;
+        }
         Some(Self(token))
     }
 
@@ -51,7 +51,16 @@ impl SealedToken {
 }
 
 fn is_digit(byte: u8) -> bool {
-    matches!(byte, b'0'..=b'9' | b'a'..=b'f')
+    digit(byte).is_some()
+}
+
+/// What a digit stands for; there is one way to write it.
+fn digit(byte: u8) -> Option<u8> {
+    match byte {
+        b'0'..=b'9' => Some(byte - b'0'),
+        b'a'..=b'f' => Some(byte - b'a' + 10),
+        _ => None,
+    }
 }
 
 impl fmt::Display for SealedToken {

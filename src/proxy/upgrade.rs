@@ -11,7 +11,8 @@ use hyper::body::Incoming;
 use hyper::upgrade::OnUpgrade;
 use hyper_util::rt::TokioIo;
 
-use super::answer::{Asked, Content, incoming};
+use super::ahead::Ahead;
+use super::answer::{Answer, Asked, Content, incoming};
 use super::decision::Record;
 use super::exchange::Exchange;
 use super::head::{rewrite_request, rewrite_response};
@@ -41,7 +42,7 @@ impl Exchange {
         (mut handshake, mut parts, near): (Handshake, request::Parts, OnUpgrade),
         rules: &Arc<HostRules>,
         record: &Record,
-    ) -> Result<Response<Content>, Refusal> {
+    ) -> Result<Response<Answer>, Refusal> {
         let (upstreams, dialer) = (self.proxy().upstreams(), self.proxy().dialer());
         let mut lease = upstreams.lease_apart(dialer, self.origin()).await?;
         let asked = Asked::of(&parts);
@@ -56,7 +57,7 @@ impl Exchange {
         let sent = self.sent(sent, &mut lease, record).await?;
         let mut response: Response<Incoming> = sent.map_err(|_| Refusal::Upstream)?;
         if response.status() != StatusCode::SWITCHING_PROTOCOLS {
-            return incoming(response, &asked, rules, lease, record);
+            return incoming(response, &asked, rules, lease, record).await;
         }
         let far = hyper::upgrade::on(&mut response);
         let (answer, _) = response.into_parts();
@@ -79,7 +80,7 @@ impl Exchange {
             _lease: lease,
             record: None,
         });
-        let mut response = Response::new(Content::None);
+        let mut response = Response::new(Ahead::of(Content::None).await);
         *response.status_mut() = StatusCode::SWITCHING_PROTOCOLS;
         *response.headers_mut() = headers;
         Ok(response)

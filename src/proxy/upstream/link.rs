@@ -1,22 +1,32 @@
 //! One connection to a host, and the requests sent on it.
 
+use std::future::poll_fn;
+use std::pin::{Pin, pin};
 use std::sync::Arc;
 use std::sync::atomic::{AtomicUsize, Ordering};
+use std::task::{Context, Poll};
 use std::time::Duration;
 
+use bytes::Bytes;
+use futures_util::FutureExt;
 use http::{Request, Response, Version};
+use http_body::{Body, Frame};
 use hyper::body::Incoming;
 use hyper::client::conn::{TrySendError, http1, http2};
 use hyper_util::rt::{TokioIo, TokioTimer};
 use tokio::time::timeout;
 use tokio_util::task::AbortOnDropHandle;
 
+use super::driver::Driver;
 use crate::proxy::body::OutBody;
-use crate::proxy::connection::{HEAD_BYTES_MAX, HEAD_FIELDS_MAX};
+use crate::proxy::connection::HEAD_BYTES_MAX;
 use crate::proxy::io::Duplex;
 use crate::proxy::refusal::Refusal;
 use crate::proxy::streams::{End, Streams, drive};
 
+/// Longest request that is sent on the task of its request. It is read by then, and whoever sent it
+/// reads the answer.
+const SENT_HERE_BYTES_MAX: u64 = 64 * 1024;
 /// Requests at once on one HTTP/2 connection; what the host permits may be less.
 const STREAMS_MAX: usize = 100;
 /// What a host may send ahead on one stream: enough for 100 ms of distance at 10 MiB/s.
@@ -43,7 +53,7 @@ pub(crate) enum Link {
 /// A connection for one request at a time. Dropped, it is cut.
 pub(crate) struct One {
     sender: http1::SendRequest<OutBody>,
-    _driver: AbortOnDropHandle<()>,
+    driver: Driver,
 }
 
 /// A connection for many requests. Cut when nobody holds it any more.
@@ -77,8 +87,23 @@ impl Link {
         request: Request<OutBody>,
     ) -> Result<Response<Incoming>, TrySendError<Request<OutBody>>> {
         match self {
-            Self::One(one) => one.sender.try_send_request(request).await,
+            Self::One(one) => one.send(request).await,
             Self::Many(share) => share.0.sender.clone().try_send_request(request).await,
+        }
+    }
+}
+
+impl Link {
+    /// Polls the body of an answer that came on this connection.
+    pub fn poll_body(
+        &mut self,
+        cx: &mut Context<'_>,
+        body: &mut Incoming,
+    ) -> Poll<Option<Result<Frame<Bytes>, hyper::Error>>> {
+        let mut body = Pin::new(body);
+        match self {
+            Self::One(one) => one.driver.poll_with(cx, |cx| body.as_mut().poll_frame(cx)),
+            Self::Many(_) => body.poll_frame(cx),
         }
     }
 }
@@ -89,38 +114,61 @@ impl One {
         let (sender, connection) = http1::Builder::new()
             .max_buf_size(HEAD_BYTES_MAX)
             .max_header_size(HEAD_BYTES_MAX)
-            .max_headers(HEAD_FIELDS_MAX)
             .handshake(TokioIo::new(stream))
             .await
             .map_err(|_| Refusal::Upstream)?;
-        let driver = tokio::spawn(async move {
-            let ended = match upgrades {
-                true => connection.with_upgrades().await,
-                false => connection.await,
-            };
+        let told = |ended: hyper::Result<()>| {
             if let Err(error) = ended {
                 tracing::debug!(%error, "connection to the host ended");
             }
-        });
-        Ok(Self {
-            sender,
-            _driver: AbortOnDropHandle::new(driver),
-        })
+        };
+        let driver = match upgrades {
+            true => Driver::apart(connection.with_upgrades().map(told)),
+            false => Driver::here(connection.map(told)),
+        };
+        Ok(Self { sender, driver })
+    }
+
+    async fn send(
+        &mut self,
+        request: Request<OutBody>,
+    ) -> Result<Response<Incoming>, TrySendError<Request<OutBody>>> {
+        // A long body may have to move while its answer does not.
+        let length = request.body().size_hint().upper();
+        if length.is_none_or(|length| length > SENT_HERE_BYTES_MAX) {
+            self.driver.part();
+        }
+        let mut answered = pin!(self.sender.try_send_request(request));
+        let driver = &mut self.driver;
+        poll_fn(|cx| driver.poll_with(cx, |cx| answered.as_mut().poll(cx))).await
     }
 
     /// Whether the last exchange is over and the next may begin.
-    pub fn is_ready(&self) -> bool {
+    pub fn is_ready(&mut self) -> bool {
+        self.driver.settle();
         self.sender.is_ready()
     }
 
+    /// Whether the last exchange is over; if so, the connection is to be kept.
+    pub fn rests(&mut self) -> bool {
+        let ready = self.sender.is_ready() || self.is_ready();
+        if ready {
+            self.driver.rest();
+        }
+        ready
+    }
+
     /// Whether the connection is of no more use.
-    pub fn is_closed(&self) -> bool {
+    pub fn is_closed(&mut self) -> bool {
+        self.driver.settle();
         self.sender.is_closed()
     }
 
     /// Waits until the last exchange is over; `false` when no other can follow it.
     pub async fn becomes_ready(&mut self, limit: Duration) -> bool {
-        matches!(timeout(limit, self.sender.ready()).await, Ok(Ok(())))
+        let Self { sender, driver } = self;
+        let ready = poll_fn(|cx| driver.poll_with(cx, |cx| sender.poll_ready(cx)));
+        matches!(timeout(limit, ready).await, Ok(Ok(())))
     }
 }
 

@@ -12,13 +12,18 @@
 //!   and one in HTTP/2 goes out in HTTP/2 unless the host speaks only HTTP/1.1: what the program
 //!   and the host agree on needs no translation.
 
+mod driver;
 mod link;
 mod shelf;
 
+use std::pin::Pin;
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError, Weak};
+use std::task::{Context, Poll};
 use std::time::{Duration, Instant};
 
+use bytes::Bytes;
 use http::{Request, Response, Version};
+use http_body::{Body, Frame};
 use hyper::body::Incoming;
 use hyper::client::conn::TrySendError;
 use tokio::sync::{OwnedSemaphorePermit, Semaphore};
@@ -173,7 +178,7 @@ impl Upstreams {
                 Look::Own(exchanges, speaks) => (exchanges, speaks),
             };
             let place = place(&exchanges).await?;
-            while let Some(one) = self.take_idle(origin) {
+            while let Some(mut one) = self.take_idle(origin) {
                 if one.is_ready() {
                     return Ok((Link::One(one), Some(place)));
                 }
@@ -241,9 +246,9 @@ impl Upstreams {
         Ok(())
     }
 
-    fn put(&self, origin: &Arc<Origin>, one: One, generation: u64) {
+    fn put(&self, origin: &Arc<Origin>, mut one: One, generation: u64) {
         let mut shelves = self.lock();
-        if shelves.generation != generation || !one.is_ready() {
+        if shelves.generation != generation || !one.rests() {
             return;
         }
         shelves.put(origin, one, IDLE_MAX);
@@ -315,6 +320,18 @@ impl Lease {
         self.rest = rest;
     }
 
+    /// Polls the body of the answer.
+    pub fn poll_body(
+        &mut self,
+        cx: &mut Context<'_>,
+        body: &mut Incoming,
+    ) -> Poll<Option<Result<Frame<Bytes>, hyper::Error>>> {
+        match &mut self.link {
+            Some(link) => link.poll_body(cx, body),
+            None => Pin::new(body).poll_frame(cx),
+        }
+    }
+
     /// Gives the connection back after a complete answer, so that the next request may use it.
     /// Dropped instead, a lease cuts what is still under way.
     pub fn give_back(mut self) {
@@ -323,14 +340,13 @@ impl Lease {
             (Some(Link::One(one)), Some(generation)) => (one, generation),
             (link, _) => return self.finish_upload(link, rest),
         };
-        if one.is_ready() {
+        if one.rests() {
             return self.upstreams.put(&self.origin, one, generation);
         }
         if one.is_closed() {
             return;
         }
-        // The answer came before the upload was complete, which may go on; or the connection's
-        // task has not yet seen that the answer is over.
+        // The answer came before the upload was complete, which may go on.
         let (upstreams, origin, places) = (
             self.upstreams.clone(),
             self.origin.clone(),

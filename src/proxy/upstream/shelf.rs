@@ -96,7 +96,7 @@ pub(super) struct Shelves {
 impl Shelves {
     /// A host's shelf.
     pub fn of(&mut self, origin: &Arc<Origin>) -> &mut Shelf {
-        if self.by_origin.len() >= ORIGINS_MAX && !self.by_origin.contains_key(origin) {
+        if !self.by_origin.contains_key(origin) && self.by_origin.len() >= ORIGINS_MAX {
             self.forget_one();
         }
         let shelf = self
@@ -173,7 +173,7 @@ impl Shelves {
         for shelf in self.by_origin.values_mut() {
             shelf
                 .idle
-                .retain(|(one, since)| !one.is_closed() && fresh(since));
+                .retain_mut(|(one, since)| !one.is_closed() && fresh(since));
             shelf.shared.retain_mut(|(many, used)| {
                 if !many.is_idle() {
                     *used = now;

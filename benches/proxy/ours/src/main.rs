@@ -8,7 +8,7 @@ use std::sync::Arc;
 
 use clap::Parser;
 use opencomputer::proxy::{
-    Binding, EgressSettings, Policy, SandboxCa, SandboxProxy, SealedToken, Target,
+    Binding, EgressSettings, Placement, Policy, SandboxCa, SandboxProxy, SealedToken, Target,
 };
 use opencomputer::secret::SecretValue;
 use rustls::pki_types::CertificateDer;
@@ -69,6 +69,7 @@ async fn serve(args: Args) -> Result<()> {
             token,
             value: SecretValue::from(args.value.clone()),
             hosts: vec![args.host.parse()?],
+            placement: Placement::default(),
         };
         let policy = Policy::new(Vec::new(), vec![secret], true, true);
         let ca = SandboxCa::generate(&format!("bench-{number}"))?;

@@ -9,7 +9,8 @@ use std::sync::Arc;
 
 use clap::Parser;
 use opencomputer::proxy::{
-    Binding, Decision, EgressSettings, Policy, SandboxCa, SandboxProxy, SealedToken, Target,
+    Binding, Decision, EgressSettings, Placement, Policy, SandboxCa, SandboxProxy, SealedToken,
+    Target,
 };
 use opencomputer::secret::SecretValue;
 use rustls::pki_types::pem::PemObject;
@@ -58,6 +59,7 @@ impl Idler {
             token,
             value: SecretValue::from(args.value.clone()),
             hosts: vec![args.host.parse()?],
+            placement: Placement::default(),
         };
         let policy = Policy::new(Vec::new(), vec![secret], true, true);
         let ca = SandboxCa::generate("bench")?;
