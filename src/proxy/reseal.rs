@@ -7,15 +7,15 @@
 //! - Only bytes that are at this moment the beginning of a spelling are held back: an event
 //!   stream is delivered as it comes. At most the longest spelling less one byte is held.
 
-use std::collections::HashMap;
-use std::sync::Arc;
-use std::sync::atomic::{AtomicU64, Ordering};
+mod machine;
 
-use aho_corasick::Anchored;
-use aho_corasick::automaton::{Automaton, StateID};
-use aho_corasick::nfa::contiguous::NFA;
+use std::sync::atomic::{AtomicU64, Ordering};
+use std::sync::{Arc, OnceLock};
+
+use aho_corasick::automaton::StateID;
 use zeroize::Zeroizing;
 
+use self::machine::{Bytes256, Machine};
 use super::body::{STEP_BYTES_MAX, StreamError, Transform};
 use super::entropy::reseal_possible;
 use super::forms::{Spelling, Spellings, spellings};
@@ -31,16 +31,21 @@ const GUESS_BYTES_MIN: usize = 5;
 /// Different lengths of beginnings that may come to nothing, for all answers under one policy.
 const GUESSES_MAX: u32 = 12;
 
-/// One automaton over every spelling of every value a host may receive.
+/// Spellings of so many bytes are made into an automaton when one is needed: it takes about a
+/// millisecond then, and in most sandboxes no answer ever holds the beginning of a value.
+const READ_LATE_BYTES_MAX: usize = 8 * 1024;
+
+/// Every spelling of every value a host may receive.
 pub(crate) struct Patterns {
     scout: Scout,
-    nfa: NFA,
-    start: StateID,
-    /// At most how many of the bytes read so far may still become a spelling; absent means none.
-    /// Sorted by state: there are as many states as bytes in all spellings, so size matters.
-    depth: Vec<(StateID, u32)>,
+    spellings: Vec<Zeroizing<Vec<u8>>>,
+    machine: OnceLock<Option<Machine>>,
     finds: Vec<Find>,
     guesses: Guesses,
+    /// The bytes with which spellings begin.
+    firsts: Bytes256,
+    /// Bytes of the shortest spelling.
+    shortest: usize,
     #[cfg(test)]
     longest: usize,
     /// The values as they look in the name of a field, which has no upper case.
@@ -105,31 +110,14 @@ impl Patterns {
 
     fn of(all: &Spellings<'_>, names: Vec<Zeroizing<Vec<u8>>>) -> Option<Arc<Self>> {
         let scout = Scout::new(all.keys().map(Spelling::bytes))?;
-        let nfa = NFA::new(all.keys().map(Spelling::bytes)).ok()?;
-        let start = nfa.start_state(Anchored::No).ok()?;
-        let mut depth: HashMap<StateID, usize> = HashMap::new();
-        // A spelling that no other one continues is settled at its last byte: there the bytes
-        // that may still grow are fewer than it. Interiors come second and win.
-        for interior in [false, true] {
-            for pattern in all.keys().map(Spelling::bytes) {
-                let mut state = start;
-                for (read, &byte) in (1..).zip(pattern) {
-                    state = nfa.next_state(Anchored::No, state, byte);
-                    if interior && read < pattern.len() {
-                        depth.insert(state, read);
-                    } else if !interior && read == pattern.len() {
-                        depth.insert(state, read - 1);
-                    }
-                }
-            }
-        }
-        let mut depth: Vec<(StateID, u32)> = depth
-            .into_iter()
-            .map(|(state, read)| (state, read as u32))
-            .collect();
-        depth.sort_unstable_by_key(|(state, _)| *state);
-        #[cfg(test)]
-        let longest = all.keys().map(|pattern| pattern.bytes().len()).max()?;
+        let spellings = all.keys().map(|one| Zeroizing::new(one.bytes().to_vec()));
+        let spellings: Vec<_> = spellings.collect();
+        let lengths = all.keys().map(|pattern| pattern.bytes().len());
+        let machine = Machine::of(&spellings)?;
+        let machine = match lengths.clone().sum::<usize>() {
+            0..=READ_LATE_BYTES_MAX => OnceLock::new(),
+            _ => OnceLock::from(Some(machine)),
+        };
         // The automaton numbers patterns in the order it was given them, which for an unchanged
         // map is the order of this second walk.
         let finds = all
@@ -142,15 +130,23 @@ impl Patterns {
             .collect();
         Some(Arc::new(Self {
             scout,
-            nfa,
-            start,
-            depth,
+            spellings,
+            machine,
             finds,
             guesses: Guesses::default(),
+            firsts: Bytes256::of(all.keys().filter_map(|one| one.bytes().first())),
+            shortest: lengths.clone().min()?,
             #[cfg(test)]
-            longest,
+            longest: lengths.max()?,
             names,
         }))
+    }
+
+    /// The automaton; `None` never, since the same one was made when this was: whoever finds none
+    /// all the same lets nothing pass.
+    fn machine(&self) -> Option<&Machine> {
+        let made = self.machine.get_or_init(|| Machine::of(&self.spellings));
+        made.as_ref()
     }
 
     /// Takes what was guessed so far as if it had not been.
@@ -171,62 +167,53 @@ impl Patterns {
         })
     }
 
-    fn depth(&self, state: StateID) -> usize {
-        match self.depth.binary_search_by_key(&state, |(state, _)| *state) {
-            Ok(at) => self.depth[at].1 as usize,
-            Err(_) => 0,
-        }
-    }
-
-    /// The longest pattern that ends in `state`.
-    fn found(&self, state: StateID) -> Option<usize> {
-        if !self.nfa.is_match(state) {
-            return None;
-        }
-        (0..self.nfa.match_len(state))
-            .map(|index| self.nfa.match_pattern(state, index).as_usize())
-            .max_by_key(|&pattern| self.finds.get(pattern).map_or(0, |find| find.length))
+    /// At most how many of the bytes read up to `state` may still become a spelling.
+    fn depth(&self, state: Option<StateID>) -> usize {
+        // Where something has begun, there is an automaton.
+        let machine = state.and_then(|state| Some((self.machine()?, state)));
+        machine.map_or(0, |(machine, state)| machine.depth(state))
     }
 
     /// Tells beginning and end of each spelling in `bytes`, of those that end at one place the
     /// shortest, in the order of their ends.
     pub fn each_find(&self, bytes: &[u8], mut tell: impl FnMut(usize, usize)) {
-        let (mut at, mut state) = (0, self.start);
-        loop {
-            if state == self.start {
-                at = self.skip(bytes, at);
-            }
-            let Some(&byte) = bytes.get(at) else {
-                return;
-            };
-            state = self.nfa.next_state(Anchored::No, state, byte);
+        let Some(mut at) = self.scout.next(bytes, 0) else {
+            return;
+        };
+        let Some(machine) = self.machine() else {
+            return tell(0, bytes.len());
+        };
+        let mut state = None;
+        while let Some(&byte) = bytes.get(at) {
+            state = machine.next(state, byte);
             at += 1;
-            if self.nfa.is_match(state) {
-                let ended = (0..self.nfa.match_len(state))
-                    .map(|index| self.nfa.match_pattern(state, index).as_usize());
-                let lengths = ended.filter_map(|pattern| Some(self.finds.get(pattern)?.length));
-                if let Some(shortest) = lengths.min() {
-                    tell(at - shortest, at);
+            let ended = state.into_iter().flat_map(|state| machine.ended(state));
+            let lengths = ended.filter_map(|pattern| Some(self.finds.get(pattern)?.length));
+            if let Some(shortest) = lengths.min() {
+                tell(at - shortest, at);
+            }
+            if state.is_none() {
+                match self.scout.next(bytes, at) {
+                    Some(candidate) => at = candidate,
+                    None => return,
                 }
             }
         }
     }
 
-    /// Where in `bytes`, from `at` on, something may begin that needs reading.
-    fn skip(&self, bytes: &[u8], at: usize) -> usize {
-        // A spelling may begin in the tail and go on in what is still to come.
-        let tail = bytes.len().saturating_sub(PREFIX_BYTES - 1).max(at);
-        self.scout.next(bytes, at).unwrap_or(tail)
-    }
-
     /// How many of the last bytes of `bytes`, in which no spelling begins before the last few, may
     /// be the beginning of one.
     fn pending(&self, bytes: &[u8]) -> usize {
-        let tail = bytes.len().saturating_sub(PREFIX_BYTES - 1);
-        let state = bytes[tail..].iter().fold(self.start, |state, &byte| {
-            self.nfa.next_state(Anchored::No, state, byte)
-        });
-        self.depth(state)
+        let tail = bytes.len().min(PREFIX_BYTES - 1);
+        let begins = |bytes: &[u8]| {
+            let first = bytes
+                .first()
+                .is_some_and(|&byte| self.firsts.contains(byte));
+            first && self.spellings.iter().any(|one| one.starts_with(bytes))
+        };
+        let mut sizes = (1..=tail).rev();
+        let found = sizes.find(|size| begins(&bytes[bytes.len() - size..]));
+        found.unwrap_or(0)
     }
 }
 
@@ -234,9 +221,12 @@ impl Patterns {
 pub(crate) struct Resealer {
     patterns: Arc<Patterns>,
     tally: Arc<Tally>,
-    state: StateID,
-    /// Bytes not yet given out; the automaton has read all of them between calls.
+    /// `None` where nothing has begun.
+    state: Option<StateID>,
+    /// Bytes not yet given out.
     held: Zeroizing<Vec<u8>>,
+    /// How many of them, the last, no automaton has read: fewer than tell a beginning.
+    unread: usize,
     best: Option<Candidate>,
     /// How many bytes were held back when the answer last paused; 0: it did not, or none were.
     paused: usize,
@@ -252,22 +242,23 @@ struct Candidate {
 
 impl Resealer {
     pub fn new(patterns: Arc<Patterns>, tally: Arc<Tally>) -> Self {
-        let state = patterns.start;
         Self {
             patterns,
             tally,
-            state,
+            state: None,
             held: Zeroizing::default(),
+            unread: 0,
             best: None,
             paused: 0,
         }
     }
 
-    /// Reads `held` from `at` on and gives out what is settled; `last` settles everything.
-    fn run(&mut self, mut at: usize, last: bool, out: &mut Vec<u8>) {
-        let mut given = 0;
+    /// Reads the last `unread` bytes of `held` and gives out what is settled; `last` settles
+    /// everything.
+    fn run(&mut self, last: bool, out: &mut Vec<u8>) -> Result<(), StreamError> {
+        let (mut at, mut given) = (self.held.len() - self.unread, 0);
         loop {
-            at = self.read(at);
+            at = self.read(at)?;
             let live = at - self.patterns.depth(self.state);
             match self.best.take() {
                 Some(best) if last || at < self.held.len() || best.start < live => {
@@ -275,18 +266,19 @@ impl Resealer {
                     given = best.end;
                     // What began inside the find is gone with it: read on from its end.
                     at = best.end;
-                    self.state = self.patterns.start;
+                    self.state = None;
                 }
                 best => {
                     let keep_from = if last { self.held.len() } else { live };
                     out.extend_from_slice(&self.held[given..keep_from]);
+                    self.unread = self.held.len() - at.max(keep_from);
                     self.held.drain(..keep_from);
                     self.best = best.map(|best| Candidate {
                         start: best.start - keep_from,
                         end: best.end - keep_from,
                         pattern: best.pattern,
                     });
-                    return;
+                    return Ok(());
                 }
             }
         }
@@ -294,11 +286,11 @@ impl Resealer {
 
     /// Reads as [`run`](Self::run) does, and counts a beginning at which the answer had paused when
     /// it comes to nothing.
-    fn read_on(&mut self, at: usize, last: bool, out: &mut Vec<u8>) {
+    fn read_on(&mut self, last: bool, out: &mut Vec<u8>) -> Result<(), StreamError> {
         let beginning = self.held.get(..self.paused).map(<[u8]>::to_vec);
         let beginning = beginning.map(Zeroizing::new).unwrap_or_default();
         let before = out.len();
-        self.run(at, last, out);
+        self.run(last, out)?;
         let given = out.get(before..).unwrap_or_default();
         if !given.is_empty() {
             self.paused = 0;
@@ -307,23 +299,30 @@ impl Resealer {
                 self.patterns.guesses.count(beginning.len());
             }
         }
+        Ok(())
     }
 
-    /// Reads until a find is settled or the bytes end; returns how far it came.
-    fn read(&mut self, mut at: usize) -> usize {
+    /// Reads until a find is settled or only bytes are left that don't tell whether something begins
+    /// in them; returns how far it came.
+    fn read(&mut self, mut at: usize) -> Result<usize, Refusal> {
         let patterns = &*self.patterns;
         while at < self.held.len() {
-            if self.best.is_none() && self.state == patterns.start {
-                at = patterns.skip(&self.held, at);
-                if at == self.held.len() {
-                    break;
+            if self.best.is_none() && self.state.is_none() {
+                match patterns.scout.next(&self.held, at) {
+                    Some(candidate) => at = candidate,
+                    None => return Ok(self.held.len() - patterns.pending(&self.held[at..])),
                 }
             }
-            self.state = patterns
-                .nfa
-                .next_state(Anchored::No, self.state, self.held[at]);
+            let machine = patterns.machine().ok_or(Refusal::Internal)?;
+            self.state = machine.next(self.state, self.held[at]);
             at += 1;
-            if let Some(pattern) = patterns.found(self.state) {
+            let length =
+                |pattern: &usize| patterns.finds.get(*pattern).map_or(0, |find| find.length);
+            let ended = self
+                .state
+                .into_iter()
+                .flat_map(|state| machine.ended(state));
+            if let Some(pattern) = ended.max_by_key(length) {
                 let start = at - patterns.finds[pattern].length;
                 if self.best.is_none_or(|best| start <= best.start) {
                     self.best = Some(Candidate {
@@ -340,7 +339,7 @@ impl Resealer {
                 break;
             }
         }
-        at
+        Ok(at)
     }
 
     fn replace(&self, find: Candidate, given: usize, out: &mut Vec<u8>) {
@@ -363,10 +362,9 @@ impl Drop for Resealer {
 impl Transform for Resealer {
     fn push(&mut self, input: &[u8], out: &mut Vec<u8>) -> Result<(), StreamError> {
         self.patterns.guesses.check()?;
-        let at = self.held.len();
         self.held.extend_from_slice(input);
-        self.read_on(at, false, out);
-        Ok(())
+        self.unread += input.len();
+        self.read_on(false, out)
     }
 
     fn flush(&mut self, _out: &mut Vec<u8>) -> Result<(), StreamError> {
@@ -375,8 +373,7 @@ impl Transform for Resealer {
     }
 
     fn finish(&mut self, out: &mut Vec<u8>) -> Result<(), StreamError> {
-        self.read_on(self.held.len(), true, out);
-        Ok(())
+        self.read_on(true, out)
     }
 
     fn passes(&mut self, input: &[u8]) -> usize {
@@ -405,12 +402,18 @@ pub(crate) fn reseal_all(
     tally: &Arc<Tally>,
     bytes: &[u8],
 ) -> Option<Vec<u8>> {
-    // No spelling begins in it, and one that is all in it begins in it.
-    patterns.scout.next(bytes, 0)?;
+    // One that is all in it begins in it.
+    if bytes.len() < patterns.shortest || patterns.scout.next(bytes, 0).is_none() {
+        return None;
+    }
     let mut stream = Resealer::new(patterns.clone(), tally.clone());
     stream.held.extend_from_slice(bytes);
+    stream.unread = bytes.len();
     let mut out = Vec::with_capacity(bytes.len());
-    stream.run(0, true, &mut out);
+    if stream.run(true, &mut out).is_err() {
+        // Nothing of what can't be searched.
+        return Some(Vec::new());
+    }
     (out != bytes).then_some(out)
 }
 
