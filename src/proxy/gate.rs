@@ -32,7 +32,7 @@ const CONNECTIONS_MAX: usize = 256;
 /// Request bodies of one sandbox held in memory at once, four mebibytes each at most.
 const GATHERED_BODIES_MAX: usize = 32;
 /// A connection on which nothing moves this long is cut.
-const IDLE_TIMEOUT: Duration = Duration::from_secs(10 * 60);
+pub(crate) const IDLE_TIMEOUT: Duration = Duration::from_secs(10 * 60);
 /// Longest a request waits for its record to be durable (strict audit).
 const ANNOUNCE_WAIT: Duration = Duration::from_secs(5);
 

@@ -235,6 +235,11 @@ impl Meter {
     fn moved(&self, counter: &AtomicU64, of_all: &AtomicU64, bytes: usize) {
         counter.fetch_add(bytes as u64, Ordering::Relaxed);
         of_all.fetch_add(bytes as u64, Ordering::Relaxed);
+        self.moved_now();
+    }
+
+    /// Something moved that is not counted in bytes.
+    pub fn moved_now(&self) {
         // 64 bits of milliseconds outlast any machine.
         let now = u64::try_from(self.begun.elapsed().as_millis()).unwrap_or(u64::MAX);
         self.last_ms.store(now, Ordering::Relaxed);

@@ -35,6 +35,7 @@ mod escape;
 mod exchange;
 mod explicit;
 mod forms;
+mod frames;
 mod framing;
 #[cfg(fuzzing)]
 #[path = "../../fuzz/src/properties.rs"]

@@ -20,9 +20,10 @@ use hyper_util::rt::{TokioIo, TokioTimer};
 use super::body::OutBody;
 use super::connection::HEAD_BYTES_MAX;
 use super::exchange::Exchange;
+use super::frames::Framed;
 use super::framing::{Seat, Watched};
-use super::gate::SandboxProxy;
-use super::io::Duplex;
+use super::gate::{IDLE_TIMEOUT, SandboxProxy};
+use super::io::{Duplex, Meter};
 use super::origin::Origin;
 use super::refusal::Refusal;
 use super::streams::{End, Streams, drive};
@@ -49,6 +50,8 @@ pub(crate) fn http_server() -> http1::Builder {
     let mut server = http1::Builder::new();
     server
         .timer(TokioTimer::new())
+        // A program may end its side after the request and still wait for the answer.
+        .half_close(true)
         .header_read_timeout(HEAD_TIMEOUT)
         .max_buf_size(HEAD_BYTES_MAX)
         .max_header_size(HEAD_BYTES_MAX);
@@ -81,7 +84,7 @@ pub(crate) async fn requests(
     let (host, port) = (origin.host.clone(), origin.port);
     let exchange = Exchange::new(proxy.clone(), origin);
     let served = match two {
-        true => serve_two(exchange, io).await,
+        true => serve_two(exchange, io, IDLE_TIMEOUT).await,
         false => serve_one(&exchange, io).await,
     };
     if let Err(error) = served {
@@ -112,13 +115,55 @@ async fn serve_one(exchange: &Exchange, io: impl Duplex + 'static) -> hyper::Res
     served
 }
 
-async fn serve_two(exchange: Exchange, io: impl Duplex + 'static) -> hyper::Result<()> {
+/// Ends when nothing but PINGs has moved for `idle`.
+async fn serve_two(
+    exchange: Exchange,
+    io: impl Duplex + 'static,
+    idle: Duration,
+) -> hyper::Result<()> {
     let exchange = Arc::new(exchange);
     let service = service_fn(move |request: Request<Incoming>| {
         let exchange = exchange.clone();
         async move { Ok::<Response<OutBody>, Infallible>(exchange.answer(request, Seat::Any).await) }
     });
-    let streams = Streams::default();
-    let connection = http2_server(streams.clone()).serve_connection(TokioIo::new(io), service);
-    drive(connection, streams, End::WithConnection).await
+    let (streams, meter) = (Streams::default(), Meter::new(Arc::default()));
+    let io = TokioIo::new(Framed::new(io, meter.clone()));
+    let connection = http2_server(streams.clone()).serve_connection(io, service);
+    tokio::select! {
+        served = drive(connection, streams, End::WithConnection) => served,
+        () = meter.idle_for(idle) => Ok(()),
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::proxy::{EgressSettings, SandboxCa};
+    use hyper_util::rt::TokioExecutor;
+
+    /// Goal: an HTTP/2 connection on which only PINGs move is cut, and not before its time.
+    /// Method: a program that asks every few milliseconds whether the proxy lives.
+    #[tokio::test]
+    async fn a_connection_of_pings_alone_is_cut() {
+        let (trail, _decisions) = tokio::sync::mpsc::channel(8);
+        let ca = SandboxCa::generate("sb-test").unwrap();
+        let proxy = SandboxProxy::new(Arc::new(EgressSettings::default()), ca, None, trail);
+        let origin = Origin::new("a.test".parse().unwrap(), 443, true).unwrap();
+        let (near, far) = tokio::io::duplex(64 * 1024);
+        let idle = Duration::from_millis(400);
+        let begun = std::time::Instant::now();
+        let served = tokio::spawn(serve_two(Exchange::new(proxy, origin), far, idle));
+        let (_sender, connection) = hyper::client::conn::http2::Builder::new(TokioExecutor::new())
+            .timer(TokioTimer::new())
+            .keep_alive_interval(Duration::from_millis(20))
+            .keep_alive_while_idle(true)
+            .handshake::<_, OutBody>(TokioIo::new(near))
+            .await
+            .unwrap();
+        let driven = tokio::spawn(connection);
+        let ended = tokio::time::timeout(Duration::from_secs(10), served).await;
+        assert!(ended.is_ok(), "PINGs kept it open");
+        assert!(begun.elapsed() >= idle);
+        driven.abort();
+    }
 }

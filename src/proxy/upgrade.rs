@@ -3,6 +3,7 @@
 //! Invariants: the only protocol switched to is the one asked for and looked into; it has a
 //! connection to the host of its own; the record of the request that opened it ends with it.
 
+use std::collections::BTreeSet;
 use std::sync::Arc;
 
 use bytes::Bytes;
@@ -31,6 +32,8 @@ pub(crate) struct Opened {
     request: request::Parts,
     /// Holds the connection to the host.
     _lease: Lease,
+    /// Names of the secrets that were announced.
+    announced: BTreeSet<String>,
     /// Absent until the answer is on its way.
     pub record: Option<Record>,
 }
@@ -78,6 +81,7 @@ impl Exchange {
             far,
             request,
             _lease: lease,
+            announced: rules.secret_names().map(str::to_owned).collect(),
             record: None,
         });
         let mut response = Response::new(Ahead::of(Content::None).await);
@@ -111,6 +115,10 @@ impl Exchange {
                     .rules_for(&origin.host, origin.tls, strict)
                     .for_request(&opened.request)
             },
+            announce: Box::new(|rules| {
+                Box::pin(async move { self.proxy().announce(&rules, record, true).await })
+            }),
+            announced: opened.announced,
             tally: record.tally.clone(),
             up: record.up.clone(),
             down: record.down.clone(),

@@ -186,3 +186,34 @@ async fn an_expectation_over_http2_ends() {
     }
     world.finish();
 }
+
+/// Goal: a program that ends its side after a whole request still gets the answer, with and without
+/// TLS, also when the host takes its time.
+#[tokio::test]
+async fn a_half_closed_request_is_answered() {
+    let world = World::new(&Setup {
+        inspect_all: true,
+        ..Setup::default()
+    });
+    let late: crate::world::Answer = std::sync::Arc::new(|_| {
+        std::thread::sleep(std::time::Duration::from_millis(100));
+        crate::world::ok(b"late")
+    });
+    let (plain, secure) = (
+        crate::world::upstream(None, late.clone()).await,
+        world.host(late).await,
+    );
+    for tls in [false, true] {
+        let mut stream: Io = match tls {
+            true => world.secure("api.test", secure.port).await,
+            false => Box::new(world.connect("api.test", plain.port).await),
+        };
+        let body = "POST / HTTP/1.1\r\nhost: api.test\r\ncontent-length: 4\r\n\r\nbody";
+        send(&mut stream, body).await;
+        stream.shutdown().await.unwrap();
+        let reply = crate::wire::receive(&mut stream).await;
+        assert_eq!((reply.status(), &*reply.text()), (200, "late"), "{tls}");
+        assert_eq!(soon(stream.read(&mut [0; 9])).await.unwrap_or(0), 0);
+    }
+    world.finish();
+}

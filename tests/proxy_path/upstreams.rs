@@ -230,3 +230,41 @@ async fn sessions_are_resumed_in_their_own_sandbox_only() {
     one.finish();
     two.finish();
 }
+
+/// Goal: a policy that takes another host away while a connection is being made ends nothing.
+/// Method: a host that is slow to shake hands.
+#[tokio::test]
+async fn a_policy_change_during_a_dial_is_no_failure() {
+    let allowing = |hosts: &[&'static str]| Setup {
+        allowlist: hosts.to_vec(),
+        ..Setup::default()
+    };
+    let world = World::new(&allowing(&["api.test", "other.test"]));
+    let names = ["api.test", "other.test"];
+    let other = host2(world.authority.acceptor_offering(&names, &["h2"]), echo2).await;
+    let mut client = client2(&world, "other.test", other.port).await;
+    let request = get2(&format!("https://other.test:{}/", other.port));
+    assert_eq!(ask2(&mut client, request).await.unwrap().status, 200);
+
+    let tls = world.authority.acceptor_offering(&names, &["h2"]);
+    let slow = host2(tls, echo2).await;
+    let listener = TcpListener::bind("127.0.0.1:0").await.unwrap();
+    let port = listener.local_addr().unwrap().port();
+    tokio::spawn(async move {
+        while let Ok((mut near, _)) = listener.accept().await {
+            tokio::spawn(async move {
+                tokio::time::sleep(Duration::from_millis(700)).await;
+                let far = TcpStream::connect(("127.0.0.1", slow.port)).await;
+                let _ = tokio::io::copy_bidirectional(&mut near, &mut far.unwrap()).await;
+            });
+        }
+    });
+    let mut client = client2(&world, "api.test", port).await;
+    let request = get2(&format!("https://api.test:{port}/"));
+    let asked = tokio::spawn(async move { ask2(&mut client, request).await });
+    tokio::time::sleep(Duration::from_millis(300)).await;
+    world.set_policy(&allowing(&["api.test"]));
+    let reply = soon(asked).await.unwrap().unwrap();
+    assert_eq!(reply.status, 200, "{}", reply.text());
+    world.finish();
+}

@@ -667,6 +667,73 @@ async fn an_open_websocket_follows_the_policy() {
     world.finish();
 }
 
+/// With strict audit a secret that is bound to the host while a WebSocket is open is put into nothing
+/// before it was announced; where that fails, the WebSocket ends.
+#[tokio::test]
+async fn secrets_bound_later_are_announced_first() {
+    let before = || Setup {
+        strict_audit: true,
+        inspect_all: true,
+        hosts: vec!["sub.api.test"],
+        ..Setup::default()
+    };
+    for recorded in [true, false] {
+        let mut world = World::new(&before());
+        let (announcements, mut waiting) = tokio::sync::mpsc::channel(8);
+        world.proxy.announce_to(announcements);
+        let (port, heard) = echo(&world).await;
+        let token = world.token.to_string();
+        let mut io = open(&world, port).await;
+        world.set_policy(&Setup {
+            hosts: vec!["api.test", "sub.api.test"],
+            ..before()
+        });
+        let announced = soon(waiting.recv()).await.unwrap();
+        assert_eq!(announced.sending.secrets, ["API_KEY"]);
+        say(&mut io, Frame::new(TEXT, &token)).await;
+        assert_eq!(read_whole(&mut io).await.unwrap().payload, token.as_bytes());
+        let sent = heard.lock().unwrap().pop().unwrap().payload;
+        assert_eq!(sent, token.as_bytes(), "nothing is replaced before");
+        if recorded {
+            announced.recorded.send(()).unwrap();
+            while heard
+                .lock()
+                .unwrap()
+                .pop()
+                .is_none_or(|one| one.payload != VALUE.as_bytes())
+            {
+                say(&mut io, Frame::new(TEXT, &token)).await;
+                assert_eq!(read_whole(&mut io).await.unwrap().payload, token.as_bytes());
+            }
+            // A rotation brings no new name.
+            let value = "CANARY-rotated-0003";
+            let hosts = vec!["api.test"];
+            world.set_policy(&Setup {
+                value,
+                hosts,
+                ..before()
+            });
+            while heard
+                .lock()
+                .unwrap()
+                .pop()
+                .is_none_or(|one| one.payload != value.as_bytes())
+            {
+                say(&mut io, Frame::new(TEXT, &token)).await;
+                assert_eq!(read_whole(&mut io).await.unwrap().payload, token.as_bytes());
+            }
+            assert!(waiting.try_recv().is_err());
+        } else {
+            drop(announced);
+            let closed = read_whole(&mut io).await.unwrap().closing();
+            assert_eq!(closed, (1008, "audit_unrecorded".to_owned()));
+            drop(io);
+            assert_eq!(world.decision().await.reason, "audit_unrecorded");
+        }
+        world.finish();
+    }
+}
+
 /// A WebSocket without TLS carries messages and no value.
 #[tokio::test]
 async fn a_websocket_without_tls_carries_no_secret() {

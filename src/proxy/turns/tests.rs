@@ -1,10 +1,13 @@
 use std::sync::atomic::AtomicUsize;
 
 use http_body_util::BodyExt;
+use tokio::io::{AsyncReadExt, AsyncWriteExt};
 
 use super::*;
 use crate::proxy::body::{StreamError, Transform, TransformedBody, Work};
+use crate::proxy::policy::Policy;
 use crate::proxy::tally::Tally;
+use crate::proxy::websocket::{Relay, Terms};
 
 /// A body whose free work is used up.
 fn worker(share: &Share) -> Turn {
@@ -236,4 +239,56 @@ impl Transform for Upper {
     fn finish(&mut self, _out: &mut Vec<u8>) -> Result<(), StreamError> {
         Ok(())
     }
+}
+
+/// Goal: a WebSocket's work waits while all turns are another's. Method: the one turn there is is
+/// held, and a message that needs more than its free work gets no further.
+#[tokio::test]
+async fn websockets_take_turns() {
+    let turns = Turns::new(1);
+    let mut hog = worker(&Share::of(&turns));
+    let cx = &mut Context::from_waker(Waker::noop());
+    assert!(hog.poll_begin(cx).is_ready());
+
+    let policy = Arc::new(Policy::new(Vec::new(), Vec::new(), true, true));
+    let (_policies, watched) = tokio::sync::watch::channel(Some(policy));
+    let terms = Terms {
+        policy: watched,
+        rules: |policy: &Policy| Ok(policy.rules_for(&"a.test".parse().unwrap(), true, false)),
+        announce: Box::new(|_| Box::pin(std::future::ready(Ok(())))),
+        announced: Default::default(),
+        tally: Arc::new(Tally::of(Share::of(&turns))),
+        up: Arc::default(),
+        down: Arc::default(),
+    };
+    let (program, near) = tokio::io::duplex(1024);
+    let (mut host, far) = tokio::io::duplex(1024);
+    tokio::spawn(async move { Relay::plain().run(near, far, terms).await });
+    let sending = tokio::spawn(async move {
+        let mut program = program;
+        const LENGTH: usize = 4 * 1024 * 1024;
+        let head = [
+            &[0x82, 0x80 | 127][..],
+            &(LENGTH as u64).to_be_bytes(),
+            &[0; 4],
+        ]
+        .concat();
+        program.write_all(&head).await.unwrap();
+        program.write_all(&vec![b'x'; LENGTH]).await.unwrap();
+        program
+    });
+    let came = Arc::new(AtomicUsize::new(0));
+    let counted = came.clone();
+    tokio::spawn(async move {
+        let mut buffer = vec![0; 64 * 1024];
+        while let Ok(size @ 1..) = host.read(&mut buffer).await {
+            counted.fetch_add(size, Ordering::SeqCst);
+        }
+    });
+    tokio::time::sleep(Duration::from_millis(300)).await;
+    assert!(came.load(Ordering::SeqCst) < 1024 * 1024, "{came:?}");
+    assert!(!sending.is_finished());
+    hog.end();
+    let _program = tokio::time::timeout(Duration::from_secs(30), sending).await;
+    assert!(_program.is_ok(), "{came:?}");
 }

@@ -127,8 +127,7 @@ impl Upstreams {
         version: Version,
     ) -> Result<Lease, Refusal> {
         let place = place(&self.places).await?;
-        let generation = self.lock().generation;
-        let (link, exchange) = self.link(dialer, origin, version, generation).await?;
+        let (link, exchange, generation) = self.link(dialer, origin, version).await?;
         Ok(Lease {
             upstreams: self.clone(),
             origin: origin.clone(),
@@ -162,11 +161,13 @@ impl Upstreams {
         dialer: &Dialer,
         origin: &Arc<Origin>,
         version: Version,
-        generation: u64,
-    ) -> Result<(Link, Option<OwnedSemaphorePermit>), Refusal> {
+    ) -> Result<(Link, Option<OwnedSemaphorePermit>, u64), Refusal> {
         for _ in 0..LOOKS_MAX {
+            // A new policy meanwhile makes what was dialled before it useless for others, and for
+            // this request too, which looks again. Whether it may still go on is asked elsewhere.
+            let generation = self.lock().generation;
             let (exchanges, speaks) = match self.look(origin, version) {
-                Look::Shared(share) => return Ok((Link::Many(share), None)),
+                Look::Shared(share) => return Ok((Link::Many(share), None, generation)),
                 Look::Flight(flight, alpn) => {
                     // Many requests at once need one connection, not one each.
                     let made = self.make(dialer, origin, alpn, generation);
@@ -180,12 +181,13 @@ impl Upstreams {
             let place = place(&exchanges).await?;
             while let Some(mut one) = self.take_idle(origin) {
                 if one.is_ready() {
-                    return Ok((Link::One(one), Some(place)));
+                    return Ok((Link::One(one), Some(place), generation));
                 }
             }
             match dialer.open(origin, Alpn::One).await {
                 Ok((stream, _)) => {
-                    return Ok((Link::One(One::open(stream, false).await?), Some(place)));
+                    let one = One::open(stream, false).await?;
+                    return Ok((Link::One(one), Some(place), generation));
                 }
                 Err(Refusal::NoCommonProtocol) if speaks == Speaks::Unknown => {
                     self.lock().of(origin).speaks = Speaks::OnlyTwo;
