@@ -9,6 +9,7 @@
 //! | HTTP | request by request under the same rules, without substitution |
 //! | anything else, or one second of silence | through unread if [`Policy::permits_opaque`], else closed |
 //!
+//! One that stays silent for four seconds where that is refused is told so, but on the ports of HTTP.
 //! A connection that was silent and then speaks before the host does is judged anew by what it
 //! says, so that waiting gains nothing.
 
@@ -47,6 +48,11 @@ pub(crate) const HEAD_FIELDS_MAX: usize = 100;
 const HANDSHAKE_TIMEOUT: Duration = Duration::from_secs(10);
 /// Silence after which the host may be one that speaks first (SSH, SMTP, databases).
 const SILENCE: Duration = Duration::from_secs(1);
+/// Silence after which a program is told that its host must not speak first, on ports where that is
+/// usual. Where programs connect ahead of need, to HTTP, they may be silent for longer.
+const SILENCE_TOLD: Duration = Duration::from_secs(4);
+/// Ports on which the program speaks first.
+const HTTP_PORTS: [u16; 4] = [80, 443, 8080, 8443];
 /// How long a connection may stay silent otherwise.
 const FIRST_BYTE_TIMEOUT: Duration = Duration::from_secs(30);
 
@@ -105,13 +111,15 @@ pub(crate) fn transparent(
             host,
             port,
         };
-        let patience = if way.permits_opaque() {
-            SILENCE
-        } else {
-            FIRST_BYTE_TIMEOUT
+        let tells = !HTTP_PORTS.contains(&port);
+        let patience = match way.permits_opaque() {
+            true => SILENCE,
+            false if tells => SILENCE_TOLD,
+            false => FIRST_BYTE_TIMEOUT,
         };
         match opening::read(&mut io, patience).await {
             Opening::Silent if way.permits_opaque() => way.silent(io).await,
+            Opening::Silent if tells => way.tell_silent(io).await,
             opening => way.go(opening, io, None).await,
         }
     })
@@ -158,6 +166,27 @@ impl Way {
                 self.go(opening, io, Some(far)).await;
             }
         }
+    }
+
+    /// Tells a program that waits for a greeting why none comes, in a line as the protocol that is usual
+    /// on the port has them.
+    async fn tell_silent(self, mut io: Rewind) {
+        let refusal = self.proxy.judge(&self.host).err();
+        let refusal = refusal.unwrap_or(Refusal::ServerFirst);
+        self.refuse(&refusal).await;
+        let greeting = match self.port {
+            21 => "421 ",
+            25 | 587 => "554 ",
+            110 => "-ERR ",
+            143 => "* BYE ",
+            _ => "",
+        };
+        let line = format!("{greeting}{refusal}\r\n");
+        let farewell = async {
+            io.write_all(line.as_bytes()).await?;
+            io.shutdown().await
+        };
+        let _ = timeout(HANDSHAKE_TIMEOUT, farewell).await;
     }
 
     async fn opaque(self, io: Rewind, dialled: Option<TcpStream>) {

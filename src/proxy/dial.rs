@@ -117,27 +117,32 @@ impl Dialer {
     /// HTTP/2 was agreed on.
     pub async fn open(&self, origin: &Origin, alpn: Alpn) -> Result<(Stream, bool), Refusal> {
         match (&origin.host, origin.tls) {
-            (Host::Name(name), true) => {
-                let stream = self.connect_tls(name, origin.port, alpn).await?;
+            (host, true) => {
+                let stream = self.connect_tls(host, origin.port, alpn).await?;
                 let two = stream.get_ref().1.alpn_protocol() == Some(b"h2");
                 Ok((Box::new(stream), two))
             }
-            // No name, no certificate to verify.
-            (Host::Address(_), true) => Err(Refusal::AddressLiteral),
             (host, false) => Ok((Box::new(self.connect(host, origin.port).await?), false)),
         }
     }
 
-    /// A TLS connection to `name` whose certificate was verified for that name.
+    /// A TLS connection to `host` whose certificate was verified for that name or address.
     async fn connect_tls(
         &self,
-        name: &CanonicalName,
+        host: &Host,
         port: u16,
         alpn: Alpn,
     ) -> Result<TlsStream<Gulp<TcpStream>>, Refusal> {
-        let config = self.client_tls(name, alpn)?;
-        let server = ServerName::try_from(name.to_string()).map_err(|_| Refusal::HostName)?;
-        let stream = self.connect(&Host::Name(name.clone()), port).await?;
+        let (rule, server) = match host {
+            Host::Name(name) => {
+                let server = ServerName::try_from(name.to_string());
+                let server = server.map_err(|_| Refusal::HostName)?;
+                (self.settings.tls_rule(name), server)
+            }
+            Host::Address(ip) => (0, ServerName::from(ip.to_canonical())),
+        };
+        let config = self.client_tls(rule, alpn)?;
+        let stream = self.connect(host, port).await?;
         let connector = TlsConnector::from(config);
         let handshake = connector.connect_with(server, Gulp::new(stream), |session| {
             session.set_buffer_limit(Some(TLS_BUFFER_BYTES_MAX));
@@ -145,7 +150,7 @@ impl Dialer {
         match timeout(HANDSHAKE_TIMEOUT, handshake).await {
             Ok(Ok(stream)) => Ok(stream),
             Ok(Err(error)) => {
-                tracing::debug!(%name, %error, "TLS with the host failed");
+                tracing::debug!(%host, %error, "TLS with the host failed");
                 match no_common_protocol(&error) {
                     true => Err(Refusal::NoCommonProtocol),
                     false => Err(Refusal::UpstreamTls),
@@ -155,8 +160,7 @@ impl Dialer {
         }
     }
 
-    fn client_tls(&self, name: &CanonicalName, alpn: Alpn) -> Result<Arc<ClientConfig>, Refusal> {
-        let rule = self.settings.tls_rule(name);
+    fn client_tls(&self, rule: usize, alpn: Alpn) -> Result<Arc<ClientConfig>, Refusal> {
         let mut prepared = self.tls.lock().unwrap_or_else(PoisonError::into_inner);
         if let Some((_, config)) = prepared.iter().find(|(key, _)| *key == (rule, alpn)) {
             return Ok(config.clone());

@@ -8,6 +8,7 @@ use std::sync::atomic::{AtomicU64, Ordering};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::time::Duration;
 
+use bytes::Bytes;
 use http::{Request, Response, StatusCode, Version};
 use http_body::Body;
 use http_body_util::BodyExt;
@@ -15,8 +16,9 @@ use hyper::body::Incoming;
 use tokio::time::timeout;
 
 use super::answer::{Answer, Asked, incoming};
-use super::body::{CountedBody, OutBody};
+use super::body::{CountedBody, OutBody, StreamError};
 use super::decision::{Outcome, Protocol, Record};
+use super::delivery::{HoldingBody, Place, hold_head};
 use super::framing::Seat;
 use super::gate::SandboxProxy;
 use super::head::{check_request, rewrite_request, write_framing};
@@ -67,13 +69,15 @@ impl Exchange {
         record.method(request.method());
         let version = request.version();
         let mut standing = self.standing(&record);
+        // What its answer holds until it is written.
+        let mut place = None;
         let forwarded = tokio::select! {
             biased;
             refusal = standing.ends() => Err(refusal),
-            forwarded = self.forward(request, seat, &mut record) => forwarded,
+            forwarded = self.forward(request, seat, &mut record, &mut place) => forwarded,
         };
         match forwarded {
-            Ok(response) => {
+            Ok(mut response) => {
                 record.status(response.status());
                 if response.status() == StatusCode::SWITCHING_PROTOCOLS {
                     if let Some(opened) = &mut *self.opened() {
@@ -82,13 +86,16 @@ impl Exchange {
                     return response.map(BodyExt::boxed_unsync);
                 }
                 let bytes = record.down.clone();
-                response.map(|body| {
-                    if body.is_whole() {
-                        // There is nothing left to cut.
-                        return CountedBody::new(body, bytes, record).boxed_unsync();
+                if let Some(place) = &place {
+                    hold_head(response.headers_mut(), place);
+                }
+                response.map(|body| match body.is_whole() {
+                    // There is nothing left to cut.
+                    true => holding(CountedBody::new(body, bytes, record), place),
+                    false => {
+                        let body = CutBody::new(body, standing);
+                        holding(CountedBody::new(body, bytes, record), place)
                     }
-                    let body = CutBody::new(body, standing);
-                    CountedBody::new(body, bytes, record).boxed_unsync()
                 })
             }
             Err(refusal) => {
@@ -104,6 +111,7 @@ impl Exchange {
         mut request: Request<Incoming>,
         seat: Seat,
         record: &mut Record,
+        place: &mut Option<Place>,
     ) -> Result<Response<Answer>, Refusal> {
         let near = hyper::upgrade::on(&mut request);
         let (mut parts, body) = request.into_parts();
@@ -143,6 +151,9 @@ impl Exchange {
         let request = Request::from_parts(parts, body);
         let (response, mut lease) = self.send(request, version, lease, record).await?;
         lease.follow(rest);
+        if version == Version::HTTP_2 {
+            *place = lease.place();
+        }
         if outgoing.lost_length && response.status() == StatusCode::LENGTH_REQUIRED {
             upstreams.wants_length(&self.origin);
         }
@@ -223,6 +234,17 @@ impl Exchange {
     ) -> Result<Result<Response<Incoming>, Option<Request<OutBody>>>, Refusal> {
         record.tally.leave();
         patiently(lease.send(request), &record.up, ANSWER_TIMEOUT).await
+    }
+}
+
+/// A body that holds `place`, where there is one, until it is written.
+fn holding<B>(body: B, place: Option<Place>) -> OutBody
+where
+    B: Body<Data = Bytes, Error = StreamError> + Send + Unpin + 'static,
+{
+    match place {
+        Some(place) => HoldingBody::new(body, place).boxed_unsync(),
+        None => body.boxed_unsync(),
     }
 }
 

@@ -29,6 +29,7 @@ mod connection;
 mod content;
 mod credential;
 mod decision;
+mod delivery;
 mod dial;
 mod entropy;
 mod escape;

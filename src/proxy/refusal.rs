@@ -93,6 +93,12 @@ pub enum Refusal {
     /// Bytes that are neither TLS nor HTTP to a host that may not get them.
     #[error("only TLS and HTTP are allowed to this host")]
     Opaque,
+    /// A program that waits for a host with secrets to speak first.
+    #[error(
+        "only TLS and HTTP are allowed to this host, and in them the program speaks first; nothing came \
+         from it"
+    )]
+    ServerFirst,
     /// A token for another host, in strict mode.
     #[error("the sealed token of secret {secret} is not bound to this host")]
     TokenUnbound {
@@ -237,6 +243,7 @@ impl Refusal {
             Self::UpgradeAnswer => ("upgrade_answer", S::BAD_GATEWAY),
             Self::Frames(_) => ("websocket_frames", S::BAD_GATEWAY),
             Self::Opaque => ("opaque_protocol", S::FORBIDDEN),
+            Self::ServerFirst => ("server_speaks_first", S::FORBIDDEN),
             Self::TokenUnbound { .. } => ("secret_not_bound_to_host", S::FORBIDDEN),
             Self::Misplaced { .. } => ("secret_misplaced", S::FORBIDDEN),
             Self::ForeignCredential { .. } => ("foreign_credential", S::FORBIDDEN),

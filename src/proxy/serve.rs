@@ -166,4 +166,105 @@ mod tests {
         assert!(begun.elapsed() >= idle);
         driven.abort();
     }
+
+    /// A frame with a short payload (RFC 9113, section 4.1).
+    fn frame(kind: u8, flags: u8, stream: u32, payload: &[u8]) -> Vec<u8> {
+        let [_, a, b, c] = u32::try_from(payload.len()).unwrap().to_be_bytes();
+        let head = [a, b, c, kind, flags];
+        [&head, &stream.to_be_bytes()[..], payload].concat()
+    }
+
+    /// A program that asks on every stream there may be, and reads nothing of the answers.
+    async fn ask_and_not_read(io: &mut (impl tokio::io::AsyncWrite + Unpin), authority: &str) {
+        use tokio::io::AsyncWriteExt;
+        let mut block = Vec::new();
+        for (name, value) in [
+            (":method", "GET"),
+            (":scheme", "http"),
+            (":path", "/"),
+            (":authority", authority),
+        ] {
+            block.extend([0, u8::try_from(name.len()).unwrap()]);
+            block.extend(name.bytes());
+            block.push(u8::try_from(value.len()).unwrap());
+            block.extend(value.bytes());
+        }
+        // The largest windows there are: nothing but the connection holds an answer up.
+        let window = [&4u16.to_be_bytes()[..], &0x7fff_ffff_u32.to_be_bytes()].concat();
+        let mut bytes = b"PRI * HTTP/2.0\r\n\r\nSM\r\n\r\n".to_vec();
+        bytes.extend(frame(4, 0, 0, &window));
+        bytes.extend(frame(8, 0, 0, &0x7000_0000_u32.to_be_bytes()));
+        for stream in 0..STREAMS_MAX {
+            bytes.extend(frame(1, 5, 2 * stream + 1, &block));
+        }
+        io.write_all(&bytes).await.unwrap();
+    }
+
+    /// Goal: programs that read no answers have no more than a bounded number of them in memory,
+    /// also when their hosts are done; and one that goes away makes room for others. Method: five
+    /// connections with 640 requests, and a host that counts what reaches it.
+    #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+    async fn unread_answers_are_bounded() {
+        use std::sync::atomic::{AtomicUsize, Ordering};
+        use tokio::io::{AsyncReadExt, AsyncWriteExt};
+        const PLACES: usize = 512;
+        let listener = tokio::net::TcpListener::bind("127.0.0.1:0").await.unwrap();
+        let port = listener.local_addr().unwrap().port();
+        let asked = Arc::new(AtomicUsize::new(0));
+        let count = asked.clone();
+        tokio::spawn(async move {
+            while let Ok((mut stream, _)) = listener.accept().await {
+                let count = count.clone();
+                tokio::spawn(async move {
+                    // A long head, or a body.
+                    let head = format!("x-long: {}\r\ncontent-length: 0", "h".repeat(8000));
+                    let body = format!("content-length: 8000\r\n\r\n{}", "b".repeat(7998));
+                    let mut buffer = [0; 4096];
+                    while let Ok(1..) = stream.read(&mut buffer).await {
+                        let rest = match count.fetch_add(1, Ordering::SeqCst) % 2 {
+                            0 => &head,
+                            _ => &body,
+                        };
+                        let answer = format!("HTTP/1.1 200 OK\r\n{rest}\r\n\r\n");
+                        let _ = stream.write_all(answer.as_bytes()).await;
+                    }
+                });
+            }
+        });
+        let (trail, mut decisions) = tokio::sync::mpsc::channel(4096);
+        tokio::spawn(async move { while decisions.recv().await.is_some() {} });
+        let settings = EgressSettings {
+            allow_private: vec!["127.0.0.0/8".parse().unwrap()],
+            ..EgressSettings::default()
+        };
+        let policy = crate::proxy::Policy::new(Vec::new(), Vec::new(), true, true);
+        let ca = SandboxCa::generate("sb-test").unwrap();
+        let proxy = SandboxProxy::new(Arc::new(settings), ca, Some(policy), trail);
+        let authority = format!("127.0.0.1:{port}");
+        let mut programs = Vec::new();
+        for _ in 0..5 {
+            let origin = Origin::new("127.0.0.1".parse().unwrap(), port, false).unwrap();
+            let (mut near, far) = tokio::io::duplex(16 * 1024);
+            let exchange = Exchange::new(proxy.clone(), origin);
+            tokio::spawn(serve_two(exchange, far, Duration::from_secs(60)));
+            ask_and_not_read(&mut near, &authority).await;
+            programs.push(near);
+        }
+        let until = async |least: usize| {
+            let reached = async {
+                while asked.load(Ordering::SeqCst) < least {
+                    tokio::time::sleep(Duration::from_millis(10)).await;
+                }
+            };
+            let reached = tokio::time::timeout(Duration::from_secs(8), reached).await;
+            assert!(reached.is_ok(), "{asked:?}");
+        };
+        until(PLACES).await;
+        tokio::time::sleep(Duration::from_millis(500)).await;
+        let most = asked.load(Ordering::SeqCst);
+        // What was written to the connections before they were full needs no place any more.
+        assert!(most < PLACES + 60, "{most}");
+        programs.remove(0);
+        until(most + 20).await;
+    }
 }

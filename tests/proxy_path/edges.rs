@@ -217,3 +217,24 @@ async fn a_half_closed_request_is_answered() {
     }
     world.finish();
 }
+
+/// Goal: a program that waits for a host with a secret to speak first is told soon why nothing comes,
+/// and the record says so; on a port of HTTP it is left alone.
+#[tokio::test]
+async fn a_silent_program_is_told_why_nothing_comes() {
+    let mut world = World::new(&Setup::default());
+    for (port, begins) in [(25, "554 only TLS"), (5432, "only TLS")] {
+        let mut stream = world.connect("api.test", port).await;
+        let mut told = String::new();
+        soon(stream.read_to_string(&mut told)).await.unwrap();
+        assert!(told.starts_with(begins) && told.ends_with("\r\n"), "{told}");
+        let decision = world.decision().await;
+        let decided = (decision.outcome, &*decision.reason, decision.port);
+        assert_eq!(decided, (Outcome::Refused, "server_speaks_first", port));
+    }
+    let mut stream = world.connect("api.test", 8443).await;
+    let wait = std::time::Duration::from_secs(6);
+    let quiet = tokio::time::timeout(wait, stream.read(&mut [0; 9])).await;
+    assert!(quiet.is_err(), "it may connect ahead of need");
+    world.finish();
+}

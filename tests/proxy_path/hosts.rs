@@ -420,3 +420,30 @@ async fn opaque_protocols_are_tunnelled_only_where_no_secret_goes() {
     assert_eq!(host.count(), 0);
     world.finish();
 }
+
+/// Goal: TLS to a bare address that the operator listed is looked into where all is: our certificate
+/// names the address, and so must the host's.
+#[tokio::test]
+async fn a_listed_address_is_verified_as_one() {
+    let world = World::new(&Setup {
+        inspect_all: true,
+        ..Setup::default()
+    });
+    let address = std::net::Ipv4Addr::LOCALHOST.into();
+    for (name, status) in [("127.0.0.1", 200), ("127.0.0.2", 502), ("api.test", 502)] {
+        let tls = world.authority.acceptor(&[name]);
+        let host = crate::world::upstream(Some(tls), echo()).await;
+        let stream = world.connect_ip(address, host.port).await;
+        let ca = world.proxy.ca_certificate_pem().as_bytes();
+        let roots = [CertificateDer::from_pem_slice(ca).unwrap()];
+        let stream = crate::world::tls_trusting(&roots, stream, "127.0.0.1").await;
+        let mut stream: Io = Box::new(stream.unwrap());
+        let request = get(&format!("127.0.0.1:{}", host.port), "/", "");
+        let reply = ask(&mut stream, request).await;
+        assert_eq!(reply.status(), status, "{name}: {}", reply.text());
+        if status != 200 {
+            assert_eq!(reply.rule(), "upstream_certificate");
+        }
+    }
+    world.finish();
+}

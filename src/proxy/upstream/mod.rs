@@ -32,6 +32,7 @@ use tokio::time::timeout;
 use self::link::{Link, Many, One, Share};
 use self::shelf::{Flight, Shelves, Speaks};
 use super::body::OutBody;
+use super::delivery::Place;
 use super::dial::{Alpn, Dialer};
 use super::name::Host;
 use super::origin::Origin;
@@ -74,7 +75,7 @@ enum Look {
 }
 
 /// A request's place among those of the sandbox, and among those of its host.
-type Places = (OwnedSemaphorePermit, Option<OwnedSemaphorePermit>);
+type Places = (Place, Option<OwnedSemaphorePermit>);
 
 /// A connection held for one request.
 pub(crate) struct Lease {
@@ -133,7 +134,7 @@ impl Upstreams {
             origin: origin.clone(),
             link: Some(link),
             generation: Some(generation),
-            places: Some((place, exchange)),
+            places: Some((Arc::new(place), exchange)),
             rest: None,
         })
     }
@@ -151,7 +152,7 @@ impl Upstreams {
             origin: origin.clone(),
             link: Some(Link::One(One::open(stream, true).await?)),
             generation: None,
-            places: Some((place, None)),
+            places: Some((Arc::new(place), None)),
             rest: None,
         })
     }
@@ -315,6 +316,11 @@ impl Lease {
                 tracing::debug!(error = %failure.error(), "exchange with the host failed");
                 failure.take_message()
             })
+    }
+
+    /// The place of its request, for what outlives the lease.
+    pub fn place(&self) -> Option<Place> {
+        self.places.as_ref().map(|(place, _)| place.clone())
     }
 
     /// Holds on to an upload until it is over, also after its answer.
