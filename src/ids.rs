@@ -77,6 +77,14 @@ uuid_id!(
     SecretId, "secret"
 );
 uuid_id!(
+    /// A checkpoint of a sandbox.
+    CheckpointId, "checkpoint"
+);
+uuid_id!(
+    /// A patch of a checkpoint.
+    PatchId, "patch"
+);
+uuid_id!(
     /// An API key's record (never the key itself).
     KeyId, "API key"
 );

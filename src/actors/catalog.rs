@@ -10,13 +10,14 @@ use std::time::Duration;
 
 use tokio::sync::watch;
 
+use super::checkpoint::{Checkpoint, CheckpointPhase};
 use super::model::{Change, Model};
 use super::project::Project;
 use super::sandbox::{Phase, Sandbox};
 use super::secret_store::SecretStore;
 use crate::events::families::{DecodeError, Kept, ProjectCreated, SandboxCreated, StoreCreated};
 use crate::events::{EventLog, ReadError, Recorded, StreamId, VerifyError};
-use crate::ids::{KeyId, OrgId, SandboxId};
+use crate::ids::{CheckpointId, KeyId, OrgId, SandboxId};
 
 /// Longest a reply waits for the model to catch up with its own write.
 const CATCH_UP_MAX: Duration = Duration::from_secs(5);
@@ -274,6 +275,59 @@ impl Catalog {
         })
     }
 
+    /// The checkpoints of a sandbox that are there, newest first.
+    pub fn checkpoints_of(&self, org: &OrgId, sandbox: &SandboxId) -> Vec<Checkpoint> {
+        self.read(|model| {
+            let rows = model.checkpoints.values().rev();
+            let own = rows.filter(|row| {
+                let details = row.visible_to(org);
+                details.is_ok_and(|details| details.config.sandbox_id == *sandbox)
+            });
+            own.cloned().collect()
+        })
+    }
+
+    /// Checkpoints that are being copied, as far as the log knows, and their tenants.
+    pub fn checkpoints_in_process(&self) -> Vec<(CheckpointId, OrgId)> {
+        self.read(|model| {
+            let rows = model.checkpoints.iter();
+            let open = rows.filter(|(_, row)| row.phase == CheckpointPhase::Processing);
+            open.filter_map(|(id, row)| Some((*id, row.details.as_ref()?.org_id)))
+                .collect()
+        })
+    }
+
+    /// Whether a sandbox that is not gone was made from a checkpoint.
+    pub fn has_forks(&self, id: &CheckpointId) -> bool {
+        self.read(|model| {
+            let mut there = model.sandboxes.values().filter(|row| !row.phase.is_final());
+            there.any(|row| {
+                let details = row.details.as_ref();
+                let origin = details.and_then(|details| details.origin.as_ref());
+                origin.is_some_and(|origin| origin.checkpoint_id == *id)
+            })
+        })
+    }
+
+    /// A sandbox's row, whatever became of it.
+    pub fn sandbox(&self, id: &SandboxId) -> Option<Sandbox> {
+        self.read(|model| model.sandboxes.get(id).cloned())
+    }
+
+    /// Sandboxes of an organization that were made from checkpoints of `id`, oldest first.
+    pub fn forks_of(&self, org: &OrgId, id: &SandboxId) -> Vec<Sandbox> {
+        self.read(|model| {
+            let rows = model.sandboxes.values();
+            let forks = rows.filter(|row| {
+                row.visible_to(org).is_ok_and(|details| {
+                    let origin = details.origin.as_ref();
+                    origin.is_some_and(|origin| origin.sandbox_id == *id)
+                })
+            });
+            forks.cloned().collect()
+        })
+    }
+
     /// Whether the server scales a sandbox by itself.
     pub fn is_autoscaled(&self, id: &SandboxId) -> bool {
         self.read(|model| {
@@ -324,8 +378,10 @@ impl Catalog {
                 .sandboxes
                 .iter()
                 .filter(|(_, row)| row.phase.is_final());
+            let checkpoints = model.checkpoints.iter().filter(|(_, row)| !row.counts());
             projects
                 .map(|(id, _)| Project::stream(id))
+                .chain(checkpoints.map(|(id, _)| Checkpoint::stream(id)))
                 .chain(stores.map(|(id, _)| SecretStore::stream(id)))
                 .chain(sandboxes.map(|(id, _)| Sandbox::stream(id)))
                 .collect()

@@ -8,7 +8,7 @@ use time::OffsetDateTime;
 use ulid::Ulid;
 
 use super::aggregate::Reject;
-use super::entity::Failure;
+use super::entity::{Beside, Failure};
 use super::idempotency::{Begun, Created, First, Keyed};
 use super::platform::{Caller, Platform};
 use super::project::{Project, check_name, check_size};
@@ -17,9 +17,9 @@ use super::sealing::{internal, off_runtime};
 use super::secret_store::SecretStore;
 use super::secrets::{SECRET_NAME_BYTES_MAX, Secrets, check_hosts};
 use crate::events::families::{
-    Layer, LayerKind, ProjectCreated, SandboxCreated, SandboxSealed, SealedEntry,
+    Layer, LayerKind, Origin, ProjectCreated, SandboxCreated, SandboxSealed, SealedEntry,
 };
-use crate::events::{EVENT_DATA_BYTES_MAX, StreamId};
+use crate::events::{EVENT_DATA_BYTES_MAX, Expected, StreamId};
 use crate::ids::SandboxId;
 use crate::proxy::{SandboxCa, SealedToken};
 use crate::secret::{SECRET_VALUE_BYTES_MAX, SecretValue};
@@ -32,11 +32,13 @@ const TIMEOUT_SEC_DEFAULT: u32 = 300;
 const ENVS_MAX: usize = 1024;
 const ENVS_BYTES_MAX: usize = 256 * 1024;
 const METADATA_BYTES_MAX: usize = 64 * 1024;
+/// Most projects and stores of one sandbox; forks of forks carry all of theirs on.
+const LAYERS_MAX: usize = 16;
 /// Templates that mean the built-in base.
 const BASE_TEMPLATES: [&str; 3] = ["", "base", "default"];
 
 /// A sandbox as a caller asks for it.
-#[derive(Debug, Clone, Default)]
+#[derive(Clone, Default)]
 pub struct CreateSandbox {
     /// Template name.
     pub template: Option<String>,
@@ -64,6 +66,23 @@ pub struct CreateSandbox {
     pub port: Option<i64>,
     /// False: no outbound network.
     pub network_enabled: Option<bool>,
+    /// What a fork has of its source; `None`: it is no fork.
+    pub inherited: Option<Inherited>,
+}
+
+/// What a fork has of its source.
+#[derive(Clone)]
+pub struct Inherited {
+    /// The source's layers, lowest first. Those that are gone are left out.
+    pub layers: Vec<Layer>,
+    /// The checkpoint, and its sandbox.
+    pub origin: Origin,
+    /// Revision of the sandbox's stream that the fork branches off at.
+    pub revision: u64,
+    /// Certificate of the authority that the disk trusts, PEM.
+    pub ca_certificate: String,
+    /// Its key.
+    pub ca_key: Arc<SecretValue>,
 }
 
 /// A secret as a layer gives it, its value still under the layer's own data key.
@@ -102,9 +121,17 @@ impl Platform {
         let (created, secrets) = self.plan(caller, &id, &request).await?;
         let place = self.take_place(caller)?;
         let stream = Sandbox::stream(&id);
-        let beside = first.beside(&stream)?;
-        let (platform, own, envs) = (self.clone(), stream.clone(), request.envs.clone());
-        let sealed = off_runtime(move || platform.seal_set(&own, secrets, &envs)).await;
+        let mut beside = first.beside(&stream)?;
+        if let Some(inherited) = &request.inherited {
+            let parent = Sandbox::stream(&inherited.origin.sandbox_id);
+            let branch = self.log.branch_event(&stream, &parent, inherited.revision);
+            beside.push(Beside {
+                expected: Expected::NoStream,
+                event: branch.await.map_err(internal)?,
+            });
+        }
+        let (platform, own, from) = (self.clone(), stream.clone(), request.clone());
+        let sealed = off_runtime(move || platform.seal_set(&own, secrets, &from)).await;
         let accepted = match sealed {
             Ok(sealed) => {
                 let command = SandboxCommand::Create {
@@ -148,6 +175,11 @@ impl Platform {
         let mut secrets = BTreeMap::new();
         let mut allowlist: Vec<String> = Vec::new();
         let mut project: Option<ProjectCreated> = None;
+        let inherited = request.inherited.iter().flat_map(|from| &from.layers);
+        for layer in self.still_there(caller, request, inherited).await? {
+            self.add_layer(caller, &layer, &mut secrets, &mut layers, &mut allowlist)
+                .await?;
+        }
         if let Some(name) = request.project.as_deref().filter(|name| !name.is_empty()) {
             let found = self
                 .catalog
@@ -196,6 +228,12 @@ impl Platform {
             unite(&mut allowlist, &found.egress_allowlist);
         }
         unite(&mut allowlist, &request.egress_allowlist);
+        if layers.len() > LAYERS_MAX {
+            return Err(Reject::invalid(format!(
+                "a sandbox has at most {LAYERS_MAX} projects and secret stores"
+            ))
+            .into());
+        }
         // A plain variable takes the place of a secret of the same name.
         secrets.retain(|name, _| !request.envs.contains_key(name));
         let created = settle(caller, id, request, project.as_ref(), layers, allowlist)?;
@@ -205,14 +243,82 @@ impl Platform {
         Ok((created, secrets))
     }
 
+    /// The inherited layers that the caller still has and does not name again: what is named moves to
+    /// the end, so that it wins as asked.
+    async fn still_there(
+        &self,
+        caller: &Caller,
+        request: &CreateSandbox,
+        inherited: impl Iterator<Item = &Layer>,
+    ) -> Result<Vec<Layer>, Failure> {
+        let named = |name: &Option<String>| name.clone().filter(|name| !name.is_empty());
+        let project = named(&request.project)
+            .and_then(|name| self.catalog.find_project(&caller.org, &name))
+            .map(|found| found.project_id.to_string());
+        let store = named(&request.secret_store)
+            .and_then(|name| self.catalog.find_store(&caller.org, &name))
+            .map(|found| found.store_id.to_string());
+        let again = |layer: &&Layer| {
+            Some(&layer.id) != project.as_ref() && Some(&layer.id) != store.as_ref()
+        };
+        Ok(inherited.filter(again).cloned().collect())
+    }
+
+    /// Adds an inherited layer, unless it is gone or not the caller's any more.
+    async fn add_layer(
+        &self,
+        caller: &Caller,
+        inherited: &Layer,
+        secrets: &mut BTreeMap<String, LayerSecret>,
+        layers: &mut Vec<Layer>,
+        allowlist: &mut Vec<String>,
+    ) -> Result<(), Failure> {
+        let id = inherited.id.clone();
+        match inherited.kind {
+            LayerKind::Project => {
+                let Ok(project) = id.parse() else {
+                    return Ok(());
+                };
+                let stream = Project::stream(&project);
+                let state = self.projects.inspect(&stream).await?;
+                let Ok(found) = state.visible_to(&caller.org) else {
+                    return Ok(());
+                };
+                let kind = "project.secret_set.v1";
+                add(secrets, &id, &stream, kind, &state.secrets);
+                layers.push(layer(LayerKind::Project, id, &found.name));
+                unite(allowlist, &found.egress_allowlist);
+            }
+            LayerKind::Store => {
+                let Ok(store) = id.parse() else {
+                    return Ok(());
+                };
+                let stream = SecretStore::stream(&store);
+                let state = self.stores.inspect(&stream).await?;
+                let Ok(found) = state.visible_to(&caller.org) else {
+                    return Ok(());
+                };
+                let kind = "store.secret_set.v1";
+                add(secrets, &id, &stream, kind, &state.secrets);
+                layers.push(layer(LayerKind::Store, id, &found.name));
+                unite(allowlist, &found.egress_allowlist);
+            }
+        }
+        Ok(())
+    }
+
     /// Gives each secret a token and moves its value under the sandbox's own data key. Blocks.
     fn seal_set(
         &self,
         stream: &StreamId,
         secrets: BTreeMap<String, LayerSecret>,
-        envs: &BTreeMap<String, String>,
+        request: &CreateSandbox,
     ) -> Result<SandboxSealed, Failure> {
-        let ca = SandboxCa::generate("OpenComputer sandbox").map_err(internal)?;
+        let ca = match &request.inherited {
+            Some(from) => SandboxCa::load(&from.ca_certificate, &from.ca_key),
+            None => SandboxCa::generate("OpenComputer sandbox"),
+        };
+        let ca = ca.map_err(internal)?;
         let mut entries = Vec::with_capacity(secrets.len());
         for (name, from) in secrets {
             let value = self.unseal(&from.stream, from.event_kind, &name, &from.secret.sealed)?;
@@ -226,7 +332,7 @@ impl Platform {
                 name,
             });
         }
-        let envs = SecretValue::new(serde_json::to_vec(envs)?);
+        let envs = SecretValue::new(serde_json::to_vec(&request.envs)?);
         let set = SandboxSealed {
             secrets: entries,
             ca_certificate: ca.certificate_pem().to_owned(),
@@ -405,6 +511,8 @@ fn settle(
         metadata: request.metadata.clone(),
         layers,
         egress_allowlist,
+        own_allowlist: Some(request.egress_allowlist.clone()),
+        origin: request.inherited.as_ref().map(|from| from.origin.clone()),
         at: OffsetDateTime::now_utc(),
     })
 }

@@ -103,7 +103,7 @@ pub struct Execute<A: Aggregate> {
     pub beside: Vec<Beside>,
 }
 
-/// An event of a stream that is no entity's, for the commit of a command. When its stream is not as
+/// An event of a stream that is no entity's, or the one that makes the entity's own stream a branch, for the commit of a command. When its stream is not as
 /// expected, the command fails with [`AppendError::Conflict`] for that stream.
 #[derive(Debug, Clone)]
 pub struct Beside {
@@ -315,6 +315,11 @@ async fn prepare<A: Aggregate>(
         new.push(record(&name, &event)?);
     }
     for beside in &message.beside {
+        // A branch event belongs to the stream itself, and comes first in it.
+        if beside.event.stream == *stream {
+            new.insert(0, beside.event.clone());
+            continue;
+        }
         expected.push((beside.event.stream.clone(), beside.expected));
         new.push(beside.event.clone());
     }

@@ -68,7 +68,7 @@ pub struct Captured {
 }
 
 impl Captured {
-    fn push(&mut self, output: SessionOutput, limit: usize) {
+    pub(super) fn push(&mut self, output: SessionOutput, limit: usize) {
         let (stream, bytes) = match output {
             SessionOutput::Stdout(bytes) => (&mut self.stdout, bytes),
             SessionOutput::Stderr(bytes) => (&mut self.stderr, bytes),

@@ -324,8 +324,7 @@ impl Platform {
                 return Ok((Creation::Open, state));
             }
             for recorded in page {
-                let event = A::Event::decode(&recorded.kind, &recorded.data)?;
-                state.apply(&event, recorded.revision);
+                state.fold(&recorded)?;
                 next = recorded.revision + 1;
                 let creation = state.creation();
                 if creation != Creation::Open {

@@ -20,7 +20,7 @@ use super::scaler::Samples;
 use super::sealing::{internal, off_runtime};
 use super::secrets::read_placement;
 use crate::events::Actor as Who;
-use crate::events::families::{LayerKind, SandboxCreated, SandboxSealed, StopReason};
+use crate::events::families::{LayerKind, SandboxCreated, SandboxSealed, StartCause, StopReason};
 use crate::ids::SandboxId;
 use crate::proxy::{Binding, Policy, SandboxCa};
 use crate::sandbox::{GuestClient, Running, SandboxSpec};
@@ -93,8 +93,16 @@ impl Platform {
             network: details.network_enabled,
             ca_pem: sealed.ca_certificate.clone(),
         };
-        if state.cause.is_fresh() {
+        let origin = details.origin.as_ref().map(|origin| origin.checkpoint_id);
+        if let Some(checkpoint) = state.restoring {
             self.driver.stop(id).await.map_err(internal)?;
+            let restored = self.driver.restore(id, &checkpoint).await;
+            restored.map_err(internal)?;
+        } else if state.cause.is_fresh() {
+            self.driver.stop(id).await.map_err(internal)?;
+        } else if let (Some(checkpoint), StartCause::Created) = (origin, state.cause) {
+            let given = self.driver.restore(id, &checkpoint).await;
+            given.map_err(internal)?;
         } else if state.slept.is_some() {
             self.driver.resume(id).await.map_err(internal)?;
         }

@@ -7,16 +7,18 @@
 use std::collections::BTreeMap;
 
 use super::aggregate::Aggregate;
+use super::checkpoint::Checkpoint;
 use super::org::Org;
 use super::project::Project;
 use super::sandbox::Sandbox;
 use super::secret_store::SecretStore;
 use super::versions::Versions;
 use crate::events::families::{
-    DecodeError, Family, OrgEvent, ProjectEvent, SandboxEvent, SecretSet, StoreEvent,
+    CheckpointEvent, DecodeError, Family, OrgEvent, ProjectEvent, SandboxEvent, SecretSet,
+    StoreEvent,
 };
 use crate::events::{BRANCH_KIND, Recorded, Sealed};
-use crate::ids::{KeyId, OrgId, ProjectId, SandboxId, StoreId};
+use crate::ids::{CheckpointId, KeyId, OrgId, ProjectId, SandboxId, StoreId};
 
 /// What is kept of secrets.
 #[derive(Debug, Clone, Copy, Default, PartialEq, Eq)]
@@ -37,6 +39,7 @@ pub(super) struct Model {
     pub projects: BTreeMap<ProjectId, Project>,
     pub stores: BTreeMap<StoreId, SecretStore>,
     pub sandboxes: BTreeMap<SandboxId, Sandbox>,
+    pub checkpoints: BTreeMap<CheckpointId, Checkpoint>,
     pub versions: Versions,
     /// Events that could not be understood.
     pub skipped: u64,
@@ -80,6 +83,10 @@ impl Model {
                 apply_row(&mut self.stores, id, kept, recorded);
             }
             Change::Sandbox(event) => self.apply_sandbox(id, event, recorded.revision),
+            Change::Checkpoint(event) => {
+                let kept = Some(without_envs(event));
+                apply_row(&mut self.checkpoints, id, kept, recorded);
+            }
             Change::None => {}
         }
         Ok(())
@@ -125,6 +132,7 @@ pub(super) enum Change {
     Project(ProjectEvent),
     Store(StoreEvent),
     Sandbox(SandboxEvent),
+    Checkpoint(CheckpointEvent),
     /// Nothing: names, egress records and idempotency keys have no rows of their own, and a branch's
     /// own events after its first one say all that its row shows.
     None,
@@ -142,6 +150,7 @@ impl Change {
             Some(("project", _)) => Self::Project(ProjectEvent::decode(kind, data)?),
             Some(("store", _)) => Self::Store(StoreEvent::decode(kind, data)?),
             Some(("sandbox", _)) => Self::Sandbox(SandboxEvent::decode(kind, data)?),
+            Some(("checkpoint", _)) => Self::Checkpoint(CheckpointEvent::decode(kind, data)?),
             _ => Self::None,
         })
     }
@@ -217,6 +226,20 @@ impl Keep {
 fn without_value(mut set: SecretSet) -> SecretSet {
     empty(&mut set.sealed);
     set
+}
+
+/// What is left out is ciphertext, and the scripts of patches, which no list shows.
+fn without_envs(mut event: CheckpointEvent) -> CheckpointEvent {
+    match &mut event {
+        CheckpointEvent::Requested(requested) => {
+            [&mut requested.envs, &mut requested.ca_key]
+                .into_iter()
+                .for_each(empty);
+        }
+        CheckpointEvent::PatchAdded(added) => added.script.clear(),
+        _ => {}
+    }
+    event
 }
 
 fn empty(sealed: &mut Sealed) {

@@ -114,6 +114,7 @@ impl Platform {
                 tracing::error!(%error, sandbox = %id, "what is left could not be removed");
             }
         }
+        self.reconcile_checkpoints().await;
         self.shred_again().await;
     }
 

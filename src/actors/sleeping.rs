@@ -278,15 +278,18 @@ impl Platform {
             .await?;
         drop(place);
         match done.state.phase {
-            Phase::Starting(_) => self.start_sandbox(id, &done.state, &who).await.map_err(
-                |failure| match failure {
+            Phase::Starting(_) => {
+                let woken = self.start_sandbox(id, &done.state, &who).await;
+                let woken = woken.map_err(|failure| match failure {
                     Failure::Reject(_) => failure,
                     other => {
                         tracing::error!(error = %other, sandbox = %id, "the sandbox did not wake");
                         Failure::WakeFailed
                     }
-                },
-            ),
+                })?;
+                let patched = self.apply_patches(id, &who).await?;
+                Ok(patched.map_or(woken, |state| (*state).clone()))
+            }
             _ => {
                 self.restart_clock(id, &done.state);
                 Ok((*done.state).clone())

@@ -7,6 +7,7 @@ mod audit_proof;
 mod audit_secrets;
 mod auth;
 mod body;
+mod checkpoints;
 mod error;
 mod exec;
 mod exec_socket;
@@ -67,6 +68,7 @@ pub fn routes(config: &mut web::ServiceConfig) {
             .configure(audit_proof::routes)
             .configure(audit_secrets::routes)
             .configure(sandboxes::routes)
+            .configure(checkpoints::routes)
             .configure(sandbox_life::org_routes)
             .service(web::scope("/sandboxes/{id}").configure(data_plane)),
     );
@@ -79,6 +81,7 @@ pub fn routes(config: &mut web::ServiceConfig) {
 fn data_plane(config: &mut web::ServiceConfig) {
     sandboxes::data_routes(config);
     sandbox_life::routes(config);
+    checkpoints::sandbox_routes(config);
     exec::routes(config);
     files::routes(config);
     signed_urls::routes(config);

@@ -104,6 +104,7 @@ impl CreateBody {
             egress_allowlist: self.egress_allowlist.unwrap_or_default(),
             port: self.port,
             network_enabled: self.network_enabled,
+            inherited: None,
         })
     }
 }
@@ -135,6 +136,12 @@ pub(super) fn render(api: &Api, sandbox: &Sandbox, caller: &Caller) -> ApiResult
     });
     if let Some(alias) = &details.alias {
         object["alias"] = json!(alias);
+    }
+    if let Some(origin) = &details.origin {
+        object["fromCheckpointId"] = json!(origin.checkpoint_id);
+    }
+    if let Some(error) = &sandbox.patched.error {
+        object["patchError"] = json!(error);
     }
     Ok(object)
 }

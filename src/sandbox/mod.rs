@@ -21,7 +21,7 @@ use std::sync::Arc;
 use async_trait::async_trait;
 use serde::{Deserialize, Serialize};
 
-use crate::ids::SandboxId;
+use crate::ids::{CheckpointId, SandboxId};
 
 pub use guest::{
     Attachment, GuestClient, GuestError, SessionInfo, SessionOutput, StartSession, StdinSink,
@@ -118,6 +118,15 @@ pub struct Limits {
     pub disk: Enforcement,
     /// Whether all processes can be stopped at one instant, as a snapshot of the disk needs.
     pub freeze: bool,
+}
+
+/// A copy of a disk.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct Snapshot {
+    /// What it takes of the host's disk, in bytes; blocks it shares with others are counted too.
+    pub size_bytes: u64,
+    /// For how long the sandbox's processes stood still.
+    pub paused: std::time::Duration,
 }
 
 /// What a driver can do on this machine.
@@ -227,6 +236,20 @@ pub trait Driver: Send + Sync {
     /// Memory of a sandbox that the system can't take back by itself, in bytes; `None` where nobody
     /// counts it or nothing runs.
     async fn memory_used(&self, id: &SandboxId) -> Option<u64>;
+
+    /// Copies the disk of a running sandbox as it is at one instant, during which its processes stand
+    /// still. Nothing is there of the copy when this fails. Idempotent: a copy that is there stays.
+    async fn snapshot(&self, id: &SandboxId, to: &CheckpointId) -> Result<Snapshot, DriverError>;
+
+    /// Gives a sandbox that does not run (or is not there yet) the disk of a copy instead of what it
+    /// has. It has the one or the other, whatever happens meanwhile. Idempotent.
+    async fn restore(&self, id: &SandboxId, from: &CheckpointId) -> Result<(), DriverError>;
+
+    /// Removes a copy. Sandboxes that were given it keep theirs. Idempotent.
+    async fn forget_snapshot(&self, id: &CheckpointId) -> Result<(), DriverError>;
+
+    /// Every copy of which anything is left on this machine.
+    async fn snapshots(&self) -> Result<Vec<CheckpointId>, DriverError>;
 
     /// Kills the sandbox; its disk stays and [`Driver::create`] starts it again on it. Idempotent.
     async fn stop(&self, id: &SandboxId) -> Result<(), DriverError>;

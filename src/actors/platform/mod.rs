@@ -13,6 +13,8 @@ use tokio_util::task::TaskTracker;
 
 use super::aggregate::Aggregate;
 use super::catalog::Catalog;
+use super::checkpoint::Checkpoint;
+use super::checkpointing::Copying;
 use super::entity::{Beside, Done, Failure};
 use super::exec::Handles;
 use super::idempotency::Keys;
@@ -93,6 +95,8 @@ pub struct Platform {
     pub(super) projects: Registry<Project>,
     pub(super) stores: Registry<SecretStore>,
     pub(super) sandboxes: Registry<Sandbox>,
+    pub(super) checkpoints: Registry<Checkpoint>,
+    pub(super) copying: Copying,
     pub(super) live: Mutex<HashMap<SandboxId, Arc<LiveSandbox>>>,
     /// Who is starting or stopping which sandbox right now.
     pub(super) turns: Arc<Turns>,
@@ -122,7 +126,9 @@ impl Platform {
             orgs: Registry::with_snapshots(log.clone(), snapshots.clone(), arbiters.clone()),
             projects: Registry::with_snapshots(log.clone(), snapshots.clone(), arbiters.clone()),
             stores: Registry::with_snapshots(log.clone(), snapshots.clone(), arbiters.clone()),
-            sandboxes: Registry::with_snapshots(log, snapshots.clone(), arbiters),
+            sandboxes: Registry::with_snapshots(log.clone(), snapshots.clone(), arbiters.clone()),
+            checkpoints: Registry::with_snapshots(log, snapshots.clone(), arbiters),
+            copying: Copying::default(),
             snapshots,
             catalog,
             live: Mutex::default(),

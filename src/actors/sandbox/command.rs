@@ -9,7 +9,7 @@ use super::scaling::Size;
 use crate::events::families::{
     Bounds, Kept, SandboxCreated, SandboxSealed, SealedEntry, SleepReason, StopReason,
 };
-use crate::ids::OrgId;
+use crate::ids::{CheckpointId, OrgId};
 
 /// What can be asked of a sandbox.
 #[derive(Debug)]
@@ -38,6 +38,26 @@ pub enum SandboxCommand {
         intent: Ulid,
         /// Its processes are not asked to end.
         hard: bool,
+        /// Now.
+        at: OffsetDateTime,
+    },
+    /// Open the intent to put its disk back to a checkpoint and to start it anew.
+    Restore {
+        /// Who asks.
+        org: OrgId,
+        /// Names the attempt.
+        intent: Ulid,
+        /// Whose disk it is to have.
+        checkpoint: CheckpointId,
+        /// Now.
+        at: OffsetDateTime,
+    },
+    /// A patch of its checkpoint ran in it.
+    Patched {
+        /// The patch's place in the order.
+        sequence: u32,
+        /// Why it failed.
+        error: Option<String>,
         /// Now.
         at: OffsetDateTime,
     },

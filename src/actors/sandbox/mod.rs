@@ -26,12 +26,12 @@ use ulid::Ulid;
 
 use super::aggregate::{Aggregate, Decision, Reject};
 use crate::events::families::{
-    SandboxCreated, SandboxEvent, SandboxFailed, SandboxSealed, SealedEntry, SecretRotated,
-    SecretTaken, StartCause, StartFailed, StartRequested, Started, StopRequested, Stopped,
-    TimeoutSet,
+    Patched, SandboxCreated, SandboxEvent, SandboxFailed, SandboxSealed, SealedEntry,
+    SecretRotated, SecretTaken, StartCause, StartFailed, StartRequested, Started, StopRequested,
+    Stopped, TimeoutSet,
 };
 use crate::events::{Branched, StreamId};
-use crate::ids::{OrgId, SandboxId};
+use crate::ids::{CheckpointId, OrgId, SandboxId};
 
 pub use command::SandboxCommand;
 use scaling::Scaling;
@@ -98,6 +98,15 @@ pub struct DeadToken {
     pub token: String,
 }
 
+/// How far the patches of a sandbox's checkpoint have run in it.
+#[derive(Debug, Clone, Default, PartialEq, Eq, Serialize, Deserialize)]
+pub struct PatchState {
+    /// Place of the last one that succeeded.
+    pub sequence: u32,
+    /// Why the one after it failed.
+    pub error: Option<String>,
+}
+
 /// A sandbox's state.
 #[derive(Debug, Clone, Default, Serialize, Deserialize)]
 #[serde(rename_all = "camelCase")]
@@ -112,6 +121,10 @@ pub struct Sandbox {
     pub phase: Phase,
     /// Why it is starting, or was last started.
     pub cause: StartCause,
+    /// The checkpoint whose disk it is to have before it starts.
+    pub restoring: Option<CheckpointId>,
+    /// Which patches of its checkpoint ran in it.
+    pub patched: PatchState,
     /// How it sleeps, or slept before it is up again.
     pub slept: Option<Slept>,
     /// What was said about its size since it was made.
@@ -159,7 +172,12 @@ impl Sandbox {
 
 /// The intent to run.
 fn start(intent: Ulid, cause: StartCause, at: OffsetDateTime) -> SandboxEvent {
-    SandboxEvent::StartRequested(StartRequested { intent, cause, at })
+    SandboxEvent::StartRequested(StartRequested {
+        intent,
+        cause,
+        checkpoint: None,
+        at,
+    })
 }
 
 impl Aggregate for Sandbox {
@@ -202,6 +220,37 @@ impl Aggregate for Sandbox {
                 };
                 start(*intent, cause, *at).into()
             }
+            C::Restore {
+                org,
+                intent,
+                checkpoint,
+                at,
+            } => {
+                if self.phase != Phase::Hibernated {
+                    self.running_of(org)?;
+                }
+                self.visible_to(org)?;
+                SandboxEvent::StartRequested(StartRequested {
+                    intent: *intent,
+                    cause: StartCause::Restore,
+                    checkpoint: Some(*checkpoint),
+                    at: *at,
+                })
+                .into()
+            }
+            C::Patched {
+                sequence,
+                error,
+                at,
+            } => match self.phase.is_final() || *sequence <= self.patched.sequence {
+                true => Decision::nothing(),
+                false => SandboxEvent::Patched(Patched {
+                    sequence: *sequence,
+                    error: error.clone(),
+                    at: *at,
+                })
+                .into(),
+            },
             C::Hibernate { .. }
             | C::Hibernated { .. }
             | C::HibernateFailed { .. }
@@ -317,11 +366,13 @@ impl Aggregate for Sandbox {
             SandboxEvent::StartRequested(requested) => {
                 self.phase = Phase::Starting(requested.intent);
                 self.cause = requested.cause;
+                self.restoring = requested.checkpoint;
             }
             SandboxEvent::Started(started) => {
                 self.phase = Phase::Running;
                 self.started_at = self.started_at.or(Some(started.at));
                 self.slept = None;
+                self.restoring = None;
             }
             SandboxEvent::StartFailed(failed) => match (self.started_at, &self.slept) {
                 (Some(_), Some(_)) => self.phase = Phase::Hibernated,
@@ -336,6 +387,12 @@ impl Aggregate for Sandbox {
             | SandboxEvent::AutoscaleSet(_)
             | SandboxEvent::ScalingLocked(_) => self.apply_scaling(event),
             SandboxEvent::TagsSet(set) => self.tags.apply(set),
+            SandboxEvent::Patched(patched) => {
+                if patched.error.is_none() {
+                    self.patched.sequence = patched.sequence;
+                }
+                self.patched.error.clone_from(&patched.error);
+            }
             SandboxEvent::Failed(failed) => self.phase = Phase::Failed(failed.reason.clone()),
             SandboxEvent::SecretRotated(rotated) => {
                 self.sealed_revision = revision;

@@ -7,6 +7,7 @@
 //! `fixtures/events/` has a recorded log of every version; `src/actors/tests/fixtures.rs` reads
 //! them all with the program of today, and says when a new one has to be recorded.
 
+mod checkpoint;
 mod egress;
 mod idempotency;
 mod name;
@@ -19,6 +20,10 @@ mod secrets;
 mod store;
 mod upcast;
 
+pub use checkpoint::{
+    CheckpointDeleted, CheckpointEvent, CheckpointFailed, CheckpointKind, CheckpointPublished,
+    CheckpointReady, CheckpointRequested, PatchAdded, PatchDeleted,
+};
 pub use egress::{EgressAnnounced, EgressDecided, EgressEvent};
 pub use idempotency::{IdempotencyEvent, IdempotencyRecorded, IdempotencyReleased};
 pub use name::{NameClaimed, NameEvent, NameReleased};
@@ -32,7 +37,7 @@ pub use sandbox::{
 };
 pub use sandbox_life::{
     AutoscaleSet, Bounds, HibernateFailed, HibernateRequested, Hibernated, Kept, MemoryReleased,
-    Scaled, ScalingLocked, SleepReason, StartCause, TagsSet,
+    Origin, Patched, Scaled, ScalingLocked, SleepReason, StartCause, TagsSet,
 };
 pub use secrets::{SecretDeleted, SecretPlacement, SecretRevoked, SecretSet};
 pub use store::{StoreCreated, StoreDeleted, StoreEvent, StoreUpdated};
@@ -42,6 +47,7 @@ use super::event::EventData;
 
 /// The present kinds of every family.
 pub const KINDS: &[&[&str]] = &[
+    CheckpointEvent::KINDS,
     EgressEvent::KINDS,
     IdempotencyEvent::KINDS,
     NameEvent::KINDS,

@@ -9,11 +9,11 @@ use time::OffsetDateTime;
 use ulid::Ulid;
 
 use super::{
-    AutoscaleSet, HibernateFailed, HibernateRequested, Hibernated, MemoryReleased, Scaled,
-    ScalingLocked, SecretPlacement, StartCause, TagsSet, family,
+    AutoscaleSet, HibernateFailed, HibernateRequested, Hibernated, MemoryReleased, Origin, Patched,
+    Scaled, ScalingLocked, SecretPlacement, StartCause, TagsSet, family,
 };
 use crate::events::Sealed;
-use crate::ids::{OrgId, SandboxId};
+use crate::ids::{CheckpointId, OrgId, SandboxId};
 
 /// What kind of object a layer is.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
@@ -70,6 +70,12 @@ pub struct SandboxCreated {
     pub layers: Vec<Layer>,
     /// Union of the layers' and the request's lists, first seen first; empty: no restriction.
     pub egress_allowlist: Vec<String>,
+    /// The request's own part of the allowlist; absent in records from before forks.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub own_allowlist: Option<Vec<String>>,
+    /// What it was made from; absent: a template.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub origin: Option<Origin>,
     /// When.
     #[serde(with = "time::serde::rfc3339")]
     pub at: OffsetDateTime,
@@ -141,6 +147,9 @@ pub struct StartRequested {
     /// Why.
     #[serde(default, skip_serializing_if = "StartCause::is_created")]
     pub cause: StartCause,
+    /// The checkpoint whose disk it is to have.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub checkpoint: Option<CheckpointId>,
     /// When.
     #[serde(with = "time::serde::rfc3339")]
     pub at: OffsetDateTime,
@@ -258,6 +267,8 @@ family! {
         ScalingLocked(ScalingLocked) = "sandbox.scaling_locked.v1",
         /// Other tags.
         TagsSet(TagsSet) = "sandbox.tags_set.v1",
+        /// A patch of its checkpoint ran in it.
+        Patched(Patched) = "sandbox.patched.v1",
         /// Intent to be gone.
         StopRequested(StopRequested) = "sandbox.stop_requested.v1",
         /// Gone.

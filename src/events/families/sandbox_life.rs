@@ -6,6 +6,8 @@ use serde::{Deserialize, Serialize};
 use time::OffsetDateTime;
 use ulid::Ulid;
 
+use crate::ids::{CheckpointId, SandboxId};
+
 /// Why a sandbox is to run.
 #[derive(Debug, Clone, Copy, Default, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(rename_all = "snake_case")]
@@ -21,6 +23,8 @@ pub enum StartCause {
     Reboot,
     /// The same, without asking the processes.
     PowerCycle,
+    /// Its user wants its disk as it was at a checkpoint.
+    Restore,
 }
 
 impl StartCause {
@@ -31,8 +35,31 @@ impl StartCause {
 
     /// Whether what runs of the sandbox must end before it starts.
     pub fn is_fresh(self) -> bool {
-        matches!(self, Self::Reboot | Self::PowerCycle)
+        matches!(self, Self::Reboot | Self::PowerCycle | Self::Restore)
     }
+}
+
+/// What a sandbox was made from.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "camelCase")]
+pub struct Origin {
+    /// The checkpoint.
+    pub checkpoint_id: CheckpointId,
+    /// The sandbox it is of.
+    pub sandbox_id: SandboxId,
+}
+
+/// A patch of its checkpoint ran in it.
+#[derive(Debug, Clone, Serialize, Deserialize)]
+pub struct Patched {
+    /// The patch's place in the order.
+    pub sequence: u32,
+    /// Why it failed, with the end of its output; `None`: it didn't.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub error: Option<String>,
+    /// When.
+    #[serde(with = "time::serde::rfc3339")]
+    pub at: OffsetDateTime,
 }
 
 /// Why a sandbox is put to sleep.

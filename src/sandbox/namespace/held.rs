@@ -37,6 +37,14 @@ pub(super) fn kill_recorded(home: &Home) {
     }
 }
 
+/// The supervisor that a folder names, if that process is still the one that was written down.
+pub(super) fn supervisor_pid(home: &Home) -> Option<u32> {
+    let state: State = serde_json::from_slice(&fs::read(home.state()).ok()?).ok()?;
+    let same = sys::start_ticks(state.supervisor_pid).ok() == Some(state.supervisor_start)
+        && sys::boot_id().ok() == Some(state.boot_id);
+    same.then_some(state.supervisor_pid)
+}
+
 /// Whether a supervisor holds the folder's lock.
 pub(super) fn is_held(home: &Home) -> bool {
     let Ok(lock) = fs::File::open(home.lock()) else {

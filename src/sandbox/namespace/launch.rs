@@ -104,7 +104,7 @@ pub fn launch(plan: &Plan) -> Result<Launched, StepError> {
         set_socket_timeout(side, Timeout::Recv, Some(STEP_TIMEOUT)).step("bound the waiting")?;
     }
     let born_in = group.unified_dir();
-    let first_id = plan.privileged.then(|| host_ids::first_of(&plan.spec.id));
+    let first_id = plan.privileged.then(|| plan.first_id());
     // SAFETY: the supervisor has started no thread yet.
     let clone = || match unsafe { sys::clone3(NAMESPACES, born_in.as_ref().map(AsFd::as_fd)) } {
         // Not allowed to be born there: it will be moved, if that is allowed.
@@ -194,7 +194,7 @@ fn finish(
 /// system of its own.
 fn build(plan: &Plan, pid: u32, child: &OwnedFd) -> Result<Option<Image>, StepError> {
     let (disk, template, spec) = (plan.home().disk(), plan.template(), &plan.spec);
-    let owner = plan.privileged.then(|| host_ids::first_of(&spec.id));
+    let owner = plan.privileged.then(|| plan.first_id());
     map_ids(pid, owner)?;
     let image = match plan.privileged {
         true => Image::provide(&plan.home(), plan.blank.as_deref())?,

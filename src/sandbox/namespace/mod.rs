@@ -32,6 +32,7 @@ mod remove;
 mod rootfs;
 mod seccomp;
 mod serve;
+mod snapshot;
 pub(super) mod supervisor;
 mod sys;
 mod template;
@@ -57,9 +58,10 @@ use self::plan::{Home, Plan};
 use self::supervisor::{Exit, Report};
 use self::template::Template;
 use super::{
-    Capabilities, Driver, DriverError, Enforcement, Gauges, Limits, Running, SandboxSpec, Stats,
+    Capabilities, Driver, DriverError, Enforcement, Gauges, Limits, Running, SandboxSpec, Snapshot,
+    Stats,
 };
-use crate::ids::SandboxId;
+use crate::ids::{CheckpointId, SandboxId};
 
 /// The hidden subcommand of `oc` that [`super::supervisor_main`] serves.
 pub const SUPERVISE_SUBCOMMAND: &str = "supervise";
@@ -142,8 +144,9 @@ impl NamespaceDriver {
     fn forget_old_templates(&self) {
         let mut used = BTreeSet::from([self.template.clone()]);
         let Ok(homes) = self.homes() else { return };
-        for id in homes {
-            let plan = fs::read(Home::of(&self.data, &id).plan()).unwrap_or_default();
+        let plans = homes.iter().map(|id| Home::of(&self.data, id).plan());
+        for plan in plans.chain(self.plans_of_copies()) {
+            let plan = fs::read(plan).unwrap_or_default();
             match serde_json::from_slice::<Plan>(&plan) {
                 Ok(plan) => drop(used.insert(plan.template)),
                 // Which one it uses is unknown, so all are kept.
@@ -191,6 +194,7 @@ impl NamespaceDriver {
             groups: self.groups.clone(),
             privileged: self.privileged,
             blank: self.blank(spec.disk_mb),
+            first_id: snapshot::owner_of(&home),
         };
         let mut child = Command::new(&self.program)
             .arg(SUPERVISE_SUBCOMMAND)
@@ -380,6 +384,11 @@ impl Driver for NamespaceDriver {
         let Some(supervisor) = self.supervisor(id, Want::Attach).await? else {
             return Ok(None);
         };
+        self.blocking(id, |driver, id| {
+            driver.unstill(id);
+            Ok(())
+        })
+        .await?;
         let home = Home::of(&self.data, id);
         Ok(Some(Running {
             id: id.clone(),
@@ -453,6 +462,26 @@ impl Driver for NamespaceDriver {
         used.await.ok().flatten()
     }
 
+    async fn snapshot(&self, id: &SandboxId, to: &CheckpointId) -> Result<Snapshot, DriverError> {
+        self.take_snapshot(id, to).await
+    }
+
+    async fn restore(&self, id: &SandboxId, from: &CheckpointId) -> Result<(), DriverError> {
+        let from = *from;
+        let give = move |driver: &Self, id: &SandboxId| driver.give_disk(id, &from);
+        self.blocking(id, give).await
+    }
+
+    async fn forget_snapshot(&self, id: &CheckpointId) -> Result<(), DriverError> {
+        let (driver, id) = (self.clone(), *id);
+        run_blocking(move || driver.forget_copy(&id)).await
+    }
+
+    async fn snapshots(&self) -> Result<Vec<CheckpointId>, DriverError> {
+        let driver = self.clone();
+        run_blocking(move || driver.all_copies()).await
+    }
+
     async fn stop(&self, id: &SandboxId) -> Result<(), DriverError> {
         self.ask_to_end(id).await;
         self.blocking(id, Self::end).await
@@ -491,6 +520,19 @@ impl Driver for NamespaceDriver {
         all.dedup();
         Ok(all)
     }
+}
+
+/// Runs work that blocks, of no sandbox, on a thread for such work.
+async fn run_blocking<T: Send + 'static>(
+    work: impl FnOnce() -> Result<T, DriverError> + Send + 'static,
+) -> Result<T, DriverError> {
+    let done = tokio::task::spawn_blocking(work).await;
+    done.unwrap_or_else(|error| {
+        Err(DriverError::Io {
+            what: "work on checkpoints".to_owned(),
+            source: io::Error::other(error),
+        })
+    })
 }
 
 /// Tells this folder's control groups from those of other servers on the machine.

@@ -15,6 +15,7 @@ use std::path::{Path, PathBuf};
 use serde::{Deserialize, Serialize};
 
 use super::cgroup::Layout;
+use super::host_ids;
 use super::rootfs::Disk;
 use super::template::Template;
 use crate::ids::SandboxId;
@@ -100,12 +101,22 @@ pub struct Plan {
     /// The empty file system that a new disk is a copy of; `None`: a plain folder.
     #[serde(default)]
     pub blank: Option<PathBuf>,
+    /// First of the host's ids that own its disk; `None`: that of its own range. A fork's disk has the
+    /// owners it had.
+    #[serde(default)]
+    pub first_id: Option<u32>,
 }
 
 impl Plan {
     /// The sandbox's folder.
     pub fn home(&self) -> Home {
         Home(self.home.clone())
+    }
+
+    /// First of the host's ids behind the users inside.
+    pub fn first_id(&self) -> u32 {
+        let own = || host_ids::first_of(&self.spec.id);
+        self.first_id.unwrap_or_else(own)
     }
 
     /// The template.

@@ -301,6 +301,19 @@ pub fn unix_ms() -> u64 {
         .unwrap_or_default()
 }
 
+/// Has the file system that `fd` is on take no writes, with all that was written on its disk
+/// (`FIFREEZE`), or lets it go on (`FITHAW`).
+pub fn freeze_file_system(fd: BorrowedFd<'_>, frozen: bool) -> io::Result<()> {
+    const FIFREEZE: libc::c_ulong = 0xC004_5877;
+    const FITHAW: libc::c_ulong = 0xC004_5878;
+    let request = if frozen { FIFREEZE } else { FITHAW };
+    // SAFETY: both take no argument.
+    match unsafe { libc::ioctl(fd.as_raw_fd(), request as _, 0) } {
+        0 => Ok(()),
+        _ => Err(io::Error::last_os_error()),
+    }
+}
+
 #[cfg(test)]
 mod tests {
     use super::*;
