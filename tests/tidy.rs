@@ -57,6 +57,7 @@ const PRINTERS: &[(&str, &str)] = &[
 /// Files of `decide` and `apply`: no clock, no randomness, no I/O; these come in with the command.
 const PURE: &[&str] = &[
     "src/actors/aggregate.rs",
+    "src/actors/checkpoint.rs",
     "src/actors/model.rs",
     "src/actors/org.rs",
     "src/actors/project.rs",

@@ -191,6 +191,7 @@ pub fn sandbox(org: OrgId, id: &SandboxId, events: usize, stops: bool) -> Vec<Sa
     let start = SandboxEvent::StartRequested(StartRequested {
         intent,
         cause: opencomputer::events::families::StartCause::Created,
+        checkpoint: None,
         at: at(),
     });
     let started = SandboxEvent::Started(Started {
@@ -217,6 +218,8 @@ pub fn sandbox(org: OrgId, id: &SandboxId, events: usize, stops: bool) -> Vec<Sa
                 name: "api".to_owned(),
             }],
             egress_allowlist: vec!["*.example.com".to_owned()],
+            own_allowlist: None,
+            origin: None,
             at: at(),
         }),
         SandboxEvent::Sealed(SandboxSealed {

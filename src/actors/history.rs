@@ -15,6 +15,7 @@ use time::OffsetDateTime;
 use time::format_description::well_known::Rfc3339;
 use tokio::sync::Semaphore;
 
+use super::checkpoint::Checkpoint;
 use super::model::{Keep, Model};
 use super::org::Org;
 use super::project::Project;
@@ -22,7 +23,7 @@ use super::sandbox::{Phase, Sandbox};
 use super::secret_store::SecretStore;
 use super::secrets::Secrets;
 use super::trail::Filter;
-use crate::events::families::SecretPlacement;
+use crate::events::families::{PatchAdded, SecretPlacement};
 use crate::events::{EventLog, READ_EVENTS_MAX, ReadError, Recorded, StreamId};
 use crate::ids::OrgId;
 
@@ -32,7 +33,7 @@ const TURN_WAIT_MAX: Duration = match cfg!(test) {
     false => Duration::from_secs(10),
 };
 /// Families of streams that have a state.
-const FAMILIES: [&str; 4] = ["project", "store", "sandbox", "org"];
+const FAMILIES: [&str; 5] = ["project", "store", "sandbox", "checkpoint", "org"];
 
 /// Text that is no point of the log.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, thiserror::Error)]
@@ -211,6 +212,7 @@ impl Past {
         let mut projects = self.model.projects.values().filter_map(project);
         let mut stores = self.model.stores.values().filter_map(store);
         let mut sandboxes = self.model.sandboxes.values().filter_map(sandbox);
+        let mut checkpoints = self.model.checkpoints.values().filter_map(checkpoint);
         let list = |rows: &mut dyn Iterator<Item = (OrgId, Value)>| -> Vec<Value> {
             let own = rows.filter(|(org, _)| owned(org));
             own.map(|(_, row)| row).collect()
@@ -222,6 +224,7 @@ impl Past {
             "projects": list(&mut projects),
             "secretStores": list(&mut stores),
             "sandboxes": list(&mut sandboxes),
+            "checkpoints": list(&mut checkpoints),
             "skipped": self.model.skipped,
         })
     }
@@ -305,6 +308,32 @@ fn with_placement(mut shown: Value, placement: Option<&SecretPlacement>) -> Valu
     shown
 }
 
+fn checkpoint(row: &Checkpoint) -> Option<(OrgId, Value)> {
+    let details = row.details.as_ref().filter(|_| row.is_there())?;
+    let patch = |patch: &PatchAdded| {
+        json!({
+            "id": patch.patch_id,
+            "sequence": patch.sequence,
+            "description": patch.description,
+            "createdAt": timestamp(patch.at),
+        })
+    };
+    let shown = json!({
+        "id": details.checkpoint_id,
+        "orgId": details.org_id,
+        "sandboxId": details.config.sandbox_id,
+        "name": details.name,
+        "kind": details.kind,
+        "status": row.status(),
+        "sizeBytes": row.size_bytes,
+        "isPublic": row.public,
+        "revision": details.revision,
+        "patches": row.patches.iter().map(patch).collect::<Vec<_>>(),
+        "createdAt": timestamp(details.at),
+    });
+    Some((details.org_id, shown))
+}
+
 fn sandbox(row: &Sandbox) -> Option<(OrgId, Value)> {
     let (phase, reason) = match &row.phase {
         Phase::Absent | Phase::Stopped | Phase::NeverStarted => return None,
@@ -352,6 +381,8 @@ fn sandbox(row: &Sandbox) -> Option<(OrgId, Value)> {
         "tags": (!row.tags.all.is_empty()).then_some(&row.tags.all),
         "hibernatedAt": row.slept.as_ref().and_then(|slept| timestamp(slept.at)),
         "kept": row.slept.as_ref().map(|slept| slept.kept),
+        "origin": details.origin,
+        "patchError": row.patched.error,
         "createdAt": timestamp(details.at),
         "startedAt": row.started_at.and_then(timestamp),
         "reason": reason,

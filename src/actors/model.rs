@@ -84,7 +84,7 @@ impl Model {
             }
             Change::Sandbox(event) => self.apply_sandbox(id, event, recorded.revision),
             Change::Checkpoint(event) => {
-                let kept = Some(without_envs(event));
+                let kept = Some(without_envs(*event));
                 apply_row(&mut self.checkpoints, id, kept, recorded);
             }
             Change::None => {}
@@ -132,7 +132,7 @@ pub(super) enum Change {
     Project(ProjectEvent),
     Store(StoreEvent),
     Sandbox(SandboxEvent),
-    Checkpoint(CheckpointEvent),
+    Checkpoint(Box<CheckpointEvent>),
     /// Nothing: names, egress records and idempotency keys have no rows of their own, and a branch's
     /// own events after its first one say all that its row shows.
     None,
@@ -150,7 +150,9 @@ impl Change {
             Some(("project", _)) => Self::Project(ProjectEvent::decode(kind, data)?),
             Some(("store", _)) => Self::Store(StoreEvent::decode(kind, data)?),
             Some(("sandbox", _)) => Self::Sandbox(SandboxEvent::decode(kind, data)?),
-            Some(("checkpoint", _)) => Self::Checkpoint(CheckpointEvent::decode(kind, data)?),
+            Some(("checkpoint", _)) => {
+                Self::Checkpoint(Box::new(CheckpointEvent::decode(kind, data)?))
+            }
             _ => Self::None,
         })
     }

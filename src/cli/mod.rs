@@ -9,6 +9,7 @@ mod account;
 mod audit;
 mod backup;
 mod bench;
+mod checkpoint;
 mod client;
 mod data;
 mod demo;
@@ -80,6 +81,12 @@ pub enum Command {
     /// Manage sandboxes
     #[command(subcommand)]
     Sandbox(sandbox::Sandbox),
+    /// Keep, restore and fork sandboxes
+    #[command(subcommand, visible_alias = "cp")]
+    Checkpoint(checkpoint::Checkpoint),
+    /// Scripts that run in every sandbox made from a checkpoint
+    #[command(subcommand)]
+    Patch(checkpoint::Patch),
     /// Create a sandbox (same as `oc sandbox create`)
     Create(Box<sandbox::Create>),
     /// List sandboxes (same as `oc sandbox list`)
@@ -199,6 +206,8 @@ fn dispatch(
             Command::Secret(secret) => secret.run(&context).await.map(done),
             Command::SecretStore(store) => store.run(&context).await.map(done),
             Command::Sandbox(sandbox) => sandbox.run(&context).await.map(done),
+            Command::Checkpoint(checkpoint) => checkpoint.run(&context).await.map(done),
+            Command::Patch(patch) => patch.run(&context).await.map(done),
             Command::Create(create) => create.run(&context).await.map(done),
             Command::Ls => sandbox::list(&context).await.map(done),
             Command::Exec(exec) => exec.run(&context).await,

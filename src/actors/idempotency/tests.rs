@@ -56,6 +56,7 @@ fn only_a_sandbox_that_never_ran_gives_its_key_back() {
     let requested = SandboxEvent::StartRequested(StartRequested {
         intent,
         cause: StartCause::Created,
+        checkpoint: None,
         at: AT,
     });
     let started = SandboxEvent::Started(Started {

@@ -17,7 +17,7 @@ use serde_json::Value;
 use time::OffsetDateTime;
 use ulid::Ulid;
 
-use super::world::{Act, ObjectAct, OrgAct, World, sandbox_lives, with_log};
+use super::world::{Act, ObjectAct, OrgAct, World, checkpoint_lives, sandbox_lives, with_log};
 use super::{id, org};
 use crate::actors::entity::Failure;
 use crate::actors::history::Past;
@@ -25,9 +25,9 @@ use crate::actors::project::ProjectCommand;
 use crate::events::EventData;
 use crate::events::chain;
 use crate::events::families::{
-    DecodeError, EgressAnnounced, EgressDecided, EgressEvent, Family, IdempotencyEvent,
-    IdempotencyRecorded, IdempotencyReleased, KINDS, NameEvent, OomKilled, OrgEvent, ProjectEvent,
-    ResourceEvent, SandboxEvent, StoreEvent,
+    CheckpointEvent, DecodeError, EgressAnnounced, EgressDecided, EgressEvent, Family,
+    IdempotencyEvent, IdempotencyRecorded, IdempotencyReleased, KINDS, NameEvent, OomKilled,
+    OrgEvent, ProjectEvent, ResourceEvent, SandboxEvent, StoreEvent,
 };
 use crate::events::{
     Actor, Append, BRANCH_KIND, Branched, EventLog, NewEvent, READ_EVENTS_MAX, Recorded, StreamId,
@@ -93,7 +93,8 @@ async fn live_through_everything(log: &EventLog) {
         .into_iter()
         .chain(both(Act::Project))
         .chain(both(Act::Store))
-        .chain(sandbox_lives().map(|(slot, act)| Act::Sandbox(slot, act)));
+        .chain(sandbox_lives().map(|(slot, act)| Act::Sandbox(slot, act)))
+        .chain(checkpoint_lives().map(|(slot, act)| Act::Checkpoint(slot, act)));
     for act in acts {
         world.act(&act, false).await;
     }
@@ -309,6 +310,7 @@ fn decode(event: &Recorded) -> Result<(&'static str, Value), DecodeError> {
         return Ok((BRANCH_KIND, serde_json::to_value(branched).expect("JSON")));
     }
     match event.stream.parts().map(|(family, _)| family) {
+        Some("checkpoint") => as_family::<CheckpointEvent>(event),
         Some("egress") => as_family::<EgressEvent>(event),
         Some("idem") => as_family::<IdempotencyEvent>(event),
         Some("name") => as_family::<NameEvent>(event),

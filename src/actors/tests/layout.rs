@@ -6,13 +6,15 @@ use serde_json::json;
 
 use super::{after, at, id, intent, org, project, sandbox, secret_store, secret_was_set};
 use crate::actors::aggregate::Aggregate;
+use crate::actors::checkpoint::Checkpoint;
 use crate::actors::org::Org;
 use crate::actors::project::Project;
-use crate::actors::sandbox::{Phase, Sandbox};
+use crate::actors::sandbox::{PatchState, Phase, Sandbox};
 use crate::actors::secret_store::SecretStore;
 use crate::events::families::{
-    KeyCreated, OrgCreated, OrgEvent, ProjectEvent, SandboxEvent, SecretDeleted, SecretRevoked,
-    SecretTaken, StoreEvent,
+    CheckpointEvent, CheckpointKind, CheckpointReady, CheckpointRequested, KeyCreated, OrgCreated,
+    OrgEvent, PatchAdded, ProjectEvent, SandboxEvent, SecretDeleted, SecretRevoked, SecretTaken,
+    StoreEvent,
 };
 
 /// Every field is set, and what is written down reads back as the same.
@@ -93,7 +95,15 @@ fn a_changed_layout_needs_a_new_state_version() {
     with_alias.extend(super::sandbox_sleep::asleep_and_scaled());
     let mut both = after::<Sandbox>(&with_alias);
     both.sealed = kept;
+    both.restoring = Some(id("00000000-0000-7000-8000-0000000000c0"));
+    both.patched = PatchState {
+        sequence: 1,
+        error: Some("exit code 3".to_owned()),
+    };
     check("sandbox", &both);
+    let mut taken = after::<Checkpoint>(&checkpoint_events());
+    taken.failed_at = Some(at(7));
+    check("checkpoint", &taken);
     let phases = [
         Phase::Absent,
         Phase::Starting(intent(1)),
@@ -106,4 +116,37 @@ fn a_changed_layout_needs_a_new_state_version() {
         Phase::NeverStarted,
     ];
     assert_json_snapshot!(format!("phases_v{}", Sandbox::STATE_VERSION), json!(phases));
+}
+
+/// A checkpoint with a patch.
+fn checkpoint_events() -> Vec<CheckpointEvent> {
+    let requested = CheckpointRequested {
+        checkpoint_id: id("00000000-0000-7000-8000-0000000000c0"),
+        org_id: super::org(),
+        name: "first".to_owned(),
+        kind: CheckpointKind::Full,
+        config: sandbox::created(),
+        revision: 3,
+        envs: super::sealed("envs"),
+        ca_certificate: "CERTIFICATE".to_owned(),
+        ca_key: super::sealed("ca-key"),
+        at: at(1),
+    };
+    let ready = CheckpointReady {
+        size_bytes: 4096,
+        paused_us: 1500,
+        at: at(2),
+    };
+    let patch = PatchAdded {
+        patch_id: id("00000000-0000-7000-8000-0000000000d0"),
+        sequence: 1,
+        script: "true".to_owned(),
+        description: "d".to_owned(),
+        at: at(3),
+    };
+    vec![
+        CheckpointEvent::Requested(requested),
+        CheckpointEvent::Ready(ready),
+        CheckpointEvent::PatchAdded(patch),
+    ]
 }

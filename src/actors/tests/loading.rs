@@ -291,6 +291,7 @@ async fn a_forked_sandbox_inherits_settings_and_nothing_live() {
     life.push(SandboxEvent::StartRequested(
         crate::events::families::StartRequested {
             cause: crate::events::families::StartCause::Created,
+            checkpoint: None,
             intent: super::intent(9),
             at: at(4),
         },

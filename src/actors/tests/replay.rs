@@ -226,18 +226,23 @@ async fn entities_agree(world: &World, events: &[Arc<Recorded>], past: &Model) {
         let Some(entity) = world.entity(stream).await else {
             continue;
         };
-        let entity = entity.replace("CIPHERTEXT", "").replace("bm9uY2U=", "");
+        let entity = entity
+            .replace("CIPHERTEXT", "")
+            .replace("bm9uY2U=", "")
+            .replace("SCRIPT", "");
         let (family, id) = stream.parts().expect("a family");
         let row = match family {
             "org" => format!("{:#?}", past.orgs[&super::id(id)]),
             "project" => format!("{:#?}", past.projects[&super::id(id)]),
             "store" => format!("{:#?}", past.stores[&super::id(id)]),
+            "checkpoint" => format!("{:#?}", past.checkpoints[&super::id(id)]),
             _ => format!("{:#?}", past.sandboxes[&super::id(id)]),
         };
         assert_eq!(row, entity, "{stream}");
         compared += 1;
     }
     let rows = past.orgs.len() + past.projects.len() + past.stores.len() + past.sandboxes.len();
+    let rows = rows + past.checkpoints.len();
     assert_eq!(compared, rows, "every row has its entity");
 }
 

@@ -36,6 +36,8 @@ pub(super) fn created() -> SandboxCreated {
             name: "keys".to_owned(),
         }],
         egress_allowlist: Vec::new(),
+        own_allowlist: None,
+        origin: None,
         at: at(0),
     }
 }
@@ -68,6 +70,7 @@ pub(super) fn starting() -> Vec<E> {
         E::StartRequested(StartRequested {
             intent: intent(1),
             cause: StartCause::Created,
+            checkpoint: None,
             at: at(0),
         }),
     ]

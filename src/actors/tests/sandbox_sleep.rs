@@ -66,6 +66,7 @@ fn waking() -> Vec<E> {
     let wake = E::StartRequested(StartRequested {
         intent: intent(4),
         cause: StartCause::Wake,
+        checkpoint: None,
         at: at(5),
     });
     and(asleep(), wake)

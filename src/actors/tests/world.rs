@@ -2,7 +2,7 @@
 
 mod sandbox;
 
-pub use sandbox::sandbox_lives;
+pub use sandbox::{checkpoint_lives, sandbox_lives};
 
 use std::sync::Arc;
 
@@ -11,6 +11,7 @@ use proptest::prelude::*;
 
 use super::{at, id, intent, org, other_org, sealed, set_secret};
 use crate::actors::aggregate::Aggregate;
+use crate::actors::checkpoint::Checkpoint;
 use crate::actors::entity::Failure;
 use crate::actors::org::{Org, OrgCommand};
 use crate::actors::project::{Project, ProjectCommand, ProjectSettings};
@@ -20,7 +21,7 @@ use crate::actors::secret_store::{SecretStore, StoreCommand};
 use crate::actors::secrets::SecretCommand;
 use crate::events::families::{KeyCreated, OrgCreated};
 use crate::events::{Actor, EventLog, StreamId};
-use crate::ids::{OrgId, ProjectId, SandboxId, StoreId};
+use crate::ids::{CheckpointId, OrgId, ProjectId, SandboxId, StoreId};
 
 /// Slots for objects of a kind: a new object takes the place of an old one, which lives on.
 const SLOTS: usize = 3;
@@ -32,6 +33,18 @@ pub enum Act {
     Project(usize, ObjectAct),
     Store(usize, ObjectAct),
     Sandbox(usize, SandboxAct),
+    Checkpoint(usize, CheckpointAct),
+}
+
+#[derive(Debug, Clone)]
+pub enum CheckpointAct {
+    Request(u8),
+    Ready,
+    Fail,
+    Delete,
+    Publish(bool),
+    AddPatch(u8),
+    DeletePatch(u8),
 }
 
 #[derive(Debug, Clone)]
@@ -75,6 +88,8 @@ pub enum SandboxAct {
     Autoscale(bool),
     Lock(bool),
     Tag(u8),
+    Restore(u128),
+    Patched(u32, bool),
 }
 
 /// Any act, and whether the other organization does it.
@@ -88,8 +103,22 @@ pub fn any_act() -> impl Strategy<Value = (Act, bool)> {
         3 => (slot(), object_act()).prop_map(|(slot, act)| Act::Project(slot, act)),
         3 => (slot(), object_act()).prop_map(|(slot, act)| Act::Store(slot, act)),
         5 => (slot(), sandbox_act()).prop_map(|(slot, act)| Act::Sandbox(slot, act)),
+        3 => (slot(), checkpoint_act()).prop_map(|(slot, act)| Act::Checkpoint(slot, act)),
     ];
     (act, prop::bool::weighted(0.3))
+}
+
+fn checkpoint_act() -> impl Strategy<Value = CheckpointAct> {
+    use CheckpointAct as C;
+    prop_oneof![
+        3 => (0..3u8).prop_map(C::Request),
+        3 => Just(C::Ready),
+        1 => Just(C::Fail),
+        1 => Just(C::Delete),
+        1 => any::<bool>().prop_map(C::Publish),
+        2 => (0..3u8).prop_map(C::AddPatch),
+        1 => (0..3u8).prop_map(C::DeletePatch),
+    ]
 }
 
 fn object_act() -> impl Strategy<Value = ObjectAct> {
@@ -130,6 +159,8 @@ fn sandbox_act() -> impl Strategy<Value = SandboxAct> {
         1 => any::<bool>().prop_map(SandboxAct::Autoscale),
         1 => any::<bool>().prop_map(SandboxAct::Lock),
         1 => (0..3u8).prop_map(SandboxAct::Tag),
+        1 => intent().prop_map(SandboxAct::Restore),
+        1 => (0..4u32, any::<bool>()).prop_map(|(n, failed)| SandboxAct::Patched(n, failed)),
     ]
 }
 
@@ -143,6 +174,9 @@ pub struct World {
     store_ids: [StoreId; SLOTS],
     sandbox_ids: [SandboxId; SLOTS],
     sandbox_owners: [OrgId; SLOTS],
+    pub checkpoints: Registry<Checkpoint>,
+    checkpoint_ids: [CheckpointId; SLOTS],
+    checkpoint_owners: [OrgId; SLOTS],
 }
 
 impl World {
@@ -153,7 +187,10 @@ impl World {
             orgs: Registry::new(log.clone(), arbiters.clone()),
             projects: Registry::new(log.clone(), arbiters.clone()),
             stores: Registry::new(log.clone(), arbiters.clone()),
-            sandboxes: Registry::new(log, arbiters),
+            sandboxes: Registry::new(log.clone(), arbiters.clone()),
+            checkpoints: Registry::new(log, arbiters),
+            checkpoint_ids: [(); SLOTS].map(|()| CheckpointId::generate()),
+            checkpoint_owners: [org(); SLOTS],
             project_ids: [(); SLOTS].map(|()| ProjectId::generate()),
             store_ids: [(); SLOTS].map(|()| StoreId::generate()),
             sandbox_ids: [(); SLOTS].map(|()| SandboxId::generate()),
@@ -185,6 +222,19 @@ impl World {
                 let command = store_command(*own, act, org);
                 execute(&self.stores, &SecretStore::stream(own), command, org).await;
             }
+            Act::Checkpoint(slot, act) => {
+                let own = &mut self.checkpoint_ids[*slot];
+                let owner = &mut self.checkpoint_owners[*slot];
+                if let CheckpointAct::Request(_) = act {
+                    (*own, *owner) = (CheckpointId::generate(), org);
+                }
+                let command = sandbox::checkpoint_command(own, act, org);
+                let who = match act {
+                    CheckpointAct::Ready | CheckpointAct::Fail => *owner,
+                    _ => org,
+                };
+                execute(&self.checkpoints, &Checkpoint::stream(own), command, who).await;
+            }
             Act::Sandbox(slot, act) => {
                 let own = &mut self.sandbox_ids[*slot];
                 let owner = &mut self.sandbox_owners[*slot];
@@ -202,7 +252,8 @@ impl World {
                     | SandboxAct::Scale(..)
                     | SandboxAct::Autoscale(_)
                     | SandboxAct::Lock(_)
-                    | SandboxAct::Tag(_) => org,
+                    | SandboxAct::Tag(_)
+                    | SandboxAct::Restore(_) => org,
                     _ => *owner,
                 };
                 execute(&self.sandboxes, &Sandbox::stream(own), command, who).await;
@@ -218,6 +269,7 @@ impl World {
             "project" => format!("{:#?}", inspect(&self.projects, stream).await),
             "store" => format!("{:#?}", inspect(&self.stores, stream).await),
             "sandbox" => format!("{:#?}", inspect(&self.sandboxes, stream).await),
+            "checkpoint" => format!("{:#?}", inspect(&self.checkpoints, stream).await),
             _ => return None,
         })
     }

@@ -15,7 +15,15 @@ const LOG_PAGE_EVENTS: usize = 500;
 /// Events of one stream read at a time. Kept in memory as long as they are not asked for.
 const STREAM_PAGE_EVENTS: u64 = 64;
 /// Families whose streams are named by the object's id.
-const FAMILIES: [&str; 6] = ["project", "store", "sandbox", "egress", "resource", "org"];
+const FAMILIES: [&str; 7] = [
+    "project",
+    "store",
+    "sandbox",
+    "checkpoint",
+    "egress",
+    "resource",
+    "org",
+];
 
 /// Events in the order of a cursor.
 pub(super) struct Source<'a> {

@@ -32,11 +32,12 @@ impl Replay {
 }
 
 /// Lists of a state: their field, and what one of their objects is called.
-pub(super) const LISTS: [(&str, &str); 4] = [
+pub(super) const LISTS: [(&str, &str); 5] = [
     ("organizations", "organization"),
     ("projects", "project"),
     ("secretStores", "secret store"),
     ("sandboxes", "sandbox"),
+    ("checkpoints", "checkpoint"),
 ];
 
 /// A table of what was there, under the point it was there at.

@@ -2,15 +2,16 @@
 
 use serde_json::json;
 
-use super::{SLOTS, SandboxAct, at, intent, letter, sealed};
+use super::{CheckpointAct, SLOTS, SandboxAct, at, id, intent, letter, sealed};
+use crate::actors::checkpoint::CheckpointCommand;
 use crate::actors::sandbox::SandboxCommand;
 use crate::actors::sandbox::scaling::Size;
 use crate::actors::tests::placement;
 use crate::events::families::{
-    Bounds, Kept, Layer, LayerKind, SandboxCreated, SandboxSealed, SealedEntry, SleepReason,
-    StopReason,
+    Bounds, CheckpointFailed, CheckpointKind, CheckpointReady, CheckpointRequested, Kept, Layer,
+    LayerKind, Origin, SandboxCreated, SandboxSealed, SealedEntry, SleepReason, StopReason,
 };
-use crate::ids::{OrgId, SandboxId, StoreId};
+use crate::ids::{CheckpointId, OrgId, PatchId, SandboxId, StoreId};
 
 pub(super) fn sandbox_command(
     own: &SandboxId,
@@ -132,6 +133,17 @@ pub(super) fn sandbox_command(
             locked: *locked,
             at,
         },
+        SandboxAct::Restore(number) => C::Restore {
+            org,
+            intent: intent(number),
+            checkpoint: id("00000000-0000-7000-8000-0000000000c1"),
+            at,
+        },
+        SandboxAct::Patched(sequence, failed) => C::Patched {
+            sequence: *sequence,
+            error: failed.then(|| "exit code 3".to_owned()),
+            at,
+        },
         SandboxAct::Tag(number) => C::SetTags {
             org,
             tags: [("team".to_owned(), letter(*number))].into(),
@@ -140,9 +152,9 @@ pub(super) fn sandbox_command(
     }
 }
 
-fn created(id: &SandboxId, store: &StoreId, org: OrgId) -> SandboxCreated {
+fn created(sandbox: &SandboxId, store: &StoreId, org: OrgId) -> SandboxCreated {
     SandboxCreated {
-        sandbox_id: id.clone(),
+        sandbox_id: sandbox.clone(),
         org_id: org,
         template: "base".to_owned(),
         cpu_count: 1,
@@ -159,6 +171,11 @@ fn created(id: &SandboxId, store: &StoreId, org: OrgId) -> SandboxCreated {
             name: "keys".to_owned(),
         }],
         egress_allowlist: vec!["a.test".to_owned()],
+        own_allowlist: Some(vec!["a.test".to_owned()]),
+        origin: Some(Origin {
+            checkpoint_id: id("00000000-0000-7000-8000-0000000000c0"),
+            sandbox_id: id("sb-01m806v6r12w1bmtyq39z8xdwq"),
+        }),
         at: at(0),
     }
 }
@@ -213,10 +230,88 @@ pub fn sandbox_lives() -> impl Iterator<Item = (usize, SandboxAct)> {
         S::Scale(8192, true),
         S::Lock(true),
         S::Tag(0),
+        S::Restore(8),
+        S::Started(8),
+        S::Patched(1, false),
+        S::Patched(2, true),
     ];
     let in_slot = |slot: usize, acts: Vec<S>| acts.into_iter().map(move |act| (slot, act));
     in_slot(0, [short.as_slice(), &end].concat())
         .chain(in_slot(1, never.into()))
         .chain(in_slot(2, failed.into()))
         .chain(in_slot(0, long.into()))
+}
+
+/// Lives of checkpoints in which everything happens that can be recorded, by slot.
+pub fn checkpoint_lives() -> impl Iterator<Item = (usize, CheckpointAct)> {
+    use CheckpointAct as C;
+    let long = [
+        C::Request(0),
+        C::Ready,
+        C::Publish(true),
+        C::AddPatch(0),
+        C::AddPatch(1),
+        C::DeletePatch(0),
+    ];
+    let deleted = [C::Request(1), C::Ready, C::Delete];
+    let in_slot = |slot: usize, acts: Vec<C>| acts.into_iter().map(move |act| (slot, act));
+    in_slot(0, long.into())
+        .chain(in_slot(1, deleted.into()))
+        .chain(in_slot(2, vec![C::Request(2), C::Fail]))
+}
+
+pub(super) fn checkpoint_command(
+    own: &CheckpointId,
+    act: &CheckpointAct,
+    org: OrgId,
+) -> CheckpointCommand {
+    use CheckpointCommand as C;
+    let at = at(5);
+    let patch =
+        |number: &u8| id::<PatchId>(&format!("00000000-0000-7000-8000-0000000000d{number}"));
+    match act {
+        CheckpointAct::Request(number) => {
+            let sandbox = id("sb-01m806v6r12w1bmtyq39z8xdwq");
+            let store = id("00000000-0000-7000-8000-0000000000b0");
+            C::Request(Box::new(CheckpointRequested {
+                checkpoint_id: *own,
+                org_id: org,
+                name: letter(*number),
+                kind: CheckpointKind::DiskOnly,
+                config: created(&sandbox, &store, org),
+                revision: 3,
+                envs: sealed("CIPHERTEXT"),
+                ca_certificate: "CERTIFICATE".to_owned(),
+                ca_key: sealed("CIPHERTEXT"),
+                at,
+            }))
+        }
+        CheckpointAct::Ready => C::Ready(CheckpointReady {
+            size_bytes: 4096,
+            paused_us: 1500,
+            at,
+        }),
+        CheckpointAct::Fail => C::Fail(CheckpointFailed {
+            reason: "no room".to_owned(),
+            at,
+        }),
+        CheckpointAct::Delete => C::Delete { org, at },
+        CheckpointAct::Publish(public) => C::Publish {
+            org,
+            public: *public,
+            at,
+        },
+        CheckpointAct::AddPatch(number) => C::AddPatch {
+            org,
+            id: patch(number),
+            script: "SCRIPT".to_owned(),
+            description: "d".to_owned(),
+            at,
+        },
+        CheckpointAct::DeletePatch(number) => C::DeletePatch {
+            org,
+            id: patch(number),
+            at,
+        },
+    }
 }
