@@ -18,6 +18,7 @@ mod exec;
 mod forking;
 mod history;
 mod idempotency;
+mod layering;
 mod life;
 mod live;
 mod loading;

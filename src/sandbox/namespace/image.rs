@@ -211,7 +211,7 @@ fn attach(file: &File) -> io::Result<(File, PathBuf)> {
 
 /// Copies what was written of a file; the rest stays a hole. Shares the blocks where the file
 /// system can.
-fn copy_sparse(from: &Path, to: &Path) -> io::Result<()> {
+pub fn copy_sparse(from: &Path, to: &Path) -> io::Result<()> {
     let source = File::open(from)?;
     let target = File::options()
         .write(true)
@@ -225,8 +225,13 @@ fn copy_sparse(from: &Path, to: &Path) -> io::Result<()> {
     let size = source.metadata()?.len();
     target.set_len(size)?;
     let mut at = 0;
-    while let Ok(data) = rustix::fs::seek(&source, SeekFrom::Data(at)) {
-        at = data;
+    loop {
+        at = match rustix::fs::seek(&source, SeekFrom::Data(at)) {
+            Ok(data) => data,
+            // Nothing but a hole is left.
+            Err(rustix::io::Errno::NXIO) => return Ok(()),
+            Err(error) => return Err(error.into()),
+        };
         let end = rustix::fs::seek(&source, SeekFrom::Hole(at))?.min(size);
         while at < end {
             let (mut read, mut write) = (at, at);
@@ -244,7 +249,6 @@ fn copy_sparse(from: &Path, to: &Path) -> io::Result<()> {
             }
         }
     }
-    Ok(())
 }
 
 #[cfg(test)]

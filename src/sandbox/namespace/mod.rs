@@ -33,16 +33,16 @@ mod rootfs;
 mod seccomp;
 mod serve;
 mod snapshot;
+mod starting;
 pub(super) mod supervisor;
 mod sys;
 mod template;
 
 use std::collections::BTreeSet;
 use std::fs;
-use std::io::{self, Write};
+use std::io;
 use std::os::unix::fs::{DirBuilderExt, PermissionsExt};
 use std::path::{Path, PathBuf};
-use std::process::{Command, Stdio};
 use std::sync::Arc;
 use std::time::{Duration, Instant};
 
@@ -171,72 +171,6 @@ impl NamespaceDriver {
             .flatten()
             .filter_map(|e| e.file_name().to_str()?.parse().ok())
             .collect())
-    }
-
-    /// Starts a supervisor and waits until its sandbox runs. Blocks.
-    fn start(&self, spec: &SandboxSpec) -> Result<Report, DriverError> {
-        let failed = |what| {
-            move |source| DriverError::Io {
-                what: format!("{}: {what}", spec.id),
-                source,
-            }
-        };
-        let home = Home::of(&self.data, &spec.id);
-        fs::DirBuilder::new()
-            .recursive(true)
-            .mode(0o700)
-            .create(home.run())
-            .map_err(failed("make its folder"))?;
-        let plan = Plan {
-            spec: spec.clone(),
-            home: home.0.clone(),
-            template: self.template_of(&home),
-            groups: self.groups.clone(),
-            privileged: self.privileged,
-            blank: self.blank(spec.disk_mb),
-            first_id: snapshot::owner_of(&home),
-        };
-        let mut child = Command::new(&self.program)
-            .arg(SUPERVISE_SUBCOMMAND)
-            .stdin(Stdio::piped())
-            .stdout(Stdio::piped())
-            .stderr(Stdio::null())
-            // The server's environment may hold keys; a supervisor needs none of it.
-            .env_clear()
-            .spawn()
-            .map_err(failed("start its supervisor"))?;
-        let mut exchange = || -> io::Result<Report> {
-            if let Some(mut stdin) = child.stdin.take() {
-                stdin.write_all(&serde_json::to_vec(&plan)?)?;
-            }
-            let stdout = child.stdout.take().ok_or(io::ErrorKind::BrokenPipe)?;
-            supervisor::read_report(stdout)
-        };
-        let report = exchange();
-        if report.is_err() {
-            let _ = child.kill();
-        }
-        let _ = child.wait();
-        report.map_err(failed("hear from its supervisor"))
-    }
-
-    /// The empty file system that a disk of `mb` MiB begins as, where disks have one. Blocks.
-    fn blank(&self, mb: u64) -> Option<PathBuf> {
-        if !self.disks_are_images {
-            return None;
-        }
-        let made = image::blank(&self.data.join(TEMPLATES), mb);
-        let failed = |error| tracing::error!(%error, "a disk's size will not be enforced");
-        made.map_err(failed).ok()
-    }
-
-    /// A disk stays on the template it began with: its own layer was written over that one.
-    fn template_of(&self, home: &Home) -> PathBuf {
-        let plan = fs::read(home.plan()).unwrap_or_default();
-        match serde_json::from_slice::<Plan>(&plan) {
-            Ok(plan) if plan.template.is_dir() => plan.template,
-            _ => self.template.clone(),
-        }
     }
 
     async fn supervisor(

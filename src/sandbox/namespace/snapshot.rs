@@ -21,7 +21,7 @@ use std::time::{Duration, Instant};
 
 use super::control::Want;
 use super::plan::{Home, Plan};
-use super::{NamespaceDriver, held, remove, sys};
+use super::{NamespaceDriver, held, image, remove, sys};
 use crate::ids::{CheckpointId, SandboxId};
 use crate::sandbox::{DriverError, Snapshot};
 
@@ -169,7 +169,7 @@ impl NamespaceDriver {
         }
         private_dir(&home.run()).map_err(failed("make its folder"))?;
         let (draft, finished) = (home.0.join("disk.new"), home.0.join(name));
-        remove::remove_tree(&draft).map_err(failed("remove an old draft"))?;
+        remove_any(&draft).map_err(failed("remove an old draft"))?;
         copy(&copy_dir.join(name), &draft).map_err(failed("copy the disk of the checkpoint"))?;
         // A disk has the template and the host ids it began with.
         if !home.plan().exists() {
@@ -177,7 +177,7 @@ impl NamespaceDriver {
             plan.map_err(failed("keep the plan of the checkpoint"))?;
         }
         replace(&draft, &finished).map_err(failed("replace its disk"))?;
-        remove::remove_tree(&draft).map_err(failed("remove its former disk"))
+        remove_any(&draft).map_err(failed("remove its former disk"))
     }
 
     pub(super) fn forget_copy(&self, id: &CheckpointId) -> Result<(), DriverError> {
@@ -234,6 +234,9 @@ fn private_dir(path: &Path) -> io::Result<()> {
 
 /// A copy of a file or folder with all that belongs to it, which is not there before.
 fn copy(from: &Path, to: &Path) -> io::Result<()> {
+    if from.is_file() {
+        return image::copy_sparse(from, to);
+    }
     let output = Command::new(COPY)
         .args(["-a", "--reflink=auto", "--sparse=always", "-T", "--"])
         .args([from, to])
@@ -246,6 +249,15 @@ fn copy(from: &Path, to: &Path) -> io::Result<()> {
             let last = said.lines().last().unwrap_or("no reason given").to_owned();
             Err(io::Error::other(last))
         }
+    }
+}
+
+/// Removes a file or a folder, if it is there.
+fn remove_any(path: &Path) -> io::Result<()> {
+    match fs::symlink_metadata(path) {
+        Ok(meta) if !meta.is_dir() => fs::remove_file(path),
+        Err(error) if error.kind() == io::ErrorKind::NotFound => Ok(()),
+        _ => remove::remove_tree(path),
     }
 }
 

@@ -8,6 +8,7 @@ import { sandboxes } from "./sandboxes.mjs";
 import { exec } from "./exec.mjs";
 import { sessions } from "./sessions.mjs";
 import { life } from "./life.mjs";
+import { checkpoints } from "./checkpoints.mjs";
 import { files } from "./files.mjs";
 import { signed } from "./signed.mjs";
 import { stores } from "./stores.mjs";
@@ -24,10 +25,6 @@ globalThis.WebSocket ??= class extends ws.WebSocket {
 };
 
 const NOT_YET = [
-  "Sandbox.createCheckpoint", "Sandbox.listCheckpoints",
-  "Sandbox.restoreCheckpoint", "Sandbox.deleteCheckpoint", "Sandbox.createFromCheckpoint",
-  "Sandbox.createCheckpointPatch", "Sandbox.listCheckpointPatches",
-  "Sandbox.deleteCheckpointPatch",
   "Sandbox.createPreviewURL", "Sandbox.listPreviewURLs", "Sandbox.deletePreviewURL",
   "Sandbox.rotatePreviewAuthToken", "Pty", "SandboxAgent", "Mounts", "Image", "Snapshots",
   "Templates", "Webhooks", "WebhookDeliveries", "verifyWebhook", "Usage",
@@ -53,7 +50,7 @@ await check("suite", "both entry points give the same classes", async () => {
   assert.equal(sdk.SecretStore, root.SecretStore);
 });
 const sandbox = await sandboxes(sdk);
-for (const [group, run] of Object.entries({ stores, exec, sessions, files, life, signed, secrets })) {
+for (const [group, run] of Object.entries({ stores, exec, sessions, files, life, checkpoints, signed, secrets })) {
   if (sandbox || group === "stores") await run(sdk, sandbox);
   else await check(group, "needs a sandbox", async () => assert.fail("none could be created"));
 }
