@@ -197,13 +197,15 @@ impl Head {
 
 /// Whole milliseconds since 1970.
 pub(super) fn unix_ms(at: OffsetDateTime) -> i64 {
-    let ms = at.unix_timestamp_nanos().div_euclid(1_000_000);
-    i64::try_from(ms).unwrap_or(i64::MAX)
+    // Years have four digits: no such number of milliseconds is out of range.
+    at.unix_timestamp() * 1_000 + i64::from(at.millisecond())
 }
 
 /// The time `ms` milliseconds after 1970; `None` beyond the year 9999.
 pub(super) fn from_unix_ms(ms: i64) -> Option<OffsetDateTime> {
-    OffsetDateTime::from_unix_timestamp_nanos(i128::from(ms) * 1_000_000).ok()
+    let at = OffsetDateTime::from_unix_timestamp(ms.div_euclid(1_000)).ok()?;
+    let millisecond = u16::try_from(ms.rem_euclid(1_000)).ok()?;
+    at.replace_millisecond(millisecond).ok()
 }
 
 /// Whether `kind` is a well-formed event or actor kind.
@@ -212,4 +214,32 @@ pub(super) fn kind_is_valid(kind: &str) -> bool {
         byte.is_ascii_lowercase() || byte.is_ascii_digit() || matches!(byte, b'.' | b'_' | b'-')
     };
     (1..=KIND_BYTES_MAX).contains(&kind.len()) && kind.bytes().all(allowed)
+}
+
+#[cfg(test)]
+mod tests {
+    use proptest::prelude::*;
+
+    use super::*;
+
+    proptest! {
+        /// Goal: whole milliseconds come back as they were, before 1970 too, and what is finer is cut
+        /// off downwards: nobody's time is later than it was.
+        #[test]
+        fn milliseconds_come_back_and_what_is_finer_is_cut_off(
+            ms in -62_135_596_800_000_i64..=253_402_300_799_999, nanos in 0..1_000_000_i64,
+        ) {
+            let at = from_unix_ms(ms).expect("a time");
+            prop_assert_eq!(at.unix_timestamp_nanos(), i128::from(ms) * 1_000_000);
+            prop_assert_eq!(unix_ms(at), ms);
+            prop_assert_eq!(unix_ms(at + time::Duration::nanoseconds(nanos)), ms);
+        }
+    }
+
+    #[test]
+    fn a_time_beyond_the_calendar_is_none() {
+        for ms in [i64::MIN, i64::MAX, 253_402_300_800_000] {
+            assert!(from_unix_ms(ms).is_none(), "{ms}");
+        }
+    }
 }

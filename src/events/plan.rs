@@ -7,6 +7,7 @@
 
 use std::sync::Arc;
 
+use foldhash::fast::RandomState;
 use foldhash::{HashMap, HashSet};
 use time::OffsetDateTime;
 use ulid::Ulid;
@@ -71,16 +72,17 @@ pub struct Plan<'a> {
 }
 
 impl<'a> Plan<'a> {
-    /// An empty plan behind `head`; all of its commits get the time `now`.
-    pub fn new(view: &'a View, head: Head, now: OffsetDateTime) -> Self {
+    /// An empty plan behind `head` with room for about `commands` commands; all of its commits get
+    /// the time `now`.
+    pub fn new(view: &'a View, head: Head, now: OffsetDateTime, commands: usize) -> Self {
         Self {
             view,
             now,
             head,
-            commits: Vec::new(),
-            streams: HashMap::default(),
-            commands: HashMap::default(),
-            event_ids: HashSet::default(),
+            commits: Vec::with_capacity(commands),
+            streams: HashMap::with_capacity_and_hasher(commands, RandomState::default()),
+            commands: HashMap::with_capacity_and_hasher(commands, RandomState::default()),
+            event_ids: HashSet::with_capacity_and_hasher(commands, RandomState::default()),
         }
     }
 
@@ -288,7 +290,7 @@ mod tests {
         let mut told = Vec::new();
         for group in commands.chunks(size) {
             let at = engine.view().head().expect("a head");
-            let mut plan = Plan::new(&view, at, OffsetDateTime::UNIX_EPOCH);
+            let mut plan = Plan::new(&view, at, OffsetDateTime::UNIX_EPOCH, 0);
             let mut numbers = Vec::new();
             for append in group {
                 let planned = prepare(append.clone()).map_err(Unplanned::Refused);

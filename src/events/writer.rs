@@ -117,12 +117,17 @@ enum Failed {
 }
 
 impl<'a> Group<'a> {
-    fn new(plan: Plan<'a>, engine: &'a mut dyn Engine, failed: Option<Failed>) -> Self {
+    fn new(
+        plan: Plan<'a>,
+        engine: &'a mut dyn Engine,
+        failed: Option<Failed>,
+        commands: usize,
+    ) -> Self {
         Self {
             plan,
             engine,
             bytes: 0,
-            callers: Vec::new(),
+            callers: Vec::with_capacity(commands),
             failed,
             closed: None,
         }
@@ -276,9 +281,10 @@ impl Writer {
         let now_ms = unix_ms(OffsetDateTime::now_utc()).max(self.last_ms);
         let now = from_unix_ms(now_ms).unwrap_or(OffsetDateTime::UNIX_EPOCH);
         let mut group = Group::new(
-            Plan::new(&self.view, self.head, now),
+            Plan::new(&self.view, self.head, now, wanted),
             self.engine.as_mut(),
             failed,
+            wanted,
         );
         group.gather(first, inbox, wanted);
         let Group {

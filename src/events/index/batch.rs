@@ -30,6 +30,8 @@ pub struct Batch {
     pub commands: HashMap<Ulid, u64>,
     /// Position of each event.
     pub events: HashMap<Ulid, u64>,
+    /// Newest id among commands and events.
+    pub newest: Ulid,
     /// Where the log ends with the batch; `None`: the batch is empty.
     pub head: Option<Head>,
 }
@@ -50,6 +52,7 @@ impl Batch {
     pub fn add(&mut self, commit: &Commit) {
         for event in &commit.events {
             self.events.insert(event.id, event.position);
+            self.newest = self.newest.max(event.id);
             match self.streams.get_mut(&event.stream) {
                 Some(run) => run.positions.push(event.position),
                 None => {
@@ -63,6 +66,7 @@ impl Batch {
         }
         if let Some(first) = commit.events.first() {
             self.commands.insert(first.command, first.position);
+            self.newest = self.newest.max(first.command);
             self.head = Some(commit.head());
         }
     }

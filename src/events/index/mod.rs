@@ -208,7 +208,7 @@ impl Index {
         let log = self.log;
         let sealed = Store::writer(&dir).and_then(|mut store| {
             store.write(fresh)?;
-            let newest = newest_id(fresh).max(*newest);
+            let newest = fresh.newest.max(*newest);
             let head = fresh.head.or(*stored).ok_or(EngineError::HeadMoved)?;
             store
                 .seal(&dir, log, head, newest)
@@ -243,11 +243,6 @@ impl Drop for Index {
     }
 }
 
-fn newest_id(batch: &Batch) -> Ulid {
-    let ids = batch.commands.keys().chain(batch.events.keys());
-    ids.max().copied().unwrap_or_default()
-}
-
 /// Moves batches into the database until the index ends.
 fn run(dir: &Path, shared: &Shared) {
     let _watch = Watch(shared);
@@ -269,7 +264,7 @@ fn run(dir: &Path, shared: &Shared) {
         }
         let batch = Arc::new(std::mem::replace(&mut state.fresh, next));
         // Before the database has them: look-ups must not believe that it can't.
-        state.newest = state.newest.max(newest_id(&batch));
+        state.newest = state.newest.max(batch.newest);
         state.leaving = Some(Arc::clone(&batch));
         drop(state);
         if persist(shared, || store.write(&batch)).is_none() {
@@ -409,12 +404,16 @@ impl Lookup {
         stored: impl Fn(&Store, Ulid) -> Result<Option<u64>, EngineError>,
     ) -> Result<Option<u64>, EngineError> {
         let state = self.shared.state.lock();
+        // Ids begin with a time, so almost every new one is newer than all that there are. What
+        // leaves counts as stored in this.
+        if id > state.newest.max(state.fresh.newest) {
+            return Ok(None);
+        }
         let leaving = state.leaving.as_deref();
         let found = recent(&state.fresh).or_else(|| leaving.and_then(&recent));
         if let Some(position) = found {
             return Ok(Some(*position));
         }
-        // Ids begin with a time, so almost every new one is newer than all that are stored.
         if state.stored.is_none() || id > state.newest {
             return Ok(None);
         }

@@ -428,7 +428,7 @@ async fn recorded_time_never_goes_backwards() {
         let head = engine.view().head().expect("a head");
         let index = Index::in_memory(engine.view().log());
         let view = View::new(engine.reader().expect("a reader"), index.lookup());
-        let mut plan = Plan::new(&view, head, future);
+        let mut plan = Plan::new(&view, head, future, 0);
         plan.add(prepare(note("a", 1)).expect("prepared"))
             .expect("planned");
         let (_, commits) = plan.finish();

@@ -8,7 +8,7 @@
 //! Invariants: SQLite lets go of no page of the write-ahead log before its copy is synced, whoever
 //! copies it; a failure is reported to the writer, which then stops.
 
-use std::path::PathBuf;
+use std::path::{Path, PathBuf};
 use std::sync::Arc;
 use std::thread::JoinHandle;
 
@@ -82,13 +82,27 @@ impl Drop for CheckpointTask {
         self.shared.lock().ended = true;
         self.shared.tell();
         if let Some(thread) = self.thread.take() {
-            // It has no way to panic; if it did, there is nothing left to wait for.
+            // If it panicked, there is nothing left to wait for.
             let _ = thread.join();
         }
     }
 }
 
-fn run(path: &std::path::Path, shared: &Watched<State>) {
+/// Sees to it that nobody waits for a thread that panicked.
+struct Watch<'a>(&'a Watched<State>);
+
+impl Drop for Watch<'_> {
+    fn drop(&mut self) {
+        if std::thread::panicking() {
+            let ended = EngineError::Io("the checkpoints' thread ended".into());
+            self.0.lock().done = Some(Err(ended));
+            self.0.tell();
+        }
+    }
+}
+
+fn run(path: &Path, shared: &Watched<State>) {
+    let _watch = Watch(shared);
     let mut conn = None;
     let mut state = shared.lock();
     while !state.ended {
@@ -105,7 +119,7 @@ fn run(path: &std::path::Path, shared: &Watched<State>) {
 }
 
 /// Goes over the write-ahead log until little was left to copy.
-fn copy(path: &std::path::Path, conn: &mut Option<Connection>) -> Result<(), EngineError> {
+fn copy(path: &Path, conn: &mut Option<Connection>) -> Result<(), EngineError> {
     let conn = match conn {
         Some(conn) => conn,
         None => {
