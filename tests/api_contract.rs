@@ -379,6 +379,9 @@ const ROUTES: &[(&str, &str, &[&str], Who)] = &[
     ("signed_urls", "/files/upload", &["PUT"], Who::Signed),
     ("signed_urls", "/files/upload-url", &["POST"], Who::Sandbox),
     ("health", "/readyz", &["GET"], Who::Anybody),
+    ("pty", "/pty", &["POST"], Who::Sandbox),
+    ("pty", "/pty/{session}", &["DELETE", "GET"], Who::Sandbox),
+    ("pty", "/pty/{session}/resize", &["POST"], Who::Sandbox),
     ("identity", "/whoami", &["GET"], Who::Key),
     ("projects", "/projects", &["GET", "POST"], Who::Key),
     (

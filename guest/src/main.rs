@@ -8,6 +8,7 @@ mod service;
 mod session;
 mod spawn;
 mod sudo;
+mod terminal;
 
 use std::ffi::OsStr;
 use std::path::Path;

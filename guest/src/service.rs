@@ -11,7 +11,7 @@ use tokio_stream::wrappers::ReceiverStream;
 use tonic::{Request, Response, Status, Streaming};
 
 use crate::files;
-use crate::session::{attach, table::Table};
+use crate::session::{Kind, attach, start, table::Table};
 
 /// See the module.
 pub struct Service {
@@ -34,6 +34,15 @@ impl Service {
 type Reply<T> = Result<Response<T>, Status>;
 type Replies<T> = Pin<Box<dyn tokio_stream::Stream<Item = Result<T, Status>> + Send>>;
 
+/// Starts to the end: a caller that hangs up must not leave a process that nobody knows of.
+async fn whole(
+    starting: impl Future<Output = Result<v1::SessionInfo, Status>> + Send + 'static,
+) -> Reply<v1::SessionInfo> {
+    let started = tokio::spawn(starting).await;
+    let started = started.map_err(|_| Status::internal("starting broke off"));
+    started.flatten().map(Response::new)
+}
+
 #[tonic::async_trait]
 impl guest_server::Guest for Service {
     async fn hello(&self, _: Request<v1::HelloRequest>) -> Reply<v1::HelloReply> {
@@ -50,10 +59,7 @@ impl guest_server::Guest for Service {
         request: Request<v1::StartSessionRequest>,
     ) -> Reply<v1::SessionInfo> {
         let (table, request) = (self.table.clone(), request.into_inner());
-        // A caller that hangs up must not leave a process that nobody knows of.
-        let started = tokio::spawn(async move { table.start(request).await }).await;
-        let started = started.map_err(|_| Status::internal("starting broke off"));
-        started.flatten().map(Response::new)
+        whole(async move { table.start(request).await }).await
     }
 
     type AttachStream = attach::Outputs;
@@ -61,12 +67,15 @@ impl guest_server::Guest for Service {
     async fn attach(&self, request: Request<Streaming<AttachInput>>) -> Reply<attach::Outputs> {
         let mut inputs = request.into_inner();
         let first = inputs.message().await?.and_then(|first| first.input);
-        let Some(attach_input::Input::SessionId(id)) = first else {
-            return Err(Status::invalid_argument(
-                "the first input names the session",
-            ));
+        let session = match first {
+            Some(attach_input::Input::SessionId(id)) => self.table.get(Kind::Command, &id)?,
+            Some(attach_input::Input::TerminalId(id)) => self.table.get(Kind::Terminal, &id)?,
+            _ => {
+                return Err(Status::invalid_argument(
+                    "the first input names the session",
+                ));
+            }
         };
-        let session = self.table.get(&id)?;
         Ok(Response::new(attach::attach(
             session,
             self.table.clone(),
@@ -79,7 +88,7 @@ impl guest_server::Guest for Service {
         _: Request<v1::ListSessionsRequest>,
     ) -> Reply<v1::ListSessionsReply> {
         Ok(Response::new(v1::ListSessionsReply {
-            sessions: self.table.list(),
+            sessions: self.table.list(Kind::Command),
         }))
     }
 
@@ -90,8 +99,42 @@ impl guest_server::Guest for Service {
                 "a signal is a number from 1 to 64",
             ));
         }
-        self.table.get(&session_id)?.signal(signal);
+        self.table.get(Kind::Command, &session_id)?.signal(signal);
         Ok(Response::new(v1::SignalReply {}))
+    }
+
+    async fn start_terminal(
+        &self,
+        request: Request<v1::StartTerminalRequest>,
+    ) -> Reply<v1::SessionInfo> {
+        let (table, request) = (self.table.clone(), request.into_inner());
+        whole(async move { table.start_terminal(request).await }).await
+    }
+
+    async fn list_terminals(
+        &self,
+        _: Request<v1::ListSessionsRequest>,
+    ) -> Reply<v1::ListSessionsReply> {
+        Ok(Response::new(v1::ListSessionsReply {
+            sessions: self.table.list(Kind::Terminal),
+        }))
+    }
+
+    async fn resize(&self, request: Request<v1::ResizeRequest>) -> Reply<v1::ResizeReply> {
+        let v1::ResizeRequest { terminal_id, size } = request.into_inner();
+        let size = start::size(size)?;
+        self.table.get(Kind::Terminal, &terminal_id)?.resize(size)?;
+        Ok(Response::new(v1::ResizeReply {}))
+    }
+
+    async fn hang_up(&self, request: Request<v1::HangUpRequest>) -> Reply<v1::HangUpReply> {
+        let id = request.into_inner().terminal_id;
+        let terminal = self.table.get(Kind::Terminal, &id)?;
+        self.table.forget(&id);
+        // A task of its own: it is finished also when the host no longer waits. Its only end is
+        // the guest's own.
+        let _ = tokio::spawn(terminal.hang_up()).await;
+        Ok(Response::new(v1::HangUpReply {}))
     }
 
     type ReadFileStream = ReceiverStream<Result<FileChunk, Status>>;

@@ -93,6 +93,8 @@ pub struct Program<'a> {
     pub stdin: OwnedFd,
     pub stdout: OwnedFd,
     pub stderr: OwnedFd,
+    /// Standard input is a terminal that becomes the one of the process's session.
+    pub on_terminal: bool,
 }
 
 /// Longest an `exec` is waited for: shorter than the host waits for an answer.
@@ -154,7 +156,7 @@ pub fn spawn(program: Program<'_>) -> io::Result<Spawned> {
     let pid = unsafe {
         match libc::fork() {
             0 => {
-                let error = become_program(&program.identity, streams, &cwd, &argv, &envp);
+                let error = become_program(&program, streams, &cwd, &argv, &envp);
                 let code = error.raw_os_error().unwrap_or(libc::EIO).to_ne_bytes();
                 libc::write(theirs.as_raw_fd(), code.as_ptr().cast(), code.len());
                 libc::_exit(127)
@@ -175,7 +177,7 @@ unsafe extern "C" {
 /// Runs in the child; returns only when it could not become the program. The order matters: what
 /// needs root comes before the change of user, `chdir` after it so that the user's own rights decide.
 unsafe fn become_program(
-    identity: &Option<Identity>,
+    program: &Program<'_>,
     streams: [libc::c_int; 3],
     cwd: &CString,
     argv: &[*const libc::c_char],
@@ -193,8 +195,11 @@ unsafe fn become_program(
             libc::sigemptyset(&mut none);
             libc::sigprocmask(libc::SIG_SETMASK, &none, std::ptr::null_mut());
             check(libc::setsid())?;
+            if program.on_terminal {
+                check(libc::ioctl(0, libc::TIOCSCTTY, 0))?;
+            }
             prefer_as_victim();
-            if let Some(identity) = identity {
+            if let Some(identity) = &program.identity {
                 check(libc::setgroups(
                     identity.groups.len(),
                     identity.groups.as_ptr(),
@@ -211,14 +216,14 @@ unsafe fn become_program(
     if let Err(error) = prepare() {
         return error;
     }
-    let Some(program) = argv.first() else {
+    let Some(path) = argv.first() else {
         return io::ErrorKind::InvalidInput.into();
     };
     // SAFETY: both lists end in a null, and live until the exec; nothing else runs in this copy. The
     // program is looked up in its own PATH, hence by way of `environ`.
     unsafe {
         environ = envp.as_ptr();
-        libc::execvp(*program, argv.as_ptr());
+        libc::execvp(*path, argv.as_ptr());
     }
     io::Error::last_os_error()
 }

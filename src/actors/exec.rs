@@ -362,7 +362,7 @@ fn seconds(field: &str, given: Option<i64>) -> Result<Option<Duration>, Reject> 
 }
 
 /// 8 hex digits.
-fn new_session_id() -> String {
+pub(super) fn new_session_id() -> String {
     hex::encode(rand::random::<[u8; 4]>())
 }
 

@@ -44,6 +44,7 @@ mod sessions;
 mod sleeper;
 mod sleeping;
 mod stats;
+mod terminals;
 #[cfg(test)]
 mod tests;
 pub mod trail;
@@ -72,3 +73,4 @@ pub use secrets::{Secret, Secrets};
 pub use sessions::{Command, Session, SessionFailure};
 pub use sleeping::Asleep;
 pub use stats::{Counters, SandboxStats};
+pub use terminals::{Terminal, TerminalRequest, terminal_size};

@@ -20,7 +20,7 @@ use super::sandbox::Sandbox;
 use crate::events::{Append, AppendError};
 use crate::sandbox::{GuestError, SessionInfo};
 
-const GONE: &str = "what this Idempotency-Key started is no longer known, \
+pub(super) const GONE: &str = "what this Idempotency-Key started is no longer known, \
                     use another key to start it again";
 
 /// A session that a request started, now or when it first came.
@@ -48,6 +48,9 @@ pub enum SessionFailure {
     /// The guest does.
     #[error(transparent)]
     Guest(#[from] GuestError),
+    /// The sandbox has none of the shells that a terminal has by default.
+    #[error("no shell found")]
+    NoShell,
 }
 
 impl From<Reject> for SessionFailure {
@@ -143,7 +146,7 @@ impl Platform {
     }
 
     /// Takes the request's key, if it has one, for a process of a sandbox.
-    async fn take_key(
+    pub(super) async fn take_key(
         &self,
         caller: &Caller,
         first: &First,
@@ -176,7 +179,7 @@ impl Platform {
     }
 
     /// Frees a key of which nothing came. A failure costs the key, and nothing else.
-    async fn give_back(&self, caller: &Caller, claim: &Claim) {
+    pub(super) async fn give_back(&self, caller: &Caller, claim: &Claim) {
         let released = match claim.release() {
             Ok(beside) => self.record(caller, beside).await,
             Err(failure) => Err(failure),
@@ -188,14 +191,15 @@ impl Platform {
 }
 
 /// Whether the guest has certainly started nothing.
-fn is_refusal(error: &GuestError) -> bool {
+pub(super) fn is_refusal(error: &GuestError) -> bool {
     match error {
         GuestError::NotFound(_)
         | GuestError::Invalid(_)
         | GuestError::Precondition(_)
         | GuestError::CommandNotFound(_)
         | GuestError::Refused(_)
-        | GuestError::Full(_) => true,
+        | GuestError::Full(_)
+        | GuestError::Unsupported => true,
         GuestError::Gone(_)
         | GuestError::Protocol { .. }
         | GuestError::Broken(_)

@@ -152,6 +152,9 @@ impl From<SessionFailure> for ApiError {
         match failure {
             SessionFailure::Refused(failure) => failure.into(),
             SessionFailure::Guest(error) => error.into(),
+            failure @ SessionFailure::NoShell => {
+                Self::new(StatusCode::INTERNAL_SERVER_ERROR, failure.to_string())
+            }
         }
     }
 }
@@ -167,6 +170,7 @@ impl From<GuestError> for ApiError {
             | GuestError::Upload(_) => StatusCode::BAD_REQUEST,
             GuestError::Full(_) => StatusCode::INSUFFICIENT_STORAGE,
             GuestError::Gone(_) | GuestError::Protocol { .. } => StatusCode::BAD_GATEWAY,
+            GuestError::Unsupported => StatusCode::NOT_IMPLEMENTED,
             _ => StatusCode::INTERNAL_SERVER_ERROR,
         };
         Self::new(status, error.to_string())

@@ -47,15 +47,17 @@ pub(super) async fn attach(
         .max_frame_size(MESSAGE_BYTES_MAX)
         .aggregate_continuations()
         .max_continuation_size(MESSAGE_BYTES_MAX);
-    // Attached, it does not fall asleep by itself. Put to sleep or ended, it lets go of the client.
+    let stopping = api.stopping.clone();
+    // Attached, it does not fall asleep by itself. Put to sleep or ended, it lets go of the client,
+    // and so does a server that stops.
     let relay = async move {
         let ended = session.clone();
         tokio::select! {
-            () = relay(session, messages, attachment) => {}
-            () = live.activity.left() => {
-                let _ = ended.close(Some(CloseReason::from(CloseCode::Away))).await;
-            }
+            () = relay(session, messages, attachment) => return,
+            () = live.activity.left() => {}
+            () = stopping.cancelled() => {}
         }
+        let _ = ended.close(Some(CloseReason::from(CloseCode::Away))).await;
     };
     actix_web::rt::spawn(relay);
     Ok(reply)

@@ -18,6 +18,8 @@ mod identity;
 mod methods;
 mod metrics;
 mod projects;
+mod pty;
+mod pty_socket;
 mod request_id;
 mod sandbox_life;
 mod sandboxes;
@@ -53,6 +55,8 @@ pub struct Api {
     /// Signs checkpoints of the event log.
     pub(crate) checkpoint_key: Arc<CheckpointKey>,
     pub(crate) audit: audit_follow::Audit,
+    /// Cancelled when the server stops.
+    pub(crate) stopping: tokio_util::sync::CancellationToken,
 }
 
 /// Every route. A resource states its methods and nothing else: `HEAD` and the answer to every other
@@ -83,6 +87,7 @@ fn data_plane(config: &mut web::ServiceConfig) {
     sandbox_life::routes(config);
     checkpoints::sandbox_routes(config);
     exec::routes(config);
+    pty::routes(config);
     files::routes(config);
     signed_urls::routes(config);
     stats::routes(config);

@@ -194,6 +194,7 @@ pub async fn serve(config: Config, first_key: impl FnOnce(FirstKey<'_>)) -> Resu
         no_auth: config.no_auth.then_some(org),
         checkpoint_key,
         audit: Audit::new(log.clone(), stopping.clone()),
+        stopping: stopping.clone(),
         platform: platform.clone(),
     });
     let requests = metrics::shared();

@@ -10,6 +10,7 @@ mod connect;
 mod error;
 mod files;
 mod run;
+mod terminal;
 #[cfg(test)]
 mod tests;
 
@@ -25,6 +26,7 @@ pub use attach::{Attachment, SessionOutput, StdinSink};
 pub use error::GuestError;
 pub use files::{DirEntry, LIST_ENTRIES_MAX};
 pub use run::RunOutput;
+pub use terminal::{StartTerminal, TerminalSize};
 
 /// Time limit of calls that should be short.
 const CALL_TIME_MAX: Duration = Duration::from_secs(30);

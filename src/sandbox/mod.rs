@@ -24,7 +24,8 @@ use serde::{Deserialize, Serialize};
 use crate::ids::{CheckpointId, SandboxId};
 
 pub use guest::{
-    Attachment, GuestClient, GuestError, SessionInfo, SessionOutput, StartSession, StdinSink,
+    Attachment, GuestClient, GuestError, SessionInfo, SessionOutput, StartSession, StartTerminal,
+    StdinSink, TerminalSize,
 };
 pub use namespace::attachment::{EgressAttachment, EgressConnection, ExitWatch};
 pub use namespace::doctor::{Check, doctor, doctor_by};

@@ -4,8 +4,11 @@
 use std::os::unix::fs::{PermissionsExt, chown};
 use std::os::unix::process::CommandExt;
 use std::process::Command;
+use std::time::Duration;
 
-use opencomputer::sandbox::{Driver, Enforcement, NamespaceDriver, doctor_by};
+use opencomputer::sandbox::{
+    Driver, Enforcement, NamespaceDriver, SessionOutput, StartTerminal, TerminalSize, doctor_by,
+};
 
 use crate::support::{Sandbox, World, program, root_or_skip, run_by, spec, text};
 
@@ -134,9 +137,47 @@ async fn as_an_ordinary_user() {
         Some("api.example.test")
     );
 
+    a_terminal_works(&sandbox).await;
+
     sandbox
         .output("mkdir -p /tmp/a/b && echo x > /tmp/a/b/c && chmod 0 /tmp/a/b")
         .await;
     driver.destroy(&spec.id).await.unwrap();
     assert_eq!(driver.list().await.unwrap(), []);
+}
+
+/// A shell with job control, on a terminal that it may open by its name.
+async fn a_terminal_works(sandbox: &Sandbox) {
+    let terminal = StartTerminal {
+        terminal_id: "0a0b0c0d".to_owned(),
+        shell: "/bin/bash".to_owned(),
+        env: [("TERM", "xterm-256color"), ("PATH", "/usr/bin:/bin")]
+            .map(|(name, value)| (name.to_owned(), value.to_owned()))
+            .into(),
+        cwd: "/home/sandbox".to_owned(),
+        size: TerminalSize::new(91, 17).unwrap(),
+        hang_up_when_alone: Duration::from_secs(60),
+    };
+    let guest = &sandbox.guest;
+    guest.start_terminal(terminal).await.unwrap();
+    let mut attached = guest.attach_terminal("0a0b0c0d").await.unwrap();
+    let script =
+        "set -m; sleep 0.1 & jobs; wait; echo by name > $(tty); stty size; id -u; exit 3\r";
+    attached.stdin().send(script.into()).await.unwrap();
+    let mut seen = String::new();
+    let read = async {
+        loop {
+            match attached.next().await.unwrap() {
+                Some(SessionOutput::Stdout(data)) => seen.push_str(&String::from_utf8_lossy(&data)),
+                Some(SessionOutput::Exit { code, .. }) => return code,
+                _ => {}
+            }
+        }
+    };
+    let code = tokio::time::timeout(Duration::from_secs(30), read).await;
+    assert_eq!(code, Ok(3), "{seen}");
+    for expected in ["Running", "by name\r\n", "17 91\r\n", "\r\n1000\r\n"] {
+        assert!(seen.contains(expected), "no {expected:?} in {seen:?}");
+    }
+    guest.hang_up_terminal("0a0b0c0d").await.unwrap();
 }

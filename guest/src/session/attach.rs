@@ -107,7 +107,7 @@ async fn forward_input(session: Arc<Session>, mut inputs: Streaming<AttachInput>
         match input {
             Some(Input::Stdin(data)) => session.write_stdin(&data).await,
             Some(Input::CloseStdin(_)) => session.close_stdin().await,
-            Some(Input::SessionId(_)) | None => {}
+            Some(Input::SessionId(_) | Input::TerminalId(_)) | None => {}
         }
     }
 }

@@ -1,38 +1,51 @@
-//! One session: a process group, its pipes, and the two tasks that serve it.
+//! One session: a process group, its pipes or its terminal, and the two tasks that serve it.
 //!
-//! *supervise* owns the process (time limits, exit); *pump* owns its output pipes. Invariants: the
+//! *supervise* owns the process (time limits, exit); *pump* owns its output. Invariants: the
 //! exit is told only after all output the process had written when it ended; a grandchild that
 //! keeps a pipe open delays the exit by [`DRAIN_MAX`] at most, and is not killed by `SIGPIPE` for
 //! it (its later output is read and dropped); a session never waits for a client except within
 //! the bounds of [`output`].
 
 pub mod attach;
+mod hang_up;
+mod io;
 pub mod output;
 mod pump;
 mod scrollback;
-mod start;
+pub mod start;
 pub mod table;
 
 use std::future::pending;
-use std::sync::Arc;
+use std::sync::{Arc, Mutex, PoisonError};
 use std::time::{Duration, SystemTime, UNIX_EPOCH};
 
 use oc_guest::v1;
 use rustix::process::Pid;
-use tokio::io::AsyncWriteExt;
-use tokio::net::unix::pipe;
 use tokio::sync::{oneshot, watch};
 use tokio::time::{Instant, sleep_until};
+use tonic::Status;
 
 use crate::reaper::{Ended, Reaper};
+use crate::terminal::{Size, Terminal};
+use io::Input;
 use output::{Exit, Output, READER_STALL_MAX};
 
 /// How long after the process's end its pipes are still read when someone holds them open.
 pub const DRAIN_MAX: Duration = Duration::from_millis(200);
 
+/// The two kinds of sessions; calls for one do not find the other.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Kind {
+    /// Has pipes.
+    Command,
+    /// Has a terminal.
+    Terminal,
+}
+
 /// See the module.
 pub struct Session {
     pub id: String,
+    pub kind: Kind,
     cmd: String,
     args: Vec<String>,
     started: SystemTime,
@@ -41,7 +54,9 @@ pub struct Session {
     reaper: Arc<Reaper>,
     pub output: Arc<Output>,
     /// Taken when closed. The lock keeps concurrent clients' messages whole.
-    stdin: tokio::sync::Mutex<Option<pipe::Sender>>,
+    stdin: tokio::sync::Mutex<Option<Input>>,
+    /// Of a [`Kind::Terminal`] until its end.
+    terminal: Mutex<Option<Arc<Terminal>>>,
     /// How many clients are attached.
     attached: watch::Sender<u32>,
     /// Set when the process has ended; the output may still be draining.
@@ -53,7 +68,8 @@ pub struct Session {
 pub struct Limits {
     /// Counted from the start.
     pub timeout: Option<Duration>,
-    /// Counted from when the last client detached.
+    /// Counted from when the last client detached; on a terminal, which nobody may ever attach
+    /// to, from the start too.
     pub detached: Option<Duration>,
 }
 
@@ -72,19 +88,36 @@ impl Session {
     /// closed its end are dropped, as a terminal would.
     pub async fn write_stdin(&self, data: &[u8]) {
         let mut stdin = self.stdin.lock().await;
-        let Some(pipe) = stdin.as_mut() else { return };
-        let written = tokio::select! {
-            written = pipe.write_all(data) => written.is_ok(),
+        let Some(input) = stdin.as_mut() else { return };
+        let open = tokio::select! {
+            open = input.write_all(data) => open,
             () = self.until_ended() => false,
         };
-        if !written {
+        if !open {
             *stdin = None;
         }
     }
 
-    /// The process reads end of file after what was written before.
+    /// The process reads end of file after what was written before. On a terminal, which others
+    /// may type on, it means nothing.
     pub async fn close_stdin(&self) {
-        *self.stdin.lock().await = None;
+        if self.kind == Kind::Command {
+            *self.stdin.lock().await = None;
+        }
+    }
+
+    /// Changes the terminal's size; nothing once the shell has ended.
+    pub fn resize(&self, size: Size) -> Result<(), Status> {
+        let Some(terminal) = self.terminal() else {
+            return Ok(());
+        };
+        let resized = terminal.resize(size);
+        resized.map_err(|error| Status::internal(format!("can't resize the terminal: {error}")))
+    }
+
+    fn terminal(&self) -> Option<Arc<Terminal>> {
+        let terminal = self.terminal.lock();
+        terminal.unwrap_or_else(PoisonError::into_inner).clone()
     }
 
     async fn until_ended(&self) {
@@ -113,6 +146,9 @@ impl Session {
         let mut timeout = limits.timeout.map(|limit| Instant::now() + limit);
         // Nobody but its starter knows a one-shot session: without it, it has no reason to run.
         let mut detached = self.one_shot.then(|| Instant::now() + READER_STALL_MAX);
+        if self.kind == Kind::Terminal {
+            detached = limits.detached.map(|limit| Instant::now() + limit);
+        }
         let mut attached = self.attached.subscribe();
         let mut timed_out = false;
         let ended = loop {
@@ -125,7 +161,10 @@ impl Session {
                 }
                 () = until(detached) => {
                     detached = None;
-                    self.signal(libc::SIGKILL);
+                    match self.kind {
+                        Kind::Command => self.signal(libc::SIGKILL),
+                        Kind::Terminal => drop(tokio::spawn(self.clone().hang_up())),
+                    }
                 }
                 Ok(()) = attached.changed() => {
                     let alone = *attached.borrow_and_update() == 0;
@@ -135,7 +174,9 @@ impl Session {
         };
         self.ended
             .send_replace(Some(exit_of(ended.ok(), timed_out)));
-        self.close_stdin().await;
+        *self.stdin.lock().await = None;
+        // The terminal goes back to the system now, not when the session is forgotten.
+        *self.terminal.lock().unwrap_or_else(PoisonError::into_inner) = None;
     }
 }
 

@@ -5,19 +5,21 @@ use std::fs::File;
 use std::io;
 use std::os::fd::OwnedFd;
 use std::path::Path;
-use std::sync::Arc;
+use std::sync::{Arc, Mutex};
 use std::time::{Duration, SystemTime};
 
-use oc_guest::v1::StartSessionRequest;
+use oc_guest::v1::{StartSessionRequest, StartTerminalRequest};
 use tokio::net::unix::pipe;
 use tokio::sync::watch;
 use tonic::Status;
 
+use super::io::{Input, Source};
 use super::output::Output;
-use super::pump::Pipes;
-use super::{Limits, Session};
+use super::pump::Sources;
+use super::{Kind, Limits, Session};
 use crate::reaper::Reaper;
-use crate::spawn::{Program, Rights, Spawned, spawn};
+use crate::spawn::{Identity, Program, Rights, Spawned, spawn};
+use crate::terminal::{Size, Terminal};
 
 /// Scrollback when the request names none, in bytes: 1 MiB.
 const SCROLLBACK_BYTES_DEFAULT: u32 = 1024 * 1024;
@@ -25,6 +27,29 @@ const SCROLLBACK_BYTES_DEFAULT: u32 = 1024 * 1024;
 const SCROLLBACK_BYTES_MIN: u32 = 2 * oc_guest::OUTPUT_BYTES_MAX as u32;
 /// Largest scrollback, in bytes: 16 MiB.
 const SCROLLBACK_BYTES_MAX: u32 = 16 * 1024 * 1024;
+
+/// A terminal's shell as a session to start, and the terminal's size.
+pub fn of_terminal(request: StartTerminalRequest) -> Result<(StartSessionRequest, Size), Status> {
+    let size = size(request.size)?;
+    let session = StartSessionRequest {
+        session_id: request.terminal_id,
+        cmd: request.shell,
+        args: request.args,
+        direct: true,
+        env: request.env,
+        cwd: request.cwd,
+        scrollback_bytes_max: request.scrollback_bytes_max,
+        kill_after_detach_ms: request.hang_up_when_alone_ms,
+        ..StartSessionRequest::default()
+    };
+    Ok((session, size))
+}
+
+/// A size as a request gives it.
+pub fn size(size: Option<oc_guest::v1::TerminalSize>) -> Result<Size, Status> {
+    let size = Size::new(size);
+    size.ok_or_else(|| Status::invalid_argument("a terminal has 1 to 65535 columns and rows"))
+}
 
 /// Refuses what no process could be started from.
 pub fn validate(request: &StartSessionRequest) -> Result<(), Status> {
@@ -72,16 +97,32 @@ pub fn limits(request: &StartSessionRequest) -> Limits {
 /// A year: longer limits could overflow the clock.
 const MS_MAX: u64 = 365 * 24 * 3600 * 1000;
 
-/// Starts the process. The caller tracks it at once, waits until it runs, and runs the session's
-/// tasks.
+/// Starts the process, with a size on a terminal. The caller tracks it at once, waits until it runs,
+/// and runs the session's tasks.
 pub fn start(
     request: StartSessionRequest,
+    size: Option<Size>,
     rights: Rights,
     reaper: &Arc<Reaper>,
-) -> Result<(Arc<Session>, Pipes, Spawned), Status> {
+) -> Result<(Arc<Session>, Sources, Spawned), Status> {
+    let user = if request.as_root {
+        None
+    } else {
+        rights.sandbox()
+    };
+    let channels = match size {
+        Some(size) => Channels::terminal(size, user.as_ref()),
+        None => Channels::pipes(request.stdin_closed),
+    };
     let cmd = request.cmd.clone();
-    let (spawned, stdin, pipes) =
-        run(&request, rights).map_err(|error| name_failure(&cmd, &error))?;
+    let failed = |error| name_failure(&cmd, &error);
+    let Channels {
+        stdio,
+        input,
+        sources,
+        terminal,
+    } = channels.map_err(failed)?;
+    let spawned = run(&request, stdio, terminal.is_some(), user).map_err(failed)?;
     let pid = spawned.pid;
     let scrollback = match request.scrollback_bytes_max {
         0 => SCROLLBACK_BYTES_DEFAULT,
@@ -89,6 +130,10 @@ pub fn start(
     };
     let session = Session {
         id: request.session_id,
+        kind: match terminal {
+            Some(_) => Kind::Terminal,
+            None => Kind::Command,
+        },
         cmd: request.cmd,
         args: request.args,
         started: SystemTime::now(),
@@ -96,31 +141,70 @@ pub fn start(
         pid,
         reaper: reaper.clone(),
         output: Arc::new(Output::new(scrollback, request.one_shot)),
-        stdin: tokio::sync::Mutex::new(stdin),
+        stdin: tokio::sync::Mutex::new(input),
+        terminal: Mutex::new(terminal),
         attached: watch::Sender::new(0),
         ended: watch::Sender::new(None),
     };
-    Ok((Arc::new(session), pipes, spawned))
+    Ok((Arc::new(session), sources, spawned))
 }
 
-type Started = (Spawned, Option<pipe::Sender>, Pipes);
+/// The process's ends and ours.
+struct Channels {
+    stdio: [OwnedFd; 3],
+    input: Option<Input>,
+    sources: Sources,
+    terminal: Option<Arc<Terminal>>,
+}
 
-fn run(request: &StartSessionRequest, rights: Rights) -> io::Result<Started> {
-    let (stdin, stdin_ours) = if request.stdin_closed {
-        (OwnedFd::from(File::open("/dev/null")?), None)
-    } else {
-        let (theirs, ours) = io::pipe()?;
-        (
-            theirs.into(),
-            Some(pipe::Sender::from_owned_fd(OwnedFd::from(ours))?),
-        )
-    };
-    let (stdout_ours, stdout) = io::pipe()?;
-    let (stderr_ours, stderr) = io::pipe()?;
-    let pipes = Pipes {
-        stdout: Some(pipe::Receiver::from_owned_fd(stdout_ours.into())?),
-        stderr: Some(pipe::Receiver::from_owned_fd(stderr_ours.into())?),
-    };
+impl Channels {
+    fn pipes(stdin_closed: bool) -> io::Result<Self> {
+        let (stdin, input) = if stdin_closed {
+            (OwnedFd::from(File::open("/dev/null")?), None)
+        } else {
+            let (theirs, ours) = io::pipe()?;
+            let ours = pipe::Sender::from_owned_fd(OwnedFd::from(ours))?;
+            (theirs.into(), Some(Input::Pipe(ours)))
+        };
+        let source = |ours: io::PipeReader| -> io::Result<_> {
+            Ok(Some(Source::Pipe(pipe::Receiver::from_owned_fd(
+                ours.into(),
+            )?)))
+        };
+        let (stdout_ours, stdout) = io::pipe()?;
+        let (stderr_ours, stderr) = io::pipe()?;
+        Ok(Self {
+            stdio: [stdin, stdout.into(), stderr.into()],
+            input,
+            sources: Sources {
+                stdout: source(stdout_ours)?,
+                stderr: source(stderr_ours)?,
+            },
+            terminal: None,
+        })
+    }
+
+    fn terminal(size: Size, user: Option<&Identity>) -> io::Result<Self> {
+        let (terminal, inner) = Terminal::open(size, user)?;
+        let terminal = Arc::new(terminal);
+        Ok(Self {
+            stdio: [inner.try_clone()?, inner.try_clone()?, inner],
+            input: Some(Input::Terminal(terminal.clone())),
+            sources: Sources {
+                stdout: Some(Source::Terminal(terminal.clone())),
+                stderr: None,
+            },
+            terminal: Some(terminal),
+        })
+    }
+}
+
+fn run(
+    request: &StartSessionRequest,
+    [stdin, stdout, stderr]: [OwnedFd; 3],
+    on_terminal: bool,
+    identity: Option<Identity>,
+) -> io::Result<Spawned> {
     let (program, args) = if request.direct {
         (
             OsStr::new(&request.cmd),
@@ -136,21 +220,17 @@ fn run(request: &StartSessionRequest, rights: Rights) -> io::Result<Started> {
         .env
         .iter()
         .map(|(name, value)| (OsStr::new(name), OsStr::new(value)));
-    let spawned = spawn(Program {
+    spawn(Program {
         program,
         args,
         env: env.collect(),
         cwd: Path::new(&request.cwd),
-        identity: if request.as_root {
-            None
-        } else {
-            rights.sandbox()
-        },
+        identity,
         stdin,
-        stdout: stdout.into(),
-        stderr: stderr.into(),
-    })?;
-    Ok((spawned, stdin_ours, pipes))
+        stdout,
+        stderr,
+        on_terminal,
+    })
 }
 
 /// `NotFound` and `PermissionDenied` are told apart from the rest: shells answer 127 and 126.

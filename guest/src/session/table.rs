@@ -8,12 +8,13 @@ use std::collections::{HashMap, HashSet};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::time::Duration;
 
-use oc_guest::v1::{SessionInfo, StartSessionRequest};
+use oc_guest::v1::{SessionInfo, StartSessionRequest, StartTerminalRequest};
 use tonic::Status;
 
-use super::{Session, pump, start};
+use super::{Kind, Session, pump, start};
 use crate::reaper::Reaper;
 use crate::spawn::Rights;
+use crate::terminal::Size;
 
 /// Most sessions, running and ended.
 pub const SESSIONS_MAX: usize = 256;
@@ -93,11 +94,28 @@ impl Table {
         self: &Arc<Self>,
         request: StartSessionRequest,
     ) -> Result<SessionInfo, Status> {
+        self.start_kind(request, None).await
+    }
+
+    /// The same for a shell on a terminal.
+    pub async fn start_terminal(
+        self: &Arc<Self>,
+        request: StartTerminalRequest,
+    ) -> Result<SessionInfo, Status> {
+        let (request, size) = start::of_terminal(request)?;
+        self.start_kind(request, Some(size)).await
+    }
+
+    async fn start_kind(
+        self: &Arc<Self>,
+        request: StartSessionRequest,
+        size: Option<Size>,
+    ) -> Result<SessionInfo, Status> {
         start::validate(&request)?;
         let limits = start::limits(&request);
         let place = self.reserve(&request)?;
         // No await between here and `track`: see the reaper.
-        let (session, pipes, spawned) = start::start(request, self.rights, &self.reaper)?;
+        let (session, sources, spawned) = start::start(request, size, self.rights, &self.reaper)?;
         let ended = self.reaper.track(session.pid);
         let running = spawned.running().await;
         running.map_err(|error| start::name_failure(session.cmd(), &error))?;
@@ -107,21 +125,29 @@ impl Table {
         let info = session.info();
         let table = self.clone();
         tokio::spawn(async move {
-            pump::pump(session, pipes).await;
+            pump::pump(session, sources).await;
             table.trim();
         });
         Ok(info)
     }
 
-    /// The session, or `NotFound`.
-    pub fn get(&self, id: &str) -> Result<Arc<Session>, Status> {
+    /// The session of that kind, or `NotFound`.
+    pub fn get(&self, kind: Kind, id: &str) -> Result<Arc<Session>, Status> {
         let session = self.sessions().get(id).cloned();
-        session.ok_or_else(|| Status::not_found(format!("no session {id:?}")))
+        let session = session.filter(|session| session.kind == kind);
+        session.ok_or_else(|| {
+            Status::not_found(match kind {
+                Kind::Command => format!("no session {id:?}"),
+                Kind::Terminal => format!("no terminal {id:?}"),
+            })
+        })
     }
 
-    /// All sessions, oldest first.
-    pub fn list(&self) -> Vec<SessionInfo> {
-        let mut sessions: Vec<_> = self.sessions().values().map(|s| s.info()).collect();
+    /// All sessions of a kind, oldest first.
+    pub fn list(&self, kind: Kind) -> Vec<SessionInfo> {
+        let sessions = self.sessions();
+        let of_kind = sessions.values().filter(|session| session.kind == kind);
+        let mut sessions: Vec<_> = of_kind.map(|session| session.info()).collect();
         sessions.sort_by_key(|session| session.started_unix_ms);
         sessions
     }

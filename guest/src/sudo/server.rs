@@ -167,6 +167,7 @@ fn run(request: &Request, descriptors: [OwnedFd; 3], rights: Rights) -> io::Resu
         stdin,
         stdout,
         stderr,
+        on_terminal: false,
     })
 }
 

@@ -131,11 +131,18 @@ impl GuestClient {
     /// # Errors
     /// [`GuestError::NotFound`] for an unknown session.
     pub async fn attach(&self, session_id: &str) -> Result<Attachment, GuestError> {
+        self.attach_to(attach_input::Input::SessionId(session_id.to_owned()))
+            .await
+    }
+
+    /// Attaches to what the first input names.
+    pub(super) async fn attach_to(
+        &self,
+        first: attach_input::Input,
+    ) -> Result<Attachment, GuestError> {
         let (inputs, receiver) = mpsc::channel(INPUTS_MAX);
         let stdin = StdinSink { inputs };
-        stdin
-            .input(attach_input::Input::SessionId(session_id.to_owned()))
-            .await?;
+        stdin.input(first).await?;
         let mut client = self.client();
         let outputs = within(CALL_TIME_MAX, client.attach(ReceiverStream::new(receiver))).await?;
         Ok(Attachment {

@@ -39,6 +39,9 @@ pub enum GuestError {
         /// The guest's version.
         theirs: u32,
     },
+    /// The guest is older than this server and does not know the call.
+    #[error("the sandbox is older than this server and can't do that; make a new one")]
+    Unsupported,
     /// The guest answered against the protocol, or failed inside.
     #[error("the sandbox failed: {0}")]
     Broken(String),
@@ -57,6 +60,7 @@ impl From<Status> for GuestError {
             Code::PermissionDenied => Self::Refused(text),
             Code::ResourceExhausted | Code::OutOfRange => Self::Full(text),
             Code::Unavailable | Code::Cancelled | Code::DeadlineExceeded => Self::Gone(text),
+            Code::Unimplemented => Self::Unsupported,
             // A connection that breaks under a call shows as `Unknown` with a transport source.
             Code::Unknown if std::error::Error::source(&status).is_some() => Self::Gone(text),
             _ => Self::Broken(text),

@@ -4,6 +4,7 @@ mod files;
 mod hostile;
 mod init;
 mod sessions;
+mod terminals;
 
 use std::os::fd::AsRawFd;
 use std::os::unix::fs::PermissionsExt;

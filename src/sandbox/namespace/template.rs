@@ -28,7 +28,6 @@ const HOST_BUNDLES: &[&str] = &[
 ];
 /// Files of the host's `/etc` that programs need and that hold nothing private.
 const ETC_FILES: &[&str] = &[
-    "bash.bashrc",
     "debian_version",
     "ethertypes",
     "gai.conf",
@@ -51,6 +50,10 @@ const ETC_FILES: &[&str] = &[
     "timezone",
     "xattr.conf",
 ];
+/// Put at the end of the host's settings of interactive shells. A terminal's shell is told its size in
+/// variables too, and bash keeps these up to date; handed on, they would be what the programs it runs
+/// believe, who then follow no resize.
+const BASH_SETTINGS: &str = "\nexport -n COLUMNS LINES\n";
 /// Folders of the host's `/etc`, likewise.
 const ETC_TREES: &[&str] = &["alternatives", "fonts", "ld.so.conf.d", "perl", "terminfo"];
 /// What the folders of `/etc` begin with in which Debian keeps the settings of each Java.
@@ -213,6 +216,9 @@ impl Plan {
         for file in ETC_FILES {
             self.copy(&Path::new("/etc").join(file), &format!("root/etc/{file}"));
         }
+        let bash = read_public(Path::new("/etc/bash.bashrc")).unwrap_or_default();
+        let bash = [bash.as_slice(), BASH_SETTINGS.as_bytes()].concat();
+        self.file("root/etc/bash.bashrc", bash);
         for tree in ETC_TREES {
             self.copy_tree(
                 &Path::new("/etc").join(tree),

@@ -73,6 +73,36 @@ impl Guest for Hostile {
         )))
     }
 
+    // A guest of before there were terminals, for all the client can tell.
+    async fn start_terminal(
+        &self,
+        _: Request<v1::StartTerminalRequest>,
+    ) -> Result<Response<v1::SessionInfo>, Status> {
+        Err(Status::unimplemented(""))
+    }
+
+    async fn list_terminals(
+        &self,
+        _: Request<v1::ListSessionsRequest>,
+    ) -> Result<Response<v1::ListSessionsReply>, Status> {
+        let sessions = vec![v1::SessionInfo::default(); 100_000];
+        Ok(Response::new(v1::ListSessionsReply { sessions }))
+    }
+
+    async fn resize(
+        &self,
+        _: Request<v1::ResizeRequest>,
+    ) -> Result<Response<v1::ResizeReply>, Status> {
+        Err(Status::not_found("\u{1b}]0;forged\u{7}"))
+    }
+
+    async fn hang_up(
+        &self,
+        _: Request<v1::HangUpRequest>,
+    ) -> Result<Response<v1::HangUpReply>, Status> {
+        Ok(Response::new(v1::HangUpReply {}))
+    }
+
     type ReadFileStream = Replies<v1::FileChunk>;
 
     async fn read_file(
@@ -178,6 +208,14 @@ async fn wrong_answers_are_errors() {
         panic!()
     };
     assert_eq!(text.chars().count(), 512);
+    assert!(!text.contains(char::is_control), "{text:?}");
+    let size = TerminalSize::new(80, 24).unwrap();
+    let started = guest.start_terminal(terminals::bash(1)).await;
+    assert_eq!(started, Err(GuestError::Unsupported));
+    assert_eq!(guest.terminals().await.unwrap().len(), SESSIONS_MAX);
+    let Err(GuestError::NotFound(text)) = guest.resize_terminal("00000001", size).await else {
+        panic!()
+    };
     assert!(!text.contains(char::is_control), "{text:?}");
     let mut attached = guest.attach("00000001").await.unwrap();
     assert!(matches!(attached.next().await, Err(GuestError::Gone(_))));
