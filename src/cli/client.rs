@@ -1,6 +1,6 @@
 //! The HTTP client of the commands.
 //!
-//! Invariants: one `X-API-Key` header on every call, marked sensitive; path segments are encoded
+//! Invariants: one credential in one header on every call, marked sensitive; path segments are encoded
 //! one by one, so an id with a slash stays one segment; replies are read up to a limit; a server
 //! on loopback is called directly, whatever the proxy variables say.
 
@@ -10,7 +10,7 @@ use std::net::IpAddr;
 use std::time::Duration;
 
 use bytes::Bytes;
-use reqwest::header::{ACCEPT, CONTENT_TYPE, HeaderValue};
+use reqwest::header::{ACCEPT, AUTHORIZATION, CONTENT_TYPE, HeaderName, HeaderValue};
 use reqwest::{Method, Url};
 use serde::Serialize;
 use serde::de::DeserializeOwned;
@@ -30,14 +30,16 @@ const CONNECT_MS_MAX: u64 = 10_000;
 const QUOTE_CHARS_MAX: usize = 200;
 
 /// The name of the header that carries the key.
-const KEY_HEADER: &str = "X-API-Key";
+const KEY_HEADER: HeaderName = HeaderName::from_static("x-api-key");
 
 /// A server, and the key it is called with.
 #[derive(Clone)]
 pub struct Api {
     http: reqwest::Client,
     base: Url,
+    /// An API key in its own header, or a sandbox's token.
     key: Option<HeaderValue>,
+    key_header: HeaderName,
     shown: String,
 }
 
@@ -61,7 +63,20 @@ impl Api {
             http,
             base,
             key,
+            key_header: KEY_HEADER,
             shown: url.trim_end_matches('/').to_owned(),
+        })
+    }
+
+    /// A client for the data plane of one sandbox at `url`, by its own token.
+    pub fn with_token(url: &str, token: &str) -> Result<Self, CliError> {
+        let mut bearer = HeaderValue::from_str(&format!("Bearer {token}"))
+            .map_err(|_| CliError::BadReply("the sandbox's token can't be sent".to_owned()))?;
+        bearer.set_sensitive(true);
+        Ok(Self {
+            key: Some(bearer),
+            key_header: AUTHORIZATION,
+            ..Self::new(url, None)?
         })
     }
 
@@ -78,7 +93,7 @@ impl Api {
     ) -> Result<(), CliError> {
         let mut request = self.http.get(self.url(path)?);
         if let Some(key) = &self.key {
-            request = request.header(KEY_HEADER, key.clone());
+            request = request.header(self.key_header.clone(), key.clone());
         }
         let sent = request.send().await;
         let mut response = sent.map_err(|error| self.transport(error))?;
@@ -154,7 +169,8 @@ impl Api {
             .into_client_request()
             .map_err(|error| CliError::Usage(format!("cannot use {}: {error}", self.shown)))?;
         if let Some(key) = &self.key {
-            request.headers_mut().insert(KEY_HEADER, key.clone());
+            let headers = request.headers_mut();
+            headers.insert(self.key_header.clone(), key.clone());
         }
         Ok(request)
     }
@@ -211,7 +227,7 @@ impl Api {
             request = request.query(query);
         }
         if let Some(key) = &self.key {
-            request = request.header(KEY_HEADER, key.clone());
+            request = request.header(self.key_header.clone(), key.clone());
         }
         Ok(request)
     }
@@ -396,6 +412,17 @@ mod tests {
         let request = api.socket_request(&["sandboxes", "sb-1"]).unwrap();
         assert_eq!(request.uri(), "wss://h/api/sandboxes/sb-1");
         assert_eq!(request.headers()[KEY_HEADER], "osb_x");
+    }
+
+    #[test]
+    fn a_token_goes_where_tokens_go_and_nowhere_else() {
+        let api = Api::with_token("http://h:1/api", "a.b.c").unwrap();
+        assert!(api.key.as_ref().is_some_and(HeaderValue::is_sensitive));
+        let request = api.socket_request(&["sandboxes", "sb-1"]).unwrap();
+        assert_eq!(request.uri(), "ws://h:1/api/sandboxes/sb-1");
+        assert_eq!(request.headers()[AUTHORIZATION], "Bearer a.b.c");
+        assert!(request.headers().get(KEY_HEADER).is_none());
+        assert!(Api::with_token("http://h:1/api", "a\nb").is_err());
     }
 
     #[test]

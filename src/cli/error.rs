@@ -49,6 +49,9 @@ pub enum CliError {
     /// The event log is not what it should be.
     #[error("{0}")]
     Damaged(String),
+    /// A session broke off before its end.
+    #[error("{0}")]
+    Dropped(String),
     /// Standard input can't be read.
     #[error("cannot read standard input: {0}")]
     Input(#[source] io::Error),

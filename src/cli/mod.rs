@@ -28,6 +28,7 @@ mod sandbox_life;
 mod secret;
 mod secret_store;
 mod settings;
+mod shell;
 mod slice;
 mod stats;
 
@@ -93,6 +94,8 @@ pub enum Command {
     Ls,
     /// Run a command in a sandbox
     Exec(Box<exec::Exec>),
+    /// Open a shell in a sandbox, on this terminal
+    Shell(shell::Shell),
     /// Read the audit log
     #[command(subcommand)]
     Audit(audit::Audit),
@@ -211,6 +214,7 @@ fn dispatch(
             Command::Create(create) => create.run(&context).await.map(done),
             Command::Ls => sandbox::list(&context).await.map(done),
             Command::Exec(exec) => exec.run(&context).await,
+            Command::Shell(shell) => shell.run(&context).await,
             Command::Audit(audit) => audit.run(&context).await.map(done),
             Command::Whoami => account::whoami(&context).await.map(done),
             Command::Config(_)

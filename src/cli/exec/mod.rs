@@ -3,8 +3,8 @@
 //! Invariants: the words after `--` reach the sandbox as they are (no shell of ours); the
 //! command's exit code is the exit code of `oc`.
 
-mod frame;
-mod stream;
+pub mod frame;
+pub mod stream;
 
 use std::collections::BTreeMap;
 use std::io::Write;

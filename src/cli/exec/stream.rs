@@ -59,7 +59,7 @@ pub async fn follow(
 ) -> Result<i32, CliError> {
     let mut interrupts = signal(SignalKind::interrupt())
         .map_err(|error| CliError::Usage(format!("cannot watch for Ctrl-C: {error}")))?;
-    let socket = connect(api, sandbox, session).await?;
+    let socket = connect(api, &["sandboxes", sandbox, "exec", session]).await?;
     let (sink, mut messages) = socket.split();
     tokio::spawn(forward_input(sink, close_stdin));
     let (queue, mut outcome) = start_printer();
@@ -100,15 +100,15 @@ async fn interrupt(api: Api, sandbox: String, session: String) {
     }
 }
 
-async fn connect(
+/// Opens the WebSocket at `path`.
+pub async fn connect(
     api: &Api,
-    sandbox: &str,
-    session: &str,
+    path: &[&str],
 ) -> Result<
     impl Stream<Item = Result<Message, SocketError>> + Sink<Message> + Unpin + Send + 'static,
     CliError,
 > {
-    let request = api.socket_request(&["sandboxes", sandbox, "exec", session])?;
+    let request = api.socket_request(path)?;
     let limits = WebSocketConfig::default()
         .max_message_size(Some(MESSAGE_BYTES_MAX))
         .max_frame_size(Some(MESSAGE_BYTES_MAX));
@@ -152,7 +152,7 @@ async fn next_step(
 
 /// Writes output on a thread of its own, because a write to a full pipe blocks. The outcome comes
 /// when the queue has ended and all of it is written, or when a write fails.
-fn start_printer() -> (mpsc::Sender<Frame>, oneshot::Receiver<io::Result<()>>) {
+pub fn start_printer() -> (mpsc::Sender<Frame>, oneshot::Receiver<io::Result<()>>) {
     let (queue, mut frames) = mpsc::channel(PRINT_QUEUE_MAX);
     let (report, outcome) = oneshot::channel();
     std::thread::spawn(move || {

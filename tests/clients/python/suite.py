@@ -5,17 +5,19 @@ import importlib.metadata
 import sys
 
 import opencomputer
-from checks import checkpoints, commands, files, life, sandboxes, sealing, sessions, signed, stores
+from checks import (
+    checkpoints, commands, files, life, sandboxes, sealing, sessions, signed, stores, terminals,
+)
 from harness import check, done, every_method_is_accounted_for, name
 
 NOT_YET = {
     "Sandbox": (
         "rotate_preview_auth_token create_preview_url list_preview_urls delete_preview_url "
-        "agent mounts pty"
+        "agent mounts"
     ).split(),
 }
 NOT_YET_CLASSES = (
-    "Pty PtySession Template Agent AgentEvent AgentSession Image Snapshots Mounts Usage"
+    "Template Agent AgentEvent AgentSession Image Snapshots Mounts Usage"
 )
 # Browsers are a service of their own (contract, section 30).
 ELSEWHERE = "Browser BrowserProfile"
@@ -26,8 +28,9 @@ ROWS = {"Agent": "SandboxAgent", "Template": "Templates"}
 def subjects() -> dict[str, type]:
     """Classes whose every method is checked, by the name of their rows."""
     found = {"Sandbox": opencomputer.Sandbox, "files": opencomputer.Filesystem}
-    exported = {"SecretStore": "SecretStore", "exec": "Exec"}
-    for row, kind in (exported | {"session": "ExecSession", "shell": "Shell", "Tags": "Tags"}).items():
+    exported = {"SecretStore": "SecretStore", "exec": "Exec", "Tags": "Tags", "pty": "Pty"}
+    exported |= {"session": "ExecSession", "shell": "Shell", "PtySession": "PtySession"}
+    for row, kind in exported.items():
         if hasattr(opencomputer, kind):
             found[row] = getattr(opencomputer, kind)
     # Until 0.4.0 commands were a class of their own with the one method `run`.
@@ -46,6 +49,7 @@ async def main(version: str) -> None:
     if sandbox:
         await commands.run(sandbox)
         await sessions.run(sandbox)
+        await terminals.run(sandbox)
         await files.run(sandbox)
         if hasattr(sandbox, "download_url"):
             await signed.run(sandbox)

@@ -11,6 +11,7 @@ import { life } from "./life.mjs";
 import { checkpoints } from "./checkpoints.mjs";
 import { files } from "./files.mjs";
 import { signed } from "./signed.mjs";
+import { terminals } from "./terminals.mjs";
 import { stores } from "./stores.mjs";
 import { secrets } from "./secrets.mjs";
 
@@ -26,7 +27,7 @@ globalThis.WebSocket ??= class extends ws.WebSocket {
 
 const NOT_YET = [
   "Sandbox.createPreviewURL", "Sandbox.listPreviewURLs", "Sandbox.deletePreviewURL",
-  "Sandbox.rotatePreviewAuthToken", "Pty", "SandboxAgent", "Mounts", "Image", "Snapshots",
+  "Sandbox.rotatePreviewAuthToken", "SandboxAgent", "Mounts", "Image", "Snapshots",
   "Templates", "Webhooks", "WebhookDeliveries", "verifyWebhook", "Usage",
 ];
 // Managed agents and browsers are services of their own (contract, section 30).
@@ -43,6 +44,7 @@ const CLASSES = {
   exec: { type: sdk.Exec, internal: ["headers", "result"] },
   Tags: { type: sdk.Tags, internal: ["headers"] },
   files: { type: sdk.Filesystem, internal: ["headers", "wfetch"] },
+  pty: { type: sdk.Pty, internal: ["headers"] },
 };
 
 await check("suite", "both entry points give the same classes", async () => {
@@ -50,7 +52,8 @@ await check("suite", "both entry points give the same classes", async () => {
   assert.equal(sdk.SecretStore, root.SecretStore);
 });
 const sandbox = await sandboxes(sdk);
-for (const [group, run] of Object.entries({ stores, exec, sessions, files, life, checkpoints, signed, secrets })) {
+const groups = { stores, exec, sessions, terminals, files, life, checkpoints, signed, secrets };
+for (const [group, run] of Object.entries(groups)) {
   if (sandbox || group === "stores") await run(sdk, sandbox);
   else await check(group, "needs a sandbox", async () => assert.fail("none could be created"));
 }
@@ -60,8 +63,10 @@ name("elsewhere", ELSEWHERE);
 const exported = Object.keys(sdk).filter(
   (one) => typeof sdk[one] === "function" && !(sdk[one].prototype instanceof Error),
 );
-// `exec` and `files` stand for their classes.
-const accounted = { ...CLASSES, Exec: CLASSES.exec, Filesystem: CLASSES.files };
+// `exec`, `files` and `pty` stand for their classes.
+const accounted = {
+  ...CLASSES, Exec: CLASSES.exec, Filesystem: CLASSES.files, Pty: CLASSES.pty,
+};
 const outside = exported.filter((one) => !(one in accounted));
 await everyMethodIsAccountedFor(CLASSES, outside, [...NOT_YET, ...ELSEWHERE]);
 done();

@@ -1,0 +1,120 @@
+//! The WebSocket: what is sent, who gets it, and how it ends.
+
+use std::time::Duration;
+
+use serde_json::json;
+use tokio_tungstenite::tungstenite::Message;
+
+use crate::common::KEY;
+use crate::screen::{Screen, World};
+
+/// Goal: everybody attached sees everything and may type, by bytes or by text; who comes later gets
+/// what was before, in messages that every client takes; leaving leaves the shell.
+#[actix_rt::test]
+async fn clients_share_a_terminal_and_come_back_to_it() {
+    let Some(world) = World::new(&json!({ "memoryMB": 256 })).await else {
+        return;
+    };
+    let id = world.open(&json!({})).await;
+    // The prompt is written while nobody looks.
+    tokio::time::sleep(Duration::from_millis(500)).await;
+    let mut first = world.attach(&id).await;
+    let prompt = first.until("$ ").await;
+    let mut second = world.attach(&id).await;
+    assert_eq!(second.until("$ ").await, prompt);
+    first
+        .send(Message::text("echo 'gr\u{fc}n \u{2603} \u{1f980}'\r"))
+        .await;
+    for screen in [&mut first, &mut second] {
+        screen.until("\rgr\u{fc}n \u{2603} \u{1f980}\r\n").await;
+    }
+    second.keys("echo two''fold\r").await;
+    first.until("twofold").await;
+    second.until("twofold").await;
+    first.send(Message::binary(Vec::new())).await;
+    first.pong().await;
+
+    // Nobody is there while it goes on.
+    first
+        .ask("sleep 0.5; echo al''one; seq 300000", "seq 300000\r\n")
+        .await;
+    first.close().await;
+    second.close().await;
+    tokio::time::sleep(Duration::from_secs(3)).await;
+    let mut later = world.attach(&id).await;
+    let replay = later.until("\r\n300000\r\n").await;
+    assert!(
+        later.longest <= 64 * 1024,
+        "{} bytes in one message",
+        later.longest
+    );
+    let kept = replay.len();
+    assert!((1_000_000..2_000_000).contains(&kept), "{kept} bytes");
+    let numbers = replay
+        .lines()
+        .skip(1)
+        .filter_map(|line| line.parse::<u32>().ok());
+    let numbers: Vec<_> = numbers.collect();
+    assert!(numbers.is_sorted() && numbers.len() > 100_000);
+
+    // A large paste, and a client that is heard while nobody reads what it typed.
+    let mut raw = world.attach(&id).await;
+    raw.ask(
+        "stty raw -echo; echo r''eady; sleep 3; head -c 600000 | sha256sum; stty sane",
+        "ready",
+    )
+    .await;
+    let input: String = (0..60_000).map(|number| format!("{number:010}")).collect();
+    raw.keys(&input).await;
+    raw.pong().await;
+    use sha2::{Digest, Sha256};
+    raw.until(&hex::encode(Sha256::digest(&input))).await;
+
+    // The end is told to all; what was written last is still there afterwards.
+    raw.keys("echo go''ne; exit\r").await;
+    assert_eq!(raw.end().await.1, 1000);
+    let (_, code) = later.end().await;
+    assert_eq!(code, 1000);
+    let (text, code) = world.attach(&id).await.end().await;
+    assert!(text.contains("gone\r\n"));
+    assert_eq!(code, 1000);
+}
+
+/// Goal: a client that takes nothing holds the shell back for its time and no longer.
+#[actix_rt::test]
+async fn a_frozen_client_does_not_stall_the_shell_for_ever() {
+    let Some(world) = World::new(&json!({ "memoryMB": 256 })).await else {
+        return;
+    };
+    let (id, frozen) = world.shell(&json!({})).await;
+    let mut live = world.attach(&id).await;
+    // More than every buffer on the way holds: the rest waits for the frozen one.
+    live.keys("seq 3000000; echo do''ne\r").await;
+    live.until_within("done\r\n", Duration::from_secs(120))
+        .await;
+    drop(frozen);
+}
+
+/// Goal: a server that stops says so, and the shell is there for the next one; a sandbox that is
+/// deleted ends its sockets.
+#[actix_rt::test]
+async fn sockets_end_with_the_server_and_the_sandbox() {
+    let Some(mut world) = World::new(&json!({ "memoryMB": 256 })).await else {
+        return;
+    };
+    let (id, mut screen) = world.shell(&json!({})).await;
+    screen.ask("KEPT=by''shell", "$ ").await;
+    world.server.stop();
+    assert_eq!(screen.end().await.1, 1001);
+    world.server.restart();
+    world.api = world.server.api();
+    let mut again = world.attach(&id).await;
+    again.ask("echo $KEPT", "byshell\r\n").await;
+    world.api.delete(&world.path("")).await.ok(204);
+    // By its shell's end or by the server's letting go, whichever is seen first.
+    let (_, code) = again.end().await;
+    assert!([1000, 1001, 1011].contains(&code), "{code}");
+    let path = world.path(&format!("/pty/{id}"));
+    let refused = Screen::connect(world.server.url(), &path, &[("x-api-key", KEY)]).await;
+    assert_eq!(refused.err().map(|refused| refused.0), Some(410));
+}
