@@ -326,6 +326,35 @@ async fn attached_clients_are_let_go_and_come_back() {
     assert!(said.ends_with(&[3, 0, 0, 0, 0]), "{said:?}");
 }
 
+/// Goal: what a client sends a session before it closes reaches the process, and the session runs on.
+#[actix_rt::test]
+async fn input_sent_before_a_close_arrives() {
+    let server = Server::start();
+    let api = server.api();
+    let Some(path) = sandbox(&api, &json!({})).await else {
+        return;
+    };
+    let body = json!({ "cmd": "sh", "args": ["-c", "while read line; do seq 2000; echo $line >> /tmp/read; done"] });
+    let session = api
+        .post(&format!("{path}/exec"), &body)
+        .await
+        .ok(201)
+        .json();
+    let session = session["sessionID"].as_str().expect("an id").to_owned();
+    for round in 1..=20 {
+        let mut socket = attach(&server, &path, &session).await;
+        let line = [&[0][..], format!("line {round}\n").as_bytes()].concat();
+        socket.send(Message::binary(line)).await.expect("sent");
+        socket.close(None).await.expect("closed");
+        while let Some(Ok(_)) = socket.next().await {}
+        let arrived = format!(
+            "for i in $(seq 400); do grep -qx 'line {round}' /tmp/read && break; sleep 0.05; done; \
+             wc -l < /tmp/read"
+        );
+        assert_eq!(run(&api, &path, &arrived).await, round.to_string());
+    }
+}
+
 /// Goal: a sleeper outlives the server; also when it was killed while putting it to sleep or waking
 /// it, the sandbox is one or the other afterwards and works.
 #[actix_rt::test]

@@ -97,6 +97,8 @@ pub struct Program<'a> {
     pub on_terminal: bool,
 }
 
+/// The last signal's number.
+const SIGNAL_MAX: libc::c_int = 64;
 /// Longest an `exec` is waited for: shorter than the host waits for an answer.
 const EXEC_TIME_MAX: Duration = Duration::from_secs(20);
 
@@ -189,8 +191,11 @@ unsafe fn become_program(
             for (number, stream) in (0..).zip(streams) {
                 check(libc::dup2(stream, number))?;
             }
-            // Rust programs ignore it, and that would be inherited.
-            libc::signal(libc::SIGPIPE, libc::SIG_DFL);
+            // What is ignored would be inherited: Rust programs ignore SIGPIPE, and what a shell
+            // starts in the background (a server, say) ignores SIGINT. Some numbers are nobody's.
+            for signal in 1..=SIGNAL_MAX {
+                libc::signal(signal, libc::SIG_DFL);
+            }
             let mut none: libc::sigset_t = std::mem::zeroed();
             libc::sigemptyset(&mut none);
             libc::sigprocmask(libc::SIG_SETMASK, &none, std::ptr::null_mut());

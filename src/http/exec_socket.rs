@@ -17,6 +17,7 @@ use futures_util::StreamExt;
 use super::Api;
 use super::auth::WithSandbox;
 use super::error::{ApiError, ApiResult};
+use super::relay::both_ways;
 use crate::sandbox::{Attachment, SessionOutput, StdinSink};
 
 const STDIN: u8 = 0;
@@ -53,7 +54,12 @@ pub(super) async fn attach(
     let relay = async move {
         let ended = session.clone();
         tokio::select! {
-            () = relay(session, messages, attachment) => return,
+            () = both_ways(
+                session.clone(),
+                attachment,
+                async |stdin| inward(messages, stdin, session.clone()).await,
+                async |output| outward(output, session.clone()).await,
+            ) => return,
             () = live.activity.left() => {}
             () = stopping.cancelled() => {}
         }
@@ -63,29 +69,17 @@ pub(super) async fn attach(
     Ok(reply)
 }
 
-/// Carries bytes both ways until either side ends. The directions don't wait for each other: a
-/// process may read no more before somebody has taken what it wrote.
-async fn relay(session: Session, messages: AggregatedMessageStream, output: Attachment) {
-    let stdin = output.stdin();
-    tokio::select! {
-        () = inward(messages, &stdin, session.clone()) => {}
-        code = outward(output, session.clone()) => if let Some(code) = code {
-            let _ = session.close(Some(CloseReason::from(code))).await;
-        }
-    }
-}
-
 /// Carries what the client sends until it is done.
-async fn inward(mut messages: AggregatedMessageStream, stdin: &StdinSink, mut session: Session) {
+async fn inward(mut messages: AggregatedMessageStream, stdin: StdinSink, mut session: Session) {
     while let Some(Ok(message)) = messages.next().await {
-        if !from_client(message, stdin, &mut session).await {
+        if !from_client(message, &stdin, &mut session).await {
             return;
         }
     }
 }
 
 /// Carries output until its end, which gives the code to close with, or until the client is gone.
-async fn outward(mut output: Attachment, mut session: Session) -> Option<CloseCode> {
+async fn outward(output: &mut Attachment, mut session: Session) -> Option<CloseCode> {
     let mut ping = tokio::time::interval(PING);
     loop {
         tokio::select! {

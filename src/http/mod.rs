@@ -20,6 +20,7 @@ mod metrics;
 mod projects;
 mod pty;
 mod pty_socket;
+mod relay;
 mod request_id;
 mod sandbox_life;
 mod sandboxes;

@@ -5,7 +5,6 @@
 //! that does. A client is heard (pings, close) also while the shell does not read what it typed.
 
 use std::collections::VecDeque;
-use std::pin::pin;
 use std::time::Duration;
 
 use actix_web::web::{self, Bytes};
@@ -16,7 +15,8 @@ use futures_util::StreamExt;
 use super::Api;
 use super::auth::WithSandbox;
 use super::error::{ApiError, ApiResult};
-use crate::sandbox::{Attachment, SessionOutput, StdinSink};
+use super::relay::both_ways;
+use crate::sandbox::{Attachment, LEAVE_TIME_MAX, SessionOutput, StdinSink};
 
 /// Largest message of the server.
 const CHUNK_BYTES_MAX: usize = 32 * 1024;
@@ -25,10 +25,6 @@ const MESSAGE_BYTES_MAX: usize = 1024 * 1024;
 /// What a client may have typed ahead of the shell; beyond it, it is no longer read.
 const AHEAD_BYTES_MAX: usize = 1024 * 1024;
 const PING: Duration = Duration::from_secs(30);
-/// How long the shell may take to read what a client typed before it left.
-const LEAVING_MAX: Duration = Duration::from_secs(5);
-/// How long the way to the guest stays open for what was typed last: it tells of no arrival.
-const LINGER: Duration = Duration::from_millis(250);
 
 pub(super) async fn attach(
     api: web::Data<Api>,
@@ -52,7 +48,12 @@ pub(super) async fn attach(
     let relay = async move {
         let ended = session.clone();
         tokio::select! {
-            () = relay(session, messages, attachment) => return,
+            () = both_ways(
+                session.clone(),
+                attachment,
+                async |keyboard| inward(messages, keyboard, session.clone()).await,
+                async |output| outward(output, session.clone()).await,
+            ) => return,
             () = live.activity.left() => {}
             () = stopping.cancelled() => {}
         }
@@ -62,36 +63,19 @@ pub(super) async fn attach(
     Ok(reply)
 }
 
-/// Carries bytes both ways until either side ends.
-async fn relay(session: Session, messages: AggregatedMessageStream, output: Attachment) {
-    let keyboard = output.stdin();
-    let mut inward = pin!(inward(messages, &keyboard, session.clone()));
-    let mut output = output;
-    tokio::select! {
-        () = &mut inward => {}
-        code = outward(&mut output, session.clone()) => match code {
-            Some(code) => drop(session.close(Some(CloseReason::from(code))).await),
-            // The client has left: what it typed last still goes its way.
-            None => drop(tokio::time::timeout(LEAVING_MAX + LINGER, inward).await),
-        }
-    }
-}
-
-/// Carries what the client sends until it is done, and then what of it is still on its way: a client
-/// may type a command and leave.
-async fn inward(messages: AggregatedMessageStream, keyboard: &StdinSink, session: Session) {
+/// Carries what the client sends until it is done, and then what of it the shell has not read yet.
+async fn inward(messages: AggregatedMessageStream, keyboard: StdinSink, session: Session) {
     let mut ahead = VecDeque::<Bytes>::new();
-    take_keys(messages, keyboard, session, &mut ahead).await;
+    take_keys(messages, &keyboard, session, &mut ahead).await;
     let rest = async {
         for piece in ahead {
             if keyboard.send(piece).await.is_err() {
                 return;
             }
         }
-        tokio::time::sleep(LINGER).await;
     };
     // What the shell does not read in time is lost, as it is when a window is closed.
-    let _ = tokio::time::timeout(LEAVING_MAX, rest).await;
+    let _ = tokio::time::timeout(LEAVE_TIME_MAX, rest).await;
 }
 
 /// Takes what the client sends until it leaves; what is left over then is in `ahead`.

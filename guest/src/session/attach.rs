@@ -3,7 +3,7 @@
 use std::sync::Arc;
 
 use oc_guest::v1::{self, AttachInput, AttachOutput, attach_input::Input, attach_output};
-use tokio::sync::mpsc;
+use tokio::sync::{mpsc, oneshot};
 use tokio::task::AbortHandle;
 use tokio_stream::wrappers::ReceiverStream;
 use tonic::{Status, Streaming};
@@ -49,10 +49,15 @@ pub fn attach(session: Arc<Session>, table: Arc<Table>, inputs: Streaming<Attach
     let (sender, receiver) = mpsc::channel(MESSAGES_MAX);
     let reader = session.output.reader();
     let attached = Attached::new(session.clone());
-    let input = tokio::spawn(forward_input(session, inputs));
+    let (leaving, left) = oneshot::channel();
+    let input = tokio::spawn(async move {
+        forward_input(session, inputs).await;
+        // The output side may have ended before.
+        let _ = leaving.send(());
+    });
     let input = AbortOnDrop(input.abort_handle());
     tokio::spawn(async move {
-        if forward_output(reader, &sender).await && attached.0.one_shot {
+        if forward_output(reader, &sender, left).await && attached.0.one_shot {
             table.forget(&attached.0.id);
         }
         drop(input);
@@ -60,15 +65,18 @@ pub fn attach(session: Arc<Session>, table: Arc<Table>, inputs: Streaming<Attach
     ReceiverStream::new(receiver)
 }
 
-/// Sends until the exit or until the client is gone; whether it was given the exit.
+/// Sends until the exit, until the client is gone, or until all is written that it sent before it
+/// left; whether it was given the exit.
 async fn forward_output(
     mut reader: Reader,
     client: &mpsc::Sender<Result<AttachOutput, Status>>,
+    mut left: oneshot::Receiver<()>,
 ) -> bool {
     loop {
         let piece = tokio::select! {
             piece = reader.next() => piece,
             () = client.closed() => return false,
+            _ = &mut left => return false,
         };
         let last = matches!(piece, Piece::Exit(_) | Piece::Dropped);
         let given_exit = matches!(piece, Piece::Exit(_));
@@ -101,6 +109,7 @@ fn message(piece: Piece) -> Result<AttachOutput, Status> {
     })
 }
 
+/// Writes to the process what the client sends, until it sends no more.
 async fn forward_input(session: Arc<Session>, mut inputs: Streaming<AttachInput>) {
     // An error means that the client is gone; the output side notices as well.
     while let Ok(Some(AttachInput { input })) = inputs.message().await {

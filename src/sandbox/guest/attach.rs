@@ -1,5 +1,7 @@
 //! A session's input and output, live.
 
+use std::time::Duration;
+
 use bytes::Bytes;
 use oc_guest::v1::{self, AttachInput, AttachOutput, attach_input, attach_output};
 use tokio::sync::mpsc;
@@ -12,6 +14,8 @@ use super::{CALL_TIME_MAX, GuestClient, GuestError, within};
 const INPUTS_MAX: usize = 4;
 /// Largest input message, in bytes; longer input is sent in pieces.
 const INPUT_BYTES_MAX: usize = 64 * 1024;
+/// How long a process may take to read what a client sent before it left.
+pub const LEAVE_TIME_MAX: Duration = Duration::from_secs(2);
 
 /// One piece of a session's output.
 #[derive(Debug, Clone, PartialEq, Eq)]
@@ -33,7 +37,8 @@ pub enum SessionOutput {
     },
 }
 
-/// An attached client. Dropping it detaches; the process runs on.
+/// An attached client. Dropping it detaches, and loses input that is still on its way;
+/// [`Attachment::leave`] does not. The process runs on.
 pub struct Attachment {
     stdin: StdinSink,
     outputs: Streaming<AttachOutput>,
@@ -105,6 +110,19 @@ impl Attachment {
             }
         }
         Ok(None)
+    }
+
+    /// Detaches when what was sent before has been written to the process, or after
+    /// [`LEAVE_TIME_MAX`]: what it does not read until then is lost. Output is dropped meanwhile, so
+    /// that the process is not held back. No [`StdinSink`] may be left, or the time runs out.
+    pub async fn leave(self) {
+        let Self {
+            stdin, mut outputs, ..
+        } = self;
+        // The end of the inputs, which the guest answers by the end of the outputs.
+        drop(stdin);
+        let answered = async { while let Ok(Some(_)) = outputs.message().await {} };
+        let _ = tokio::time::timeout(LEAVE_TIME_MAX, answered).await;
     }
 }
 

@@ -67,6 +67,9 @@ impl Fixture {
                     return Err(std::io::Error::last_os_error());
                 }
                 libc::close(100);
+                // As below a server that a shell started in the background.
+                libc::signal(libc::SIGINT, libc::SIG_IGN);
+                libc::signal(libc::SIGQUIT, libc::SIG_IGN);
                 Ok(())
             });
         }

@@ -262,6 +262,53 @@ async fn clients_share_a_terminal() {
     second.until("alive\r\n").await;
 }
 
+/// Goal: what a client sends before it leaves is read, however much the program says meanwhile; one
+/// that reads nothing holds the leaving client for its time only.
+#[tokio::test]
+async fn what_was_sent_before_leaving_arrives() {
+    let guest = Fixture::start().await;
+    guest.client.start_terminal(bash(1)).await.unwrap();
+    for round in 0..20 {
+        let note = guest.path(&format!("typed-{round}"));
+        let screen = Screen::attach(&guest, 1).await;
+        screen
+            .keys(&format!("seq 20000; echo d''one > {note}\r"))
+            .await;
+        let started = Instant::now();
+        screen.attachment.leave().await;
+        assert!(started.elapsed() < LEAVE_TIME_MAX, "the guest answers");
+        until_written(&note, "done\n").await;
+    }
+    let input: String = (0..50_000).map(|number| format!("{number:09}\n")).collect();
+    let note = guest.path("piped");
+    let cat = format!("cat > {note}");
+    guest.client.start(shell(2, &cat)).await.unwrap();
+    let attachment = guest.client.attach("00000002").await.unwrap();
+    let stdin = attachment.stdin();
+    stdin.send(Bytes::from(input.clone())).await.unwrap();
+    drop(stdin);
+    attachment.leave().await;
+    until_written(&note, &input).await;
+    assert_eq!(guest.client.sessions().await.unwrap()[0].exit_code, None);
+
+    guest.client.start(shell(3, "sleep 60")).await.unwrap();
+    let attachment = guest.client.attach("00000003").await.unwrap();
+    let input = Bytes::from(vec![b'x'; 100_000]);
+    attachment.stdin().send(input).await.unwrap();
+    let started = Instant::now();
+    attachment.leave().await;
+    assert!(started.elapsed() >= LEAVE_TIME_MAX);
+    assert!(started.elapsed() < LEAVE_TIME_MAX * 4);
+}
+
+async fn until_written(path: &str, expected: &str) {
+    let started = Instant::now();
+    while !std::fs::read_to_string(path).is_ok_and(|text| text == expected) {
+        assert!(started.elapsed() < Duration::from_secs(20), "{path}");
+        tokio::time::sleep(Duration::from_millis(10)).await;
+    }
+}
+
 /// Goal: much output comes through to a slow client whole and in order, and much input to a program
 /// that reads it late.
 #[tokio::test]
