@@ -280,14 +280,15 @@ async fn a_revoked_secret_dies_in_a_running_sandbox_and_stays_dead() {
     no_value_in(&server);
 }
 
-/// The uses there are, once there are `count` of them: records follow within a moment.
+/// The uses there are, once there are `count` of them that are decided: records follow within a moment.
 async fn uses_of(api: &Api, query: &str, count: usize) -> Vec<Value> {
     let begun = Instant::now();
     loop {
         let path = format!("/api/audit/secrets{query}");
         let page = api.get(&path).await.ok(200).json();
         let uses = page["uses"].as_array().expect("uses").clone();
-        if uses.len() >= count {
+        let decided = uses.iter().all(|one| one["outcome"] != "announced");
+        if uses.len() >= count && decided {
             return uses;
         }
         assert!(begun.elapsed() < PATIENCE, "{count} uses: {uses:?}");

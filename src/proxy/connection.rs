@@ -29,7 +29,7 @@ use tokio::net::TcpStream;
 use tokio::time::timeout;
 use tokio_rustls::TlsAcceptor;
 
-use super::decision::Protocol;
+use super::decision::{Protocol, tls_version};
 use super::gate::SandboxProxy;
 use super::io::{Gulp, Meter, Rewind, Stream, TLS_BUFFER_BYTES_MAX};
 use super::name::Host;
@@ -245,7 +245,7 @@ impl Way {
             Err(refusal) => return self.refuse(&refusal).await,
         };
         if !tls {
-            return serve::requests(self.proxy, io, origin, false).await;
+            return serve::requests(self.proxy, io, origin, false, None).await;
         }
         let config = match self.server_config().await {
             Ok(config) => config,
@@ -257,8 +257,10 @@ impl Way {
         });
         match timeout(HANDSHAKE_TIMEOUT, accepted).await {
             Ok(Ok(stream)) => {
-                let two = stream.get_ref().1.alpn_protocol() == Some(b"h2");
-                serve::requests(self.proxy, stream, origin, two).await;
+                let session = stream.get_ref().1;
+                let two = session.alpn_protocol() == Some(b"h2");
+                let tls = tls_version(session);
+                serve::requests(self.proxy, stream, origin, two, tls).await;
             }
             failed => {
                 if let Ok(Err(error)) = failed {

@@ -7,17 +7,18 @@
 //! recorded when there is room again, within a bound.
 
 use std::collections::BTreeMap;
-use std::sync::Arc;
 use std::sync::atomic::{AtomicU64, Ordering};
+use std::sync::{Arc, OnceLock};
 use std::time::{Duration, Instant};
 
-use http::StatusCode;
+use http::{StatusCode, Version};
 use serde::Serialize;
 use time::OffsetDateTime;
 use tokio::sync::mpsc::Sender;
 use tokio::sync::mpsc::error::TrySendError;
 use tokio::sync::oneshot;
 use tokio::time::timeout;
+use ulid::Ulid;
 
 use super::name::Host;
 use super::refusal::Refusal;
@@ -94,6 +95,21 @@ pub struct Decision {
     pub bytes_up: u64,
     /// Body bytes (for a tunnel all bytes) to the sandbox.
     pub bytes_down: u64,
+    /// The version of TLS with the program, where it was ended here.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub client_tls: Option<&'static str>,
+    /// The version of HTTP the program spoke, where a request was read.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub client_http: Option<&'static str>,
+    /// The version of TLS with the host, where a connection to it was held for the request.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub host_tls: Option<&'static str>,
+    /// The version of HTTP with the host, likewise.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub host_http: Option<&'static str>,
+    /// [`Sending::request`] of what was announced of it.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub announced: Option<String>,
     /// How often, when several in a row that differ in nothing but their time share this entry.
     #[serde(skip_serializing_if = "is_once")]
     pub times: u32,
@@ -112,15 +128,47 @@ impl Decision {
             && (&self.host, self.port, self.protocol) == (&next.host, next.port, next.protocol)
             && (&self.method, &self.reason) == (&next.method, &next.reason)
             && (&self.unbound, self.status) == (&next.unbound, next.status)
-            && self.unbound_why == next.unbound_why;
+            && self.unbound_why == next.unbound_why
+            && self.spoken() == next.spoken();
         let empty = |one: &Self| {
-            one.secrets.is_empty() && one.resealed.is_empty() && one.bytes_up + one.bytes_down == 0
+            one.secrets.is_empty()
+                && one.resealed.is_empty()
+                && one.announced.is_none()
+                && one.bytes_up + one.bytes_down == 0
         };
         if same && empty(self) && empty(next) {
             self.times = self.times.saturating_add(next.times);
             return true;
         }
         false
+    }
+
+    fn spoken(&self) -> [Option<&'static str>; 4] {
+        [
+            self.client_tls,
+            self.client_http,
+            self.host_tls,
+            self.host_http,
+        ]
+    }
+}
+
+/// A version of TLS as records name it.
+pub(crate) fn tls_version(session: &rustls::CommonState) -> Option<&'static str> {
+    match session.protocol_version()? {
+        rustls::ProtocolVersion::TLSv1_2 => Some("1.2"),
+        rustls::ProtocolVersion::TLSv1_3 => Some("1.3"),
+        _ => None,
+    }
+}
+
+/// A version of HTTP as records name it.
+fn http_version(version: Version) -> Option<&'static str> {
+    match version {
+        Version::HTTP_10 => Some("1.0"),
+        Version::HTTP_11 => Some("1.1"),
+        Version::HTTP_2 => Some("2"),
+        _ => None,
     }
 }
 
@@ -138,6 +186,9 @@ pub struct Sending {
     pub method: Option<String>,
     /// Names of the secrets in it. When its body is still to come, of all that may come with it.
     pub secrets: Vec<String>,
+    /// What the decision about it is told by: [`Decision::announced`]. The same for all that is
+    /// announced of one request.
+    pub request: String,
 }
 
 /// A [`Sending`] that waits until it is recorded: the request goes on only when `recorded` is
@@ -155,6 +206,8 @@ pub(crate) struct Record {
     decision: Option<Decision>,
     begun: Instant,
     trail: Sender<Decision>,
+    /// Made with the first announcement.
+    announced: OnceLock<String>,
     /// Names of secrets, filled by the streams of the request.
     pub tally: Arc<Tally>,
     /// Bytes from the sandbox.
@@ -188,12 +241,18 @@ impl Record {
             latency_ms: None,
             bytes_up: 0,
             bytes_down: 0,
+            client_tls: None,
+            client_http: None,
+            host_tls: None,
+            host_http: None,
+            announced: None,
             times: 1,
         };
         Self {
             decision: Some(decision),
             begun: Instant::now(),
             trail,
+            announced: OnceLock::new(),
             tally,
             up: Arc::default(),
             down: Arc::default(),
@@ -217,6 +276,22 @@ impl Record {
         );
         let text = if known { method.as_str() } else { "other" };
         self.set(|decision| decision.method = Some(text.to_owned()));
+    }
+
+    /// What the program speaks.
+    pub fn client(&mut self, tls: Option<&'static str>, version: Version) {
+        self.set(|decision| {
+            decision.client_tls = tls;
+            decision.client_http = http_version(version);
+        });
+    }
+
+    /// What is spoken with the host.
+    pub fn host(&mut self, tls: Option<&'static str>, version: Version) {
+        self.set(|decision| {
+            decision.host_tls = tls;
+            decision.host_http = http_version(version);
+        });
     }
 
     /// It was let through by `rule`.
@@ -248,6 +323,7 @@ impl Record {
     /// What the request carries as far as it is known, and `more`.
     pub fn sending<'a>(&self, more: impl Iterator<Item = &'a str>) -> Option<Sending> {
         let decision = self.decision.as_ref()?;
+        let request = self.announced.get_or_init(|| Ulid::generate().to_string());
         let mut secrets = self.tally.names().substituted.clone();
         secrets.extend(more.map(str::to_owned));
         Some(Sending {
@@ -256,6 +332,7 @@ impl Record {
             port: decision.port,
             method: decision.method.clone(),
             secrets: secrets.into_iter().collect(),
+            request: request.clone(),
         })
     }
 
@@ -268,7 +345,8 @@ impl Record {
 
 impl Drop for Record {
     fn drop(&mut self) {
-        if let Some(decision) = self.decision.take() {
+        if let Some(mut decision) = self.decision.take() {
+            decision.announced = self.announced.take();
             self.tally.decided(Unfinished {
                 decision,
                 trail: self.trail.clone(),
@@ -345,75 +423,4 @@ fn lost(decision: &Decision) {
 }
 
 #[cfg(test)]
-mod tests {
-    use super::*;
-
-    /// Goal: only what was handed to the host is told as sent to it.
-    #[test]
-    fn what_was_refused_before_it_left_was_not_sent() {
-        let (trail, mut decisions) = tokio::sync::mpsc::channel(8);
-        let mut decide = |leaves: bool| {
-            let host = "a.example".parse().unwrap();
-            let mut record =
-                Record::new(trail.clone(), &host, 443, Protocol::Https, Arc::default());
-            record.tally.names().substituted.insert("KEY".to_owned());
-            if leaves {
-                record.tally.leave();
-            }
-            record.refused(&Refusal::AuditUnrecorded);
-            drop(record);
-            decisions.try_recv().unwrap()
-        };
-        let kept = decide(false);
-        assert!(kept.secrets.is_empty());
-        assert_eq!(
-            (&*kept.unbound[0], kept.unbound_why["KEY"]),
-            ("KEY", "not_sent")
-        );
-        let sent = decide(true);
-        assert_eq!((sent.secrets.len(), sent.unbound.len()), (1, 0));
-    }
-
-    /// Goal: a decision tells also what is done after its record was dropped, by whoever still has
-    /// the tally; closed, it waits for nobody.
-    #[test]
-    fn a_decision_waits_for_whoever_may_add_to_it() {
-        let (trail, mut decisions) = tokio::sync::mpsc::channel(8);
-        for closed in [false, true] {
-            let host = "a.example".parse().unwrap();
-            let record = Record::new(trail.clone(), &host, 443, Protocol::Https, Arc::default());
-            let tally = record.tally.clone();
-            tally.leave();
-            drop(record);
-            assert!(decisions.try_recv().is_err());
-            tally.names().substituted.insert("KEY".to_owned());
-            match closed {
-                true => tally.close(),
-                false => drop(tally),
-            }
-            assert_eq!(decisions.try_recv().unwrap().secrets, ["KEY"]);
-        }
-    }
-
-    /// Goal: the same refusal again and again takes one entry; whatever tells more stays.
-    #[test]
-    fn only_the_same_refusal_is_absorbed() {
-        let (trail, mut decisions) = tokio::sync::mpsc::channel(8);
-        let mut decide = |refusal: &Refusal, port, up| {
-            let host = "a.example".parse().unwrap();
-            let mut record =
-                Record::new(trail.clone(), &host, port, Protocol::Https, Arc::default());
-            record.refused(refusal);
-            record.up.store(up, Ordering::Relaxed);
-            drop(record);
-            decisions.try_recv().unwrap()
-        };
-        let mut entry = decide(&Refusal::NotAllowed, 443, 0);
-        assert!(entry.absorb(&decide(&Refusal::NotAllowed, 443, 0)));
-        assert!(entry.absorb(&decide(&Refusal::NotAllowed, 443, 0)));
-        assert_eq!(serde_json::to_value(&entry).unwrap()["times"], 3);
-        assert!(!entry.absorb(&decide(&Refusal::NotAllowed, 444, 0)));
-        assert!(!entry.absorb(&decide(&Refusal::Upgrade, 443, 0)));
-        assert!(!entry.absorb(&decide(&Refusal::NotAllowed, 443, 9)));
-    }
-}
+mod tests;

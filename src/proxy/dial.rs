@@ -19,6 +19,7 @@ use tokio_rustls::TlsConnector;
 use tokio_rustls::client::TlsStream;
 
 use super::address::forbidden_range;
+use super::decision::tls_version;
 use super::io::{Gulp, Stream, TLS_BUFFER_BYTES_MAX};
 use super::name::{CanonicalName, Host};
 use super::origin::Origin;
@@ -65,6 +66,15 @@ impl Alpn {
 
 /// A TLS configuration of this sandbox, and the rule and offer it is for.
 type Prepared = ((usize, Alpn), Arc<ClientConfig>);
+
+/// A connection to an origin.
+pub(crate) struct Dialled {
+    pub stream: Stream,
+    /// Whether HTTP/2 was agreed on.
+    pub two: bool,
+    /// The version of TLS, where it is one over TLS.
+    pub tls: Option<&'static str>,
+}
 
 /// One sandbox's way to connections.
 pub(crate) struct Dialer {
@@ -113,16 +123,23 @@ impl Dialer {
         Ok(stream)
     }
 
-    /// A connection to `origin`, verified for its name when it is one over TLS, and whether
-    /// HTTP/2 was agreed on.
-    pub async fn open(&self, origin: &Origin, alpn: Alpn) -> Result<(Stream, bool), Refusal> {
+    /// A connection to `origin`, verified for its name when it is one over TLS.
+    pub async fn open(&self, origin: &Origin, alpn: Alpn) -> Result<Dialled, Refusal> {
         match (&origin.host, origin.tls) {
             (host, true) => {
                 let stream = self.connect_tls(host, origin.port, alpn).await?;
-                let two = stream.get_ref().1.alpn_protocol() == Some(b"h2");
-                Ok((Box::new(stream), two))
+                let session = stream.get_ref().1;
+                Ok(Dialled {
+                    two: session.alpn_protocol() == Some(b"h2"),
+                    tls: tls_version(session),
+                    stream: Box::new(stream),
+                })
             }
-            (host, false) => Ok((Box::new(self.connect(host, origin.port).await?), false)),
+            (host, false) => Ok(Dialled {
+                stream: Box::new(self.connect(host, origin.port).await?),
+                two: false,
+                tls: None,
+            }),
         }
     }
 

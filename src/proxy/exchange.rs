@@ -41,6 +41,8 @@ const ATTEMPTS_MAX: usize = 3;
 pub(crate) struct Exchange {
     proxy: Arc<SandboxProxy>,
     origin: Arc<Origin>,
+    /// The version of TLS with the program.
+    tls: Option<&'static str>,
     /// The rules of the policy they were made from.
     rules: Mutex<Option<(Arc<Policy>, Arc<HostRules>)>>,
     /// What the connection turns into after the request that asked for it.
@@ -52,9 +54,16 @@ impl Exchange {
         Self {
             proxy,
             origin: Arc::new(origin),
+            tls: None,
             rules: Mutex::new(None),
             opened: Mutex::new(None),
         }
+    }
+
+    /// The same over `tls` with the program.
+    pub fn over(mut self, tls: Option<&'static str>) -> Self {
+        self.tls = tls;
+        self
     }
 
     /// Answers one request, which sits there in its connection.
@@ -68,6 +77,7 @@ impl Exchange {
         let mut record = self.proxy.record(&origin.host, origin.port, protocol);
         record.method(request.method());
         let version = request.version();
+        record.client(self.tls, version);
         let mut standing = self.standing(&record);
         // What its answer holds until it is written.
         let mut place = None;
@@ -130,6 +140,7 @@ impl Exchange {
 
         let (asked, version) = (Asked::of(&parts), parts.version);
         let lease = self.lease(version).await?;
+        record.host(lease.tls(), lease.version());
         let (gathering, upstreams) = (self.proxy.gathering(), self.proxy.upstreams());
         let spools = upstreams.spools_for(&self.origin);
         let outgoing =
@@ -150,6 +161,8 @@ impl Exchange {
         };
         let request = Request::from_parts(parts, body);
         let (response, mut lease) = self.send(request, version, lease, record).await?;
+        // Another connection than at first, perhaps.
+        record.host(lease.tls(), lease.version());
         lease.follow(rest);
         if version == Version::HTTP_2 {
             *place = lease.place();

@@ -170,6 +170,8 @@ async fn refuse(
 ) -> Response<OutBody> {
     let mut record = proxy.record(host, port, Protocol::Connect);
     record.method(method);
+    // Over HTTP/2 nobody speaks to it.
+    record.client(None, Version::HTTP_11);
     // A refusal sends nothing, so a full trail only delays it.
     let _ = record.room().await;
     record.refused(refusal);

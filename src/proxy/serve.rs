@@ -74,15 +74,17 @@ fn http2_server(streams: Streams) -> http2::Builder<Streams> {
     server
 }
 
-/// Serves the requests of a connection to `origin`; `two` when HTTP/2 was agreed on.
+/// Serves the requests of a connection to `origin`, which came over `tls`; `two` when HTTP/2 was
+/// agreed on.
 pub(crate) async fn requests(
     proxy: Arc<SandboxProxy>,
     io: impl Duplex + 'static,
     origin: Origin,
     two: bool,
+    tls: Option<&'static str>,
 ) {
     let (host, port) = (origin.host.clone(), origin.port);
-    let exchange = Exchange::new(proxy.clone(), origin);
+    let exchange = Exchange::new(proxy.clone(), origin).over(tls);
     let served = match two {
         true => serve_two(exchange, io, IDLE_TIMEOUT).await,
         false => serve_one(&exchange, io).await,

@@ -44,7 +44,7 @@ impl Exchange {
         &self,
         (mut handshake, mut parts, near): (Handshake, request::Parts, OnUpgrade),
         rules: &Arc<HostRules>,
-        record: &Record,
+        record: &mut Record,
     ) -> Result<Response<Answer>, Refusal> {
         let (upstreams, dialer) = (self.proxy().upstreams(), self.proxy().dialer());
         let mut lease = upstreams.lease_apart(dialer, self.origin()).await?;
@@ -52,6 +52,7 @@ impl Exchange {
         let request = parts.clone();
         rewrite_request(&mut parts, rules, &record.tally)?;
         let version = lease.version();
+        record.host(lease.tls(), version);
         self.origin()
             .address(&mut parts.uri, &mut parts.headers, version);
         handshake.write_request(&mut parts.headers);

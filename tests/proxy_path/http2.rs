@@ -14,10 +14,10 @@ use crate::wire::{Io, ask, get, post, read_message};
 use crate::world::{Setup, VALUE, World, echo, ok, soon};
 
 /// Every version on each side, agreed on by ALPN for itself: the host sees the value, the program
-/// its token, in fields and body.
+/// its token, in fields and body; and the record says what each side spoke.
 #[tokio::test]
 async fn every_pair_of_versions_works() {
-    let world = World::new(&Setup::default());
+    let mut world = World::new(&Setup::default());
     let token = world.token.to_string();
     let body = format!("<{token}>");
     for offered in [&["h2"][..], &["h2", "http/1.1"], &["http/1.1"], &[]] {
@@ -58,6 +58,16 @@ async fn every_pair_of_versions_works() {
             echoed.contains(&token) && !echoed.contains("CANARY"),
             "{echoed}"
         );
+        for (program, agreed) in [
+            ("1.1", if offered == ["h2"] { "2" } else { "1.1" }),
+            ("2", if two { "2" } else { "1.1" }),
+        ] {
+            let decision = world.decision().await;
+            let client = (decision.client_tls, decision.client_http);
+            assert_eq!(client, (Some("1.3"), Some(program)), "{offered:?}");
+            let host = (decision.host_tls, decision.host_http);
+            assert_eq!(host, (Some("1.3"), Some(agreed)), "{offered:?}");
+        }
         if let Some(host) = two_host {
             let seen = host.last();
             assert_eq!(

@@ -124,6 +124,11 @@ fn egress() -> Append {
         latency_ms: Some(4),
         bytes_up: 1,
         bytes_down: 2,
+        client_tls: Some("1.3"),
+        client_http: Some("1.1"),
+        host_tls: Some("1.2"),
+        host_http: Some("2"),
+        announced: Some("01K0000000000000000000000A".to_owned()),
         times: 3,
     };
     let decided = EgressDecided {
@@ -144,6 +149,7 @@ fn announced() -> Append {
         port: 443,
         method: Some("GET".to_owned()),
         secrets: vec!["A".to_owned()],
+        request: "01K0000000000000000000000A".to_owned(),
     };
     let announced = EgressAnnounced {
         sandbox_id: sandbox.clone(),

@@ -3,17 +3,25 @@
 use std::sync::Arc;
 
 use serde_json::json;
-use time::Duration;
+use time::format_description::well_known::Rfc3339;
+use time::{Duration, OffsetDateTime};
 use ulid::Ulid;
 
 use super::world::with_log;
 use super::{org, other_org};
-use crate::actors::trail::{self, Cursor, Filter, Follow, at, find, page};
+use crate::actors::trail::{self, Cursor, Filter, Follow, Wanted, at, find, page};
 use crate::events::{Actor, Append, EventLog, NewEvent, Recorded, StreamId};
 use crate::ids::{KeyId, OrgId};
 
 async fn note(log: &EventLog, org: Option<OrgId>, stream: &str, kind: &str, key: Option<KeyId>) {
-    let append = Append {
+    let mut append = note_of(org, stream, kind);
+    append.actor.key = key;
+    append.actor.kind = if key.is_some() { "api" } else { "system" }.into();
+    log.append(append).await.expect("appended");
+}
+
+fn note_of(org: Option<OrgId>, stream: &str, kind: &str) -> Append {
+    Append {
         command: Ulid::generate(),
         expected: Vec::new(),
         events: vec![NewEvent {
@@ -24,13 +32,12 @@ async fn note(log: &EventLog, org: Option<OrgId>, stream: &str, kind: &str, key:
         }],
         actor: Actor {
             org,
-            key,
-            kind: if key.is_some() { "api" } else { "system" }.into(),
+            key: None,
+            kind: "system".into(),
         },
         correlation: None,
         causation: None,
-    };
-    log.append(append).await.expect("appended");
+    }
 }
 
 /// Events of two organizations and of none, some in the same millisecond, some not.
@@ -261,5 +268,76 @@ fn a_feed_has_no_gap_and_no_double() {
             Some(&first),
             expected.iter().find(|position| **position > 30)
         );
+    });
+}
+
+/// Goal: what was announced and never decided is told as announced and not as sent, once, whichever
+/// way and however it is paged; what was decided, be it long after, is told as it was decided, and an
+/// old announcement that names no request is not told at all.
+#[test]
+fn announcements_without_a_decision_are_told() {
+    with_log(async |log| {
+        let requests: Vec<_> = (0..3).map(|_| Ulid::generate().to_string()).collect();
+        let at = OffsetDateTime::UNIX_EPOCH.format(&Rfc3339).expect("a time");
+        let entry = |more: serde_json::Value| {
+            let mut entry = json!({ "at": at, "host": "a.test", "port": 443, "secrets": ["KEY"] });
+            let fields = entry.as_object_mut().expect("an object");
+            fields.extend(more.as_object().expect("an object").clone());
+            entry
+        };
+        let put = async |kind: &'static str, list: &str, entries: Vec<serde_json::Value>| {
+            let mut append = note_of(Some(org()), "egress-sb-1", kind);
+            append.events[0].data = json!({ "sandboxId": "sb-1", list: entries });
+            log.append(append).await.expect("appended");
+        };
+        let sending = |request: &String| entry(json!({ "request": request }));
+        let mut announced: Vec<_> = requests.iter().map(sending).collect();
+        announced.push(entry(json!({})));
+        put("egress.announced.v1", "sending", announced).await;
+        let decision = |request: &String| {
+            entry(json!({ "outcome": "allowed", "announced": request, "times": 1 }))
+        };
+        put(
+            "egress.decided.v1",
+            "decisions",
+            vec![decision(&requests[0])],
+        )
+        .await;
+        for _ in 0..80 {
+            put("egress.decided.v1", "decisions", Vec::new()).await;
+        }
+        put(
+            "egress.decided.v1",
+            "decisions",
+            vec![decision(&requests[2])],
+        )
+        .await;
+        let wanted = Wanted {
+            org: Some(org()),
+            ..Wanted::default()
+        };
+        for limit in [1, 500] {
+            for mut cursor in [Cursor::Before(None), Cursor::After(0)] {
+                let mut told = Vec::new();
+                loop {
+                    let page = trail::uses(&log, &wanted, cursor, limit).await;
+                    let page = page.expect("read");
+                    told.extend(page.uses);
+                    let Some(next) = page.next else { break };
+                    cursor = match cursor {
+                        Cursor::Before(_) => Cursor::Before(Some(next)),
+                        Cursor::After(_) => Cursor::After(next),
+                    };
+                }
+                let fates = told
+                    .iter()
+                    .map(|one| (one["outcome"].as_str(), one["sent"].as_bool()));
+                let mut fates: Vec<_> = fates.collect();
+                fates.sort_unstable();
+                let allowed = (Some("allowed"), Some(true));
+                let expected = [allowed, allowed, (Some("announced"), Some(false))];
+                assert_eq!(fates, expected, "{limit} {cursor:?}");
+            }
+        }
     });
 }

@@ -67,6 +67,8 @@ impl Use {
     /// What became of it, in a word.
     fn fate(&self) -> String {
         match (&self.why, self.sent, self.outcome.as_str()) {
+            // It was about to be sent when the server was killed, or is under way.
+            (_, _, "announced") => "announced".to_owned(),
             (_, true, "refused") => "cut".to_owned(),
             (_, true, _) => "sent".to_owned(),
             (Some(why), false, _) => format!("inert ({why})"),
@@ -170,10 +172,15 @@ mod tests {
             one("2026-01-01T00:00:00Z", true, 1, Value::Null),
             one("2026-01-02T00:00:00Z", true, 2, Value::Null),
             one("2026-01-03T00:00:00Z", false, 1, json!("place")),
+            Use {
+                outcome: "announced".to_owned(),
+                ..one("2026-01-04T00:00:00Z", false, 1, Value::Null)
+            },
         ];
         assert_eq!(
             summary(&uses),
             "SECRET  HOST    SANDBOX  FATE           TIMES  FIRST                 LAST\n\
+             KEY     a.test  sb-1     announced      1      2026-01-04T00:00:00Z  2026-01-04T00:00:00Z\n\
              KEY     a.test  sb-1     inert (place)  1      2026-01-03T00:00:00Z  2026-01-03T00:00:00Z\n\
              KEY     a.test  sb-1     sent           3      2026-01-01T00:00:00Z  2026-01-02T00:00:00Z"
         );

@@ -20,6 +20,7 @@ use tokio_util::task::AbortOnDropHandle;
 use super::driver::Driver;
 use crate::proxy::body::OutBody;
 use crate::proxy::connection::HEAD_BYTES_MAX;
+use crate::proxy::dial::Dialled;
 use crate::proxy::io::Duplex;
 use crate::proxy::refusal::Refusal;
 use crate::proxy::streams::{End, Streams, drive};
@@ -53,12 +54,14 @@ pub(crate) enum Link {
 /// A connection for one request at a time. Dropped, it is cut.
 pub(crate) struct One {
     sender: http1::SendRequest<OutBody>,
+    tls: Option<&'static str>,
     driver: Driver,
 }
 
 /// A connection for many requests. Cut when nobody holds it any more.
 pub(crate) struct Many {
     sender: http2::SendRequest<OutBody>,
+    tls: Option<&'static str>,
     active: AtomicUsize,
     _driver: AbortOnDropHandle<()>,
 }
@@ -78,6 +81,14 @@ impl Link {
         match self {
             Self::One(_) => Version::HTTP_11,
             Self::Many(_) => Version::HTTP_2,
+        }
+    }
+
+    /// The version of TLS it is over.
+    pub fn tls(&self) -> Option<&'static str> {
+        match self {
+            Self::One(one) => one.tls,
+            Self::Many(share) => share.0.tls,
         }
     }
 
@@ -109,8 +120,16 @@ impl Link {
 }
 
 impl One {
-    /// Speaks HTTP/1.1 on `stream`; with `upgrades`, it may turn into another protocol.
-    pub async fn open(stream: impl Duplex + 'static, upgrades: bool) -> Result<Self, Refusal> {
+    /// Speaks HTTP/1.1 on what was dialled; with `upgrades`, it may turn into another protocol.
+    pub async fn open(dialled: Dialled, upgrades: bool) -> Result<Self, Refusal> {
+        Self::over(dialled.stream, dialled.tls, upgrades).await
+    }
+
+    async fn over(
+        stream: impl Duplex + 'static,
+        tls: Option<&'static str>,
+        upgrades: bool,
+    ) -> Result<Self, Refusal> {
         let (sender, connection) = http1::Builder::new()
             .max_buf_size(HEAD_BYTES_MAX)
             .max_header_size(HEAD_BYTES_MAX)
@@ -126,7 +145,11 @@ impl One {
             true => Driver::apart(connection.with_upgrades().map(told)),
             false => Driver::here(connection.map(told)),
         };
-        Ok(Self { sender, driver })
+        Ok(Self {
+            sender,
+            tls,
+            driver,
+        })
     }
 
     async fn send(
@@ -166,15 +189,22 @@ impl One {
 
     /// Waits until the last exchange is over; `false` when no other can follow it.
     pub async fn becomes_ready(&mut self, limit: Duration) -> bool {
-        let Self { sender, driver } = self;
+        let Self { sender, driver, .. } = self;
         let ready = poll_fn(|cx| driver.poll_with(cx, |cx| sender.poll_ready(cx)));
         matches!(timeout(limit, ready).await, Ok(Ok(())))
     }
 }
 
 impl Many {
-    /// Speaks HTTP/2 on `stream`.
-    pub async fn open(stream: impl Duplex + 'static) -> Result<Arc<Self>, Refusal> {
+    /// Speaks HTTP/2 on what was dialled.
+    pub async fn open(dialled: Dialled) -> Result<Arc<Self>, Refusal> {
+        Self::over(dialled.stream, dialled.tls).await
+    }
+
+    async fn over(
+        stream: impl Duplex + 'static,
+        tls: Option<&'static str>,
+    ) -> Result<Arc<Self>, Refusal> {
         let streams = Streams::default();
         let handshake = http2::Builder::new(streams.clone())
             .timer(TokioTimer::new())
@@ -196,6 +226,7 @@ impl Many {
         });
         Ok(Arc::new(Self {
             sender,
+            tls,
             active: AtomicUsize::new(0),
             _driver: AbortOnDropHandle::new(driver),
         }))

@@ -146,11 +146,11 @@ impl Upstreams {
         origin: &Arc<Origin>,
     ) -> Result<Lease, Refusal> {
         let place = place(&self.places).await?;
-        let (stream, _) = dialer.open(origin, Alpn::One).await?;
+        let dialled = dialer.open(origin, Alpn::One).await?;
         Ok(Lease {
             upstreams: self.clone(),
             origin: origin.clone(),
-            link: Some(Link::One(One::open(stream, true).await?)),
+            link: Some(Link::One(One::open(dialled, true).await?)),
             generation: None,
             places: Some((Arc::new(place), None)),
             rest: None,
@@ -186,8 +186,8 @@ impl Upstreams {
                 }
             }
             match dialer.open(origin, Alpn::One).await {
-                Ok((stream, _)) => {
-                    let one = One::open(stream, false).await?;
+                Ok(dialled) => {
+                    let one = One::open(dialled, false).await?;
                     return Ok((Link::One(one), Some(place), generation));
                 }
                 Err(Refusal::NoCommonProtocol) if speaks == Speaks::Unknown => {
@@ -230,16 +230,16 @@ impl Upstreams {
         alpn: Alpn,
         generation: u64,
     ) -> Result<(), Refusal> {
-        let (stream, two) = dialer.open(origin, alpn).await?;
-        if two {
-            let many = Many::open(stream).await?;
+        let dialled = dialer.open(origin, alpn).await?;
+        if dialled.two {
+            let many = Many::open(dialled).await?;
             let mut shelves = self.lock();
             if shelves.generation == generation {
                 shelves.of(origin).add(many);
                 self.sweep_later(&mut shelves);
             }
         } else {
-            let mut one = One::open(stream, false).await?;
+            let mut one = One::open(dialled, false).await?;
             self.lock().of(origin).speaks = Speaks::OnlyOne;
             // Its task has to begin first.
             if one.becomes_ready(UPLOAD_GRACE).await {
@@ -300,6 +300,11 @@ impl Lease {
     /// The version requests on it are sent in.
     pub fn version(&self) -> Version {
         self.link.as_ref().map_or(Version::HTTP_11, Link::version)
+    }
+
+    /// The version of TLS it is over.
+    pub fn tls(&self) -> Option<&'static str> {
+        self.link.as_ref().and_then(Link::tls)
     }
 
     /// Sends a request. One of which nothing was written comes back with the error.
