@@ -151,7 +151,8 @@ fn the_benchmark_reports_ratios() {
     let mut path = programs.path().as_os_str().to_owned();
     path.push(":");
     path.push(std::env::var_os("PATH").unwrap_or_default());
-    let bench = ["--json", "bench", "start", "--rounds", "3"];
+    let bench = "--json bench start --rounds 3 --burst 3 --idle 1,2";
+    let bench: Vec<_> = bench.split(' ').collect();
     let output = oc(&bench, folder.path())
         .env("PATH", path)
         .output()
@@ -170,6 +171,27 @@ fn the_benchmark_reports_ratios() {
     );
     assert!(
         figure("execRoundTripMs") > 0.0 && figure("rounds") == 3.0,
+        "{figures}"
+    );
+    let measures = figures["measures"].as_array().unwrap();
+    for what in [
+        "delete",
+        "hibernate",
+        "wake",
+        "3 at once: create to first true",
+    ] {
+        let found = measures.iter().find(|measure| measure["what"] == what);
+        let found = found.unwrap_or_else(|| panic!("{what}: {figures}"));
+        assert!(
+            found["p50Ms"].as_f64() <= found["p95Ms"].as_f64(),
+            "{found}"
+        );
+    }
+    let idle = figures["idle"].as_array().unwrap();
+    let count = |idle: &serde_json::Value| idle["sandboxes"].as_u64();
+    assert_eq!(idle.iter().filter_map(count).collect::<Vec<_>>(), [1, 2]);
+    assert!(
+        idle[1]["supervisorKib"].as_f64().unwrap() > 0.0,
         "{figures}"
     );
     assert_nothing_left(folder.path());

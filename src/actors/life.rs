@@ -106,8 +106,10 @@ impl Platform {
         } else if state.slept.is_some() {
             self.driver.resume(id).await.map_err(internal)?;
         }
-        let running = self.driver.create(&spec).await.map_err(internal)?;
-        self.wire_up(id, state, running).await
+        // Opening the set changes nothing in the world, so it need not wait for the sandbox.
+        let (running, opened) = tokio::join!(self.driver.create(&spec), self.opened(state));
+        self.join_up(id, state, running.map_err(internal)?, opened?)
+            .await
     }
 
     /// Joins a running sandbox with its guest and its proxy.
@@ -117,9 +119,25 @@ impl Platform {
         state: &Sandbox,
         running: Running,
     ) -> Result<serde_json::Value, Failure> {
+        let opened = self.opened(state).await?;
+        self.join_up(id, state, running, opened).await
+    }
+
+    async fn opened(self: &Arc<Self>, state: &Sandbox) -> Result<Opened, Failure> {
+        let (platform, own) = (self.clone(), state.clone());
+        off_runtime(move || platform.open(&own)).await
+    }
+
+    async fn join_up(
+        self: &Arc<Self>,
+        id: &SandboxId,
+        state: &Sandbox,
+        running: Running,
+        opened: Opened,
+    ) -> Result<serde_json::Value, Failure> {
         let (details, sealed) = parts_of(state)?;
-        let (platform, own, revision) = (self.clone(), state.clone(), state.sealed_revision);
-        let Opened { ca, envs, policy } = off_runtime(move || platform.open(&own)).await?;
+        let Opened { ca, envs, policy } = opened;
+        let revision = state.sealed_revision;
         let guest = GuestClient::connect(&running.guest_socket)
             .await
             .map_err(internal)?;

@@ -89,13 +89,10 @@ impl Api {
     pub async fn download(
         &self,
         path: &[&str],
+        query: &[(&str, String)],
         mut take: impl FnMut(&[u8]) -> Result<(), CliError>,
     ) -> Result<(), CliError> {
-        let mut request = self.http.get(self.url(path)?);
-        if let Some(key) = &self.key {
-            request = request.header(self.key_header.clone(), key.clone());
-        }
-        let sent = request.send().await;
+        let sent = self.request(Method::GET, path, query)?.send().await;
         let mut response = sent.map_err(|error| self.transport(error))?;
         let status = response.status().as_u16();
         let mut words = Vec::new();
@@ -113,6 +110,27 @@ impl Api {
         match status {
             200..=299 => Ok(()),
             _ => Err(refusal(status, &words)),
+        }
+    }
+
+    /// `PUT` of a body that is made as it is sent.
+    pub async fn upload(
+        &self,
+        path: &[&str],
+        query: &[(&str, String)],
+        body: reqwest::Body,
+    ) -> Result<(), CliError> {
+        let sent = self
+            .request(Method::PUT, path, query)?
+            .body(body)
+            .send()
+            .await;
+        let mut response = sent.map_err(|error| self.transport(error))?;
+        let status = response.status().as_u16();
+        let bytes = self.body_of(&mut response).await?;
+        match status {
+            200..=299 => Ok(()),
+            _ => Err(refusal(status, &bytes)),
         }
     }
 

@@ -221,6 +221,9 @@ pub async fn serve(config: Config, first_key: impl FnOnce(FirstKey<'_>)) -> Resu
             .configure(routes)
     })
     .workers(2)
+    // An answer that is streamed goes out in several writes; without this the last of them would
+    // wait some 40 ms for the client's acknowledgement of the one before.
+    .tcp_nodelay(true)
     .shutdown_timeout(SHUTDOWN_SEC)
     .disable_signals()
     .listen(listener)?

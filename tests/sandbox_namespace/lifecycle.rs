@@ -107,6 +107,39 @@ async fn maker_that_is_killed() {
     std::future::pending().await
 }
 
+/// Goal: the process that supervisors are forked from is no part of a sandbox: its death ends none
+/// and keeps none from being started, and it does not outlive its driver, which sandboxes do.
+#[tokio::test]
+async fn sandboxes_do_without_the_spawner() {
+    if !root_or_skip() {
+        return;
+    }
+    let world = World::new();
+    let (one, other) = (world.start(&spec()).await, spec());
+    let signal = |pid: u32, signal| {
+        let pid = rustix::process::Pid::from_raw(pid as i32).unwrap();
+        rustix::process::kill_process(pid, signal)
+    };
+    let first = world.driver.spawner_pid().unwrap();
+    signal(first, rustix::process::Signal::KILL).unwrap();
+    let other = world.start(&other).await;
+    for sandbox in [&one, &other] {
+        assert_eq!(sandbox.output("echo here").await, "here");
+    }
+    assert_ne!(world.driver.spawner_pid(), Some(first));
+
+    let data = world.dir.path().join("sandboxes");
+    let driver = opencomputer::sandbox::NamespaceDriver::with_program(&data, program()).unwrap();
+    let third = spec();
+    let running = driver.create(&third).await.unwrap();
+    let spawner = driver.spawner_pid().unwrap();
+    assert_ne!(spawner, running.supervisor_pid);
+    drop(driver);
+    assert!(!std::path::Path::new(&format!("/proc/{spawner}")).exists());
+    let sandbox = Sandbox::of(world.driver.attach(&third.id).await.unwrap().unwrap()).await;
+    assert_eq!(sandbox.output("echo here").await, "here");
+}
+
 /// Goal: a frozen sandbox does nothing at all, and runs on when its freezer is gone.
 #[tokio::test]
 async fn a_frozen_sandbox_stands_still_until_it_is_let_go() {

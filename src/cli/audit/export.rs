@@ -53,7 +53,7 @@ impl Export {
     pub(super) async fn run(self, context: &Context) -> Result<(), CliError> {
         let mut sink = Sink::open(self.output)?;
         let (api, out) = (&context.api, &mut sink.out);
-        api.download(&["audit", "export"], |piece| {
+        api.download(&["audit", "export"], &[], |piece| {
             out.write_all(piece).map_err(CliError::Output)
         })
         .await?;

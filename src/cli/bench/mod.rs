@@ -2,7 +2,9 @@
 //! beside one of the machine's own, taken in turns in the same minutes: the ratio is what carries
 //! over to other machines.
 
+mod boxes;
 mod commands;
+mod idle;
 mod log;
 mod raw;
 mod start;
@@ -26,15 +28,30 @@ pub struct BenchArgs {
 
 #[derive(Subcommand)]
 enum What {
-    /// Start of a sandbox and round trip of a command, as ratios to bubblewrap
-    Start {
-        /// Measured rounds of each
-        #[arg(long, default_value_t = 20, value_parser = clap::value_parser!(u32).range(1..=1000))]
-        rounds: u32,
-    },
+    /// Start of a sandbox, round trips, sleep and end as ratios to bubblewrap; many starts at once;
+    /// memory and descriptors of idle sandboxes
+    Start(StartArgs),
     /// The event log: durable appends as ratios to a bare file with one sync a group, verification,
     /// replay, and durable commands over HTTP
     Log(LogArgs),
+}
+
+/// `oc bench start`
+#[derive(Args)]
+pub struct StartArgs {
+    /// Measured rounds of each
+    #[arg(long, default_value_t = 20, value_parser = clap::value_parser!(u32).range(1..=1000))]
+    rounds: u32,
+    /// Sandboxes started at once; 0: none
+    #[arg(long, default_value_t = 50, value_parser = clap::value_parser!(u32).range(0..=200))]
+    burst: u32,
+    /// Numbers of idle sandboxes at which memory and descriptors are looked at, growing
+    #[arg(long, value_delimiter = ',', default_value = "10,100",
+          value_parser = clap::value_parser!(u32).range(1..=1000))]
+    idle: Vec<u32>,
+    /// Also stream a file of 1 GiB in and out
+    #[arg(long)]
+    large: bool,
 }
 
 /// `oc bench log`
@@ -60,7 +77,7 @@ pub fn bench(global: &Global, args: BenchArgs) -> ExitCode {
     let output = Output { json: global.json };
     let run = async {
         match args.what {
-            What::Start { rounds } => start::run(rounds, output).await,
+            What::Start(args) => start::run(args, output).await,
             What::Log(args) => log::run(args, output).await,
         }
     };

@@ -190,6 +190,8 @@ impl Child<'_> {
             argument(&format!("OC_SANDBOX_UID={SANDBOX_UID}"))?,
         ];
         reset_signals();
+        // The supervisor does without huge pages; the sandbox's programs shall have them.
+        sys::huge_pages(true).step("allow huge pages")?;
         drop_capabilities().step("drop capabilities")?;
         rustix::thread::set_no_new_privs(true).step("forbid new privileges")?;
         self.filters.load()?;

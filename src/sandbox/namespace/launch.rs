@@ -87,12 +87,16 @@ impl Init {
     }
 }
 
-/// Starts the sandbox. The caller must be single-threaded. On failure nothing is left running.
-pub fn launch(plan: &Plan) -> Result<Launched, StepError> {
+/// Starts the sandbox, and does `meanwhile` while its first process becomes the guest. The caller
+/// must be single-threaded. On failure nothing is left running.
+pub fn launch<T>(
+    plan: &Plan,
+    filters: &Filters,
+    meanwhile: impl FnOnce() -> Result<T, StepError>,
+) -> Result<(Launched, T), StepError> {
     let home = plan.home();
     let group = plan.groups.group(&plan.spec.id);
     let limits = group.create(plan.spec.cpu_percent(), plan.spec.memory_mb);
-    let filters = Filters::compile()?;
     let guest_listener = packet::listen(&home.guest_socket(), SocketType::STREAM, GUEST_BACKLOG)
         .step("open the guest's socket")?;
     if plan.privileged {
@@ -122,7 +126,7 @@ pub fn launch(plan: &Plan) -> Result<Launched, StepError> {
                 plan,
                 socket: theirs,
                 guest_listener,
-                filters: &filters,
+                filters,
             }
             .run()
         }
@@ -136,8 +140,8 @@ pub fn launch(plan: &Plan) -> Result<Launched, StepError> {
         sockets: None,
         image: None,
     };
-    match finish(plan, &mut launched, &ours, born_in) {
-        Ok(()) => Ok(launched),
+    match finish(plan, &mut launched, &ours, born_in, meanwhile) {
+        Ok(done) => Ok((launched, done)),
         Err(error) => {
             launched.init.kill();
             let _ = launched.init.reap();
@@ -148,12 +152,13 @@ pub fn launch(plan: &Plan) -> Result<Launched, StepError> {
     }
 }
 
-fn finish(
+fn finish<T>(
     plan: &Plan,
     launched: &mut Launched,
     child: &OwnedFd,
     born_in: bool,
-) -> Result<(), StepError> {
+    meanwhile: impl FnOnce() -> Result<T, StepError>,
+) -> Result<T, StepError> {
     let Launched {
         init,
         group,
@@ -161,7 +166,7 @@ fn finish(
         sockets,
         image,
     } = launched;
-    std::thread::scope(|scope| {
+    let done = std::thread::scope(|scope| {
         let joining = scope.spawn(|| {
             group.adopt(init.pid, born_in, limits);
             *limits
@@ -176,9 +181,10 @@ fn finish(
         };
         let held = joining.join().map_err(|_| died())?;
         packet::send(child, &ToChild::Go(held), &[]).step("let the child go on")?;
+        let done = meanwhile()?;
         // The child's end closes at its exec: the end of the channel is the success.
         match receive(child)? {
-            None => Ok(()),
+            None => Ok(done),
             Some(_) => Err(died()),
         }
     })?;
@@ -187,7 +193,7 @@ fn finish(
     } else {
         launched.limits.disk = Enforcement::None;
     }
-    Ok(())
+    Ok(done)
 }
 
 /// Maps the ids and hands in what has to be made outside; answers with the disk, where it is a file

@@ -33,6 +33,7 @@ mod rootfs;
 mod seccomp;
 mod serve;
 mod snapshot;
+mod spawner;
 mod starting;
 pub(super) mod supervisor;
 mod sys;
@@ -55,6 +56,7 @@ use self::control::Want;
 use self::gauges::{RunGauges, living_supervisor};
 use self::leftover::unmount_below;
 use self::plan::{Home, Plan};
+use self::spawner::Spawner;
 use self::supervisor::{Exit, Report};
 use self::template::Template;
 use super::{
@@ -80,7 +82,7 @@ pub struct NamespaceDriver {
     groups: Layout,
     privileged: bool,
     disks_are_images: bool,
-    program: PathBuf,
+    spawner: Arc<Spawner>,
 }
 
 impl NamespaceDriver {
@@ -121,7 +123,8 @@ impl NamespaceDriver {
             template,
             privileged,
             disks_are_images: privileged && image::possible().is_ok(),
-            program: program.to_owned(),
+            // After the groups: on cgroup2 this process may just have moved.
+            spawner: Arc::new(Spawner::new(program)),
         };
         driver.forget_old_templates();
         Ok(driver)
@@ -132,6 +135,12 @@ impl NamespaceDriver {
     pub async fn freeze(&self, id: &SandboxId) -> Result<Option<Frozen>, DriverError> {
         let supervisor = self.supervisor(id, Want::Freeze).await?;
         Ok(supervisor.map(Frozen))
+    }
+
+    /// The process that supervisors are forked from. Sandboxes do without it; the next one that is
+    /// started has it started anew.
+    pub fn spawner_pid(&self) -> Option<u32> {
+        self.spawner.pid()
     }
 
     /// How the last run of a sandbox ended; `None` while it runs or when nobody saw the end.

@@ -25,7 +25,7 @@ use rustix::mount::{
     OpenTreeFlags, UnmountFlags,
 };
 
-use super::java::{TRUST_STORE, trust_store};
+use super::java::{TRUST_STORE, entries, trust_store};
 use super::sys::{Step, StepError, fd_path, mount_setattr};
 use super::template::{GUEST_FILE, GUEST_INSIDE, SYSTEM_BUNDLE, Template};
 
@@ -145,7 +145,12 @@ impl Disk {
         write(&usr, OWN_CERTIFICATE, ca_pem.as_bytes())?;
         write(&root, SYSTEM_BUNDLE, &bundle)?;
         if template.has_java() {
-            write(&root, TRUST_STORE, &trust_store(&bundle))?;
+            // A template of an earlier version does not have them ready.
+            let roots = match fs::read(&template.java_roots) {
+                Ok(roots) => roots,
+                Err(_) => entries(&fs::read(&template.bundle)?),
+            };
+            write(&root, TRUST_STORE, &trust_store(&roots, ca_pem.as_bytes()))?;
         }
         let hosts = format!("127.0.0.1\tlocalhost\n127.0.1.1\t{host_name}\n");
         write(&root, "etc/hosts", hosts.as_bytes())?;

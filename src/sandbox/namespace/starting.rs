@@ -1,14 +1,13 @@
 //! Starting a supervisor: what it is told of the sandbox it is to hold.
 
 use std::fs;
-use std::io::{self, Write};
+use std::io;
 use std::os::unix::fs::DirBuilderExt;
 use std::path::PathBuf;
-use std::process::{Command, Stdio};
 
 use super::plan::{Home, Plan};
-use super::supervisor::{self, Report};
-use super::{NamespaceDriver, SUPERVISE_SUBCOMMAND, TEMPLATES, image, snapshot};
+use super::supervisor::Report;
+use super::{NamespaceDriver, TEMPLATES, image, snapshot};
 use crate::sandbox::{DriverError, SandboxSpec};
 
 impl NamespaceDriver {
@@ -35,28 +34,9 @@ impl NamespaceDriver {
             blank: self.blank(spec.disk_mb),
             first_id: snapshot::owner_of(&home),
         };
-        let mut child = Command::new(&self.program)
-            .arg(SUPERVISE_SUBCOMMAND)
-            .stdin(Stdio::piped())
-            .stdout(Stdio::piped())
-            .stderr(Stdio::null())
-            // The server's environment may hold keys; a supervisor needs none of it.
-            .env_clear()
-            .spawn()
-            .map_err(failed("start its supervisor"))?;
-        let mut exchange = || -> io::Result<Report> {
-            if let Some(mut stdin) = child.stdin.take() {
-                stdin.write_all(&serde_json::to_vec(&plan)?)?;
-            }
-            let stdout = child.stdout.take().ok_or(io::ErrorKind::BrokenPipe)?;
-            supervisor::read_report(stdout)
-        };
-        let report = exchange();
-        if report.is_err() {
-            let _ = child.kill();
-        }
-        let _ = child.wait();
-        report.map_err(failed("hear from its supervisor"))
+        let told = serde_json::to_vec(&plan).map_err(io::Error::from);
+        told.and_then(|told| self.spawner.start(&told))
+            .map_err(failed("hear from its supervisor"))
     }
 
     /// The empty file system that a disk of `mb` MiB begins as, where disks have one. Blocks.

@@ -10,7 +10,6 @@ use std::fs;
 use std::io::{self, Read, Write};
 use std::os::fd::{AsFd, OwnedFd};
 use std::process::ExitCode;
-use std::time::{Duration, Instant};
 
 use rustix::fs::{FlockOperation, Mode, OFlags};
 use rustix::net::SocketType;
@@ -19,16 +18,14 @@ use serde::{Deserialize, Serialize};
 use super::image::Image;
 use super::launch::{Launched, launch};
 use super::plan::{PLAN_BYTES_MAX, Plan, State, write_atomically};
+use super::seccomp::Filters;
 use super::serve::Service;
+use super::spawner::spawner_main;
 use super::sys::{Step, StepError};
 use super::{doctor, packet, sys};
 
 /// Servers that may wait to be heard.
 const CONTROL_BACKLOG: i32 = 16;
-/// How long a start may take before it is given up.
-const START_TIMEOUT: Duration = Duration::from_secs(60);
-/// Longest report read, in bytes.
-const REPORT_BYTES_MAX: u64 = 64 * 1024;
 
 /// What a supervisor tells the process that started it, as one JSON text.
 #[derive(Debug, Serialize, Deserialize)]
@@ -54,33 +51,26 @@ pub struct Exit {
 }
 
 /// The hidden subcommand of `oc`: `args` are the words after it. Call it before anything starts
-/// a thread. Without words it reads a plan and becomes a supervisor; with `probe` it prints what
-/// this machine can do.
+/// a thread. Without words it is the process that supervisors are forked from; with `probe` it
+/// prints what this machine can do.
 pub fn supervisor_main(args: &[String]) -> ExitCode {
     if sys::close_from(3).is_err() {
         return ExitCode::FAILURE;
     }
     match args.first().map(String::as_str) {
-        None => become_supervisor(),
+        None => spawner_main(),
         Some("probe") => doctor::probe_main(),
         Some(_) => ExitCode::from(2),
     }
 }
 
-fn become_supervisor() -> ExitCode {
-    let plan = match read_plan() {
-        Ok(plan) => plan,
-        Err(error) => return report(&Report::Failed(error.to_string())),
-    };
-    // The first process ends at once, so that whoever started it has no child to wait for and
-    // its end is no business of ours.
-    // SAFETY: no thread has been started.
-    match unsafe { sys::fork() } {
-        Err(error) => return report(&Report::Failed(format!("fork: {error}"))),
-        Ok(false) => return ExitCode::SUCCESS,
-        Ok(true) => {}
-    }
-    match hold(&plan) {
+/// In a fork of the spawner, with the plan on standard input and the report's pipe on standard
+/// output: holds a sandbox to its end.
+pub fn become_supervisor(filters: &Filters) -> ExitCode {
+    let held = read_plan()
+        .map_err(Refusal::Step)
+        .and_then(|plan| hold(&plan, filters));
+    match held {
         Ok(()) => ExitCode::SUCCESS,
         Err(Refusal::AlreadyRuns) => report(&Report::AlreadyRuns),
         Err(Refusal::Step(error)) => {
@@ -126,33 +116,15 @@ fn report(report: &Report) -> ExitCode {
     }
 }
 
-/// Reads a report to its end, at most [`START_TIMEOUT`] long.
-pub fn read_report(mut pipe: std::process::ChildStdout) -> io::Result<Report> {
-    let deadline = Instant::now() + START_TIMEOUT;
-    let mut text = Vec::new();
-    loop {
-        let left = deadline.saturating_duration_since(Instant::now());
-        let wait = rustix::event::Timespec::try_from(left).map_err(io::Error::other)?;
-        let mut fds = [rustix::event::PollFd::new(
-            &pipe,
-            rustix::event::PollFlags::IN,
-        )];
-        if rustix::event::poll(&mut fds, Some(&wait))? == 0 {
-            return Err(io::ErrorKind::TimedOut.into());
-        }
-        let mut part = [0; 1024];
-        let count = pipe.read(&mut part)?;
-        if count == 0 {
-            return Ok(serde_json::from_slice(&text)?);
-        }
-        text.extend_from_slice(part.get(..count).unwrap_or_default());
-        if text.len() as u64 > REPORT_BYTES_MAX {
-            return Err(io::ErrorKind::InvalidData.into());
-        }
-    }
+/// Writes the report of a supervisor that could not be made.
+pub fn report_to(pipe: OwnedFd, report: &Report) {
+    let text = serde_json::to_vec(report).unwrap_or_default();
+    // Whoever waits for it sees the end of the pipe at least.
+    let _ = fs::File::from(pipe).write_all(&text);
 }
 
-fn null() -> io::Result<OwnedFd> {
+/// The host's null device, open both ways.
+pub fn null() -> io::Result<OwnedFd> {
     Ok(rustix::fs::open(
         "/dev/null",
         OFlags::RDWR | OFlags::CLOEXEC,
@@ -161,7 +133,7 @@ fn null() -> io::Result<OwnedFd> {
 }
 
 /// Starts the sandbox and serves it until it ends.
-fn hold(plan: &Plan) -> Result<(), Refusal> {
+fn hold(plan: &Plan, filters: &Filters) -> Result<(), Refusal> {
     let home = plan.home();
     rustix::process::setsid().step("leave the starter's session")?;
     rustix::process::chdir("/").step("leave the starter's folder")?;
@@ -177,8 +149,8 @@ fn hold(plan: &Plan) -> Result<(), Refusal> {
     sys::place_fd(null.as_fd(), 0).step("place standard input")?;
     let _ = fs::remove_file(home.exit());
 
-    let launched = launch(plan)?;
-    let served = serve(plan, launched);
+    let served = launch(plan, filters, || Ready::make(plan))
+        .and_then(|(launched, ready)| serve(plan, launched, ready));
     for stale in [home.control_socket(), home.guest_socket(), home.state()] {
         let _ = fs::remove_file(stale);
     }
@@ -199,9 +171,16 @@ fn lock(plan: &Plan) -> Result<OwnedFd, Refusal> {
     }
 }
 
-fn serve(plan: &Plan, launched: Launched) -> Result<(), StepError> {
-    let home = plan.home();
-    let started = || -> Result<_, StepError> {
+/// What a supervisor serves with.
+struct Ready {
+    control: OwnedFd,
+    runtime: tokio::runtime::Runtime,
+}
+
+impl Ready {
+    /// Says who we are and opens the control socket. Whoever connects waits until it is served.
+    fn make(plan: &Plan) -> Result<Self, StepError> {
+        let home = plan.home();
         let pid = std::process::id();
         let state = State {
             supervisor_pid: pid,
@@ -219,15 +198,12 @@ fn serve(plan: &Plan, launched: Launched) -> Result<(), StepError> {
             .enable_all()
             .build()
             .step("start the runtime")?;
-        Ok((control, runtime))
-    };
-    let (control, runtime) = match started() {
-        Ok(both) => both,
-        Err(error) => {
-            end(launched);
-            return Err(error);
-        }
-    };
+        Ok(Self { control, runtime })
+    }
+}
+
+fn serve(plan: &Plan, launched: Launched, ready: Ready) -> Result<(), StepError> {
+    let (home, Ready { control, runtime }) = (plan.home(), ready);
     // The pipe's other end may be gone with the server; the sandbox stays, as it was asked for.
     report(&Report::Started);
     let asked = runtime.block_on(tokio::task::LocalSet::new().run_until(async {

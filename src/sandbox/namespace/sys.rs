@@ -184,6 +184,25 @@ pub unsafe fn fork() -> io::Result<bool> {
     }
 }
 
+/// Whether memory of this process (and of what it forks and becomes) may come in huge pages.
+pub fn huge_pages(allowed: bool) -> io::Result<()> {
+    let disabled = libc::c_ulong::from(!allowed);
+    // SAFETY: plain integers.
+    let done = unsafe { libc::prctl(libc::PR_SET_THP_DISABLE, disabled, 0, 0, 0) };
+    if done == 0 {
+        Ok(())
+    } else {
+        Err(io::Error::last_os_error())
+    }
+}
+
+/// Whether children vanish as they end, instead of waiting to be waited for.
+pub fn reap_children_unseen(unseen: bool) {
+    let way = if unseen { libc::SIG_IGN } else { libc::SIG_DFL };
+    // SAFETY: no handler is installed, only one of the two fixed dispositions.
+    unsafe { libc::signal(libc::SIGCHLD, way) };
+}
+
 /// Sets soft and hard limit of `resource` to `value`, or to the hard limit if that is lower:
 /// raising one needs a capability that even root may lack.
 pub fn set_rlimit(resource: rustix::process::Resource, value: u64) -> io::Result<()> {

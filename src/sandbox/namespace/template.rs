@@ -13,6 +13,7 @@ use std::path::{Path, PathBuf};
 
 use sha2::{Digest, Sha256};
 
+use super::java;
 use super::net::NAME_SERVER;
 
 /// User id of the user `sandbox`.
@@ -60,6 +61,8 @@ const ETC_TREES: &[&str] = &["alternatives", "fonts", "ld.so.conf.d", "perl", "t
 const JAVA_SETTINGS: &str = "java-";
 /// Where Debian's Java keeps its roots.
 const JAVA_CERTIFICATES: &str = "etc/ssl/certs/java";
+/// Kept beside the trees.
+const JAVA_ROOTS: &str = "java-roots";
 /// Largest file copied, in bytes, and most files of one folder.
 const FILE_BYTES_MAX: u64 = 4 * 1024 * 1024;
 const TREE_FILES_MAX: usize = 4096;
@@ -84,6 +87,8 @@ pub struct Template {
     pub bundle: PathBuf,
     /// A folder with the guest program alone, named [`GUEST_FILE`].
     pub program: PathBuf,
+    /// The public roots once more, as Java's trust stores begin; only where the host has Java.
+    pub java_roots: PathBuf,
     /// An empty folder.
     pub empty: PathBuf,
 }
@@ -131,6 +136,7 @@ impl Template {
             usr: dir.join("usr"),
             bundle: dir.join("root").join(SYSTEM_BUNDLE),
             program: dir.join("program"),
+            java_roots: dir.join(JAVA_ROOTS),
             empty: dir.join("empty"),
         }
     }
@@ -226,16 +232,19 @@ impl Plan {
                 0,
             );
         }
-        self.java();
         let bundle = HOST_BUNDLES
             .iter()
-            .find_map(|path| read_public(Path::new(path)));
-        self.file(&format!("root/{SYSTEM_BUNDLE}"), bundle.unwrap_or_default());
+            .find_map(|path| read_public(Path::new(path)))
+            .unwrap_or_default();
+        if self.java() {
+            self.file(JAVA_ROOTS, java::entries(&bundle));
+        }
+        self.file(&format!("root/{SYSTEM_BUNDLE}"), bundle);
         Ok(())
     }
 
-    /// Settings of every Java of the host, without which it does not start.
-    fn java(&mut self) {
+    /// Settings of every Java of the host, without which it does not start; whether it has any.
+    fn java(&mut self) -> bool {
         let entries = fs::read_dir("/etc").into_iter().flatten().flatten();
         let mut names: Vec<_> = entries
             .filter_map(|entry| entry.file_name().into_string().ok())
@@ -252,6 +261,7 @@ impl Plan {
         if !names.is_empty() {
             self.dir(&format!("root/{JAVA_CERTIFICATES}"), 0o755, 0);
         }
+        !names.is_empty()
     }
 
     /// Small additions to `/usr`.
