@@ -522,3 +522,70 @@ async fn too_many_large_secrets_are_refused_as_a_whole() {
         world::Traces::default()
     );
 }
+
+/// Goal: the history has every sandbox there ever was, newest first, with its settings, its end and
+/// no value of anything (section 5.5, route 11).
+#[actix_rt::test]
+async fn the_history_has_what_is_gone() {
+    let server = Server::start_with_two_orgs();
+    let api = server.api();
+    assert_eq!(api.get("/api/sessions").await.ok(200).text, "[]");
+    let store = api.store(&json!({ "name": "s" })).await;
+    let secret = format!("/api/secret-stores/{store}/secrets/KEY");
+    let value = json!({ "value": "value-5f1c9a7e" });
+    api.put(&secret, &value).await.ok(200);
+    let body = json!({
+        "memoryMB": 128, "secretStore": "s", "alias": "mine", "metadata": { "team": "x" },
+        "envs": { "PLAIN": "value-plain-77" }, "timeout": 60, "egressAllowlist": ["a.test"],
+    });
+    let Some(made) = sandbox(&api, &body).await else {
+        return;
+    };
+    let other = sandbox(&api, &json!({ "memoryMB": 128 })).await;
+    let other = other.expect("sandboxes work here");
+    let rows = api.get("/api/sessions").await.ok(200).json();
+    let row = rows[1].clone();
+    let wanted = json!({
+        "id": made["sandboxID"], "sandboxId": made["sandboxID"], "orgId": row["orgId"],
+        "template": "base", "region": made["region"], "workerId": made["workerID"],
+        "status": "running", "metadata": { "team": "x" }, "startedAt": made["startedAt"],
+        "lastPatchSequence": 0, "secretStoreId": store,
+        "config": {
+            "templateID": "base", "cpuCount": 1, "memoryMB": 128, "diskMB": 20480, "timeout": 60,
+            "port": row["config"]["port"], "networkEnabled": true, "alias": "mine",
+            "egressAllowlist": ["a.test"], "layers": ["s"],
+        },
+    });
+    assert_eq!(row, wanted);
+    assert_eq!(rows[0]["id"], other["sandboxID"], "newest first");
+    api.delete(&path_of(&made)).await.ok(204);
+    let text = api.get("/api/sessions").await.ok(200).text;
+    let rows: Value = serde_json::from_str(&text).expect("JSON");
+    let (mut gone, ended) = (rows[1].clone(), rows[1]["stoppedAt"].clone());
+    assert!(ended.as_str() > wanted["startedAt"].as_str(), "{gone}");
+    assert_eq!(gone["status"], "stopped");
+    gone["status"] = json!("running");
+    gone.as_object_mut().expect("an object").remove("stoppedAt");
+    assert_eq!(gone, wanted, "the rest stays");
+    assert!(!text.contains("value-"), "no value is in it");
+    for (query, count) in [
+        ("?status=stopped", 1),
+        ("?status=running,error", 1),
+        ("?status=all", 2),
+        ("?status=hibernated", 0),
+    ] {
+        let rows = api.get(&format!("/api/sessions{query}")).await.ok(200);
+        assert_eq!(rows.json().as_array().map(Vec::len), Some(count), "{query}");
+    }
+    let wrong = api.get("/api/sessions?status=gone").await;
+    wrong.refused(
+        400,
+        "status must be of running, hibernated, stopped, error, all",
+    );
+    assert_eq!(server.other().get("/api/sessions").await.text, "[]");
+    // What the log says, and not what a process remembers.
+    let mut server = server;
+    server.stop();
+    server.restart();
+    assert_eq!(server.api().get("/api/sessions").await.ok(200).text, text);
+}

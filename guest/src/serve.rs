@@ -58,6 +58,7 @@ fn doing(doing: &'static str) -> impl FnOnce(io::Error) -> StartError {
 /// Serves until the process is killed.
 pub fn run() -> Result<(), StartError> {
     protect().map_err(doing("protect this process"))?;
+    ignore_nothing();
     // SAFETY: the launcher gives descriptor 3 to this process, and nothing else uses it.
     let listener = StdListener::from(unsafe { OwnedFd::from_raw_fd(LISTENER_FD) });
     listener
@@ -80,6 +81,28 @@ pub fn run() -> Result<(), StartError> {
         accept(listener, service).await;
         Ok(())
     })
+}
+
+/// Takes back what whoever started us chose to ignore: programs would inherit it, and never learn of
+/// those signals. `SIGPIPE` is the runtime's own, which sets it right for each program.
+fn ignore_nothing() {
+    /// The kernel's `sigaction` is 32 bytes at most; all zero it is the default.
+    const DEFAULT: [u64; 4] = [0; 4];
+    const SIGNAL_MAX: libc::c_int = 64;
+    for signal in (1..=SIGNAL_MAX).filter(|signal| *signal != libc::SIGPIPE) {
+        let mut present = [0u64; 4];
+        // SAFETY: both pointers are valid for the size of the kernel's structure; the C library's
+        // own call would refuse the signals it uses itself. `handler` is the first word.
+        unsafe {
+            let none = std::ptr::null::<u64>();
+            let asked = present.as_mut_ptr();
+            libc::syscall(libc::SYS_rt_sigaction, signal, none, asked, 8);
+            if present.first() == Some(&(libc::SIG_IGN as u64)) {
+                let none = std::ptr::null_mut::<u64>();
+                libc::syscall(libc::SYS_rt_sigaction, signal, DEFAULT.as_ptr(), none, 8);
+            }
+        }
+    }
 }
 
 /// No core dump, no look into our memory through /proc, no descriptor for children.

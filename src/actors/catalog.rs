@@ -8,6 +8,7 @@ use std::collections::{BTreeMap, BTreeSet};
 use std::sync::{Arc, PoisonError, RwLock};
 use std::time::Duration;
 
+use time::OffsetDateTime;
 use tokio::sync::watch;
 
 use super::checkpoint::{Checkpoint, CheckpointPhase};
@@ -246,6 +247,11 @@ impl Catalog {
             }
             counts
         })
+    }
+
+    /// When a sandbox that runs no more stopped.
+    pub fn ended_at(&self, id: &SandboxId) -> Option<OffsetDateTime> {
+        self.read(|model| model.ended.get(id).copied())
     }
 
     /// Whether a sandbox has a secret that was revoked since it was given it.

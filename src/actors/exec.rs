@@ -24,6 +24,8 @@ use crate::sandbox::{GuestError, SessionOutput, StartSession};
 const TIMEOUT_DEFAULT: Duration = Duration::from_secs(60);
 /// Longest time a caller may ask for (a week).
 const TIMEOUT_SEC_MAX: i64 = 7 * 24 * 3600;
+/// What standard error ends with when the command's own limit ended it.
+pub const TIMED_OUT: &[u8] = b"\nProcess timed out";
 /// How long a finished handle stays readable.
 const HANDLE_KEPT: Duration = Duration::from_secs(600);
 /// Handles kept at once; beyond it the oldest finished ones go.
@@ -77,7 +79,7 @@ impl Captured {
                 code, timed_out, ..
             } => {
                 if timed_out {
-                    self.stderr.extend_from_slice(b"\nProcess timed out");
+                    self.stderr.extend_from_slice(TIMED_OUT);
                 }
                 self.exit_code = Some(if timed_out { -1 } else { code });
                 return;

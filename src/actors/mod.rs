@@ -58,7 +58,7 @@ pub use checkpoint::{Checkpoint, CheckpointPhase};
 pub use checkpointing::{NewCheckpoint, Retention};
 pub use create::CreateSandbox;
 pub use entity::Failure;
-pub use exec::{Captured, Handle, ProcessRequest};
+pub use exec::{Captured, Handle, ProcessRequest, TIMED_OUT};
 pub use forking::ForkSandbox;
 pub use history::{BadMoment, History, HistoryError, Moment};
 pub use idempotency::{Created, KEY_CHARS_MAX, Keyed};

@@ -6,6 +6,8 @@
 
 use std::collections::BTreeMap;
 
+use time::OffsetDateTime;
+
 use super::aggregate::Aggregate;
 use super::checkpoint::Checkpoint;
 use super::org::Org;
@@ -40,6 +42,8 @@ pub(super) struct Model {
     pub stores: BTreeMap<StoreId, SecretStore>,
     pub sandboxes: BTreeMap<SandboxId, Sandbox>,
     pub checkpoints: BTreeMap<CheckpointId, Checkpoint>,
+    /// When those that run no more stopped.
+    pub ended: BTreeMap<SandboxId, OffsetDateTime>,
     pub versions: Versions,
     /// Events that could not be understood.
     pub skipped: u64,
@@ -102,6 +106,13 @@ impl Model {
         | SandboxEvent::SecretRevoked(_) = event
         {
             row.sealed_revision = revision;
+        }
+        match &event {
+            SandboxEvent::Stopped(stopped) => drop(self.ended.insert(id.clone(), stopped.at)),
+            SandboxEvent::Failed(failed) => drop(self.ended.insert(id.clone(), failed.at)),
+            SandboxEvent::StartFailed(failed) => drop(self.ended.insert(id.clone(), failed.at)),
+            SandboxEvent::Started(_) => drop(self.ended.remove(&id)),
+            _ => {}
         }
         self.versions.of_sandbox(&id, &event);
         if let Some(kept) = self.keep.of_sandbox(event) {

@@ -13,11 +13,13 @@ use actix_web::web::{self, Bytes};
 use actix_web::{HttpRequest, HttpResponse};
 use actix_ws::{AggregatedMessage, AggregatedMessageStream, CloseCode, CloseReason, Session};
 use futures_util::StreamExt;
+use tokio::sync::mpsc;
 
 use super::Api;
 use super::auth::WithSandbox;
 use super::error::{ApiError, ApiResult};
 use super::relay::both_ways;
+use crate::actors::TIMED_OUT;
 use crate::sandbox::{Attachment, SessionOutput, StdinSink};
 
 const STDIN: u8 = 0;
@@ -31,6 +33,8 @@ const CHUNK_BYTES_MAX: usize = 32 * 1024;
 /// Largest message taken from a client.
 const MESSAGE_BYTES_MAX: usize = 1024 * 1024;
 const PING: Duration = Duration::from_secs(30);
+/// Messages of input kept for a process that doesn't read, so that pings behind them are answered.
+const INPUTS_MAX: usize = 4;
 
 pub(super) async fn attach(
     api: web::Data<Api>,
@@ -57,7 +61,7 @@ pub(super) async fn attach(
             () = both_ways(
                 session.clone(),
                 attachment,
-                async |stdin| inward(messages, stdin, session.clone()).await,
+                async |stdin| inward(messages, &stdin, session.clone()).await,
                 async |output| outward(output, session.clone()).await,
             ) => return,
             () = live.activity.left() => {}
@@ -70,11 +74,31 @@ pub(super) async fn attach(
 }
 
 /// Carries what the client sends until it is done.
-async fn inward(mut messages: AggregatedMessageStream, stdin: StdinSink, mut session: Session) {
+async fn inward(messages: AggregatedMessageStream, stdin: &StdinSink, session: Session) {
+    let (inputs, waiting) = mpsc::channel(INPUTS_MAX);
+    tokio::join!(listen(messages, inputs, session), feed(waiting, stdin));
+}
+
+async fn listen(
+    mut messages: AggregatedMessageStream,
+    inputs: mpsc::Sender<Bytes>,
+    mut session: Session,
+) {
     while let Some(Ok(message)) = messages.next().await {
-        if !from_client(message, &stdin, &mut session).await {
+        if !from_client(message, &inputs, &mut session).await {
             return;
         }
+    }
+}
+
+/// Hands input to the process; an empty one closes its end.
+async fn feed(mut inputs: mpsc::Receiver<Bytes>, stdin: &StdinSink) {
+    while let Some(bytes) = inputs.recv().await {
+        // A process that no longer reads is no reason to end the socket.
+        let _ = match bytes.is_empty() {
+            true => stdin.close().await,
+            false => stdin.send(bytes).await,
+        };
     }
 }
 
@@ -98,15 +122,14 @@ async fn outward(output: &mut Attachment, mut session: Session) -> Option<CloseC
 }
 
 /// Handles one message; false when the client is done.
-async fn from_client(message: AggregatedMessage, stdin: &StdinSink, session: &mut Session) -> bool {
+async fn from_client(
+    message: AggregatedMessage,
+    inputs: &mpsc::Sender<Bytes>,
+    session: &mut Session,
+) -> bool {
     match message {
         AggregatedMessage::Binary(bytes) if bytes.first() == Some(&STDIN) => {
-            // A process that no longer reads is no reason to end the socket.
-            let _ = match bytes.len() {
-                1 => stdin.close().await,
-                _ => stdin.send(bytes.slice(1..)).await,
-            };
-            true
+            inputs.send(bytes.slice(1..)).await.is_ok()
         }
         AggregatedMessage::Ping(bytes) => session.pong(&bytes).await.is_ok(),
         AggregatedMessage::Close(reason) => {
@@ -123,7 +146,12 @@ async fn to_client(output: SessionOutput, session: &mut Session) -> Result<bool,
         SessionOutput::Stdout(bytes) => send(STDOUT, &bytes, session).await?,
         SessionOutput::Stderr(bytes) => send(STDERR, &bytes, session).await?,
         SessionOutput::ReplayEnd => session.binary(Bytes::from_static(&[REPLAY_END])).await?,
-        SessionOutput::Exit { code, .. } => {
+        SessionOutput::Exit {
+            code, timed_out, ..
+        } => {
+            if timed_out {
+                send(STDERR, TIMED_OUT, session).await?;
+            }
             send(EXIT, &code.to_be_bytes(), session).await?;
             return Ok(true);
         }

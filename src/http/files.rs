@@ -3,24 +3,30 @@
 use std::io;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering};
+use std::time::Duration;
 
-use actix_web::http::StatusCode;
+use actix_web::http::header::{CONTENT_LENGTH, HeaderMap};
+use actix_web::http::{ConnectionType, StatusCode};
 use actix_web::web::Bytes;
-use actix_web::{HttpResponse, web};
+use actix_web::{HttpRequest, HttpResponse, ResponseError, web};
 use futures_util::{Stream, StreamExt, future, stream};
-use serde::Deserialize;
-use serde_json::json;
+use percent_encoding::percent_decode_str;
+use serde::{Deserialize, Serialize};
 use tokio_stream::wrappers::ReceiverStream;
 
 use super::Api;
 use super::auth::WithSandbox;
 use super::error::{ApiError, ApiResult};
 use crate::actors::InUse;
+use crate::sandbox::DirEntry;
 
 /// Longest path (Linux's `PATH_MAX`).
 const PATH_BYTES_MAX: usize = 4096;
 /// Pieces of an upload on their way to the guest's client.
 const UPLOAD_CHUNKS_MAX: usize = 8;
+/// What is read of a body after its refusal, in bytes (8 MiB), and for how long.
+const DISCARDED_BYTES_MAX: usize = 8 * 1024 * 1024;
+const DISCARDING_MAX: Duration = Duration::from_secs(5);
 
 pub(super) fn routes(config: &mut web::ServiceConfig) {
     config
@@ -40,6 +46,17 @@ struct PathQuery {
 }
 
 impl PathQuery {
+    /// Of a request. Bytes that are no text would be replaced, and name another file.
+    fn of(request: &HttpRequest) -> ApiResult<Self> {
+        let query = request.query_string();
+        if percent_decode_str(query).decode_utf8().is_err() {
+            return Err(ApiError::bad_request("path must be UTF-8"));
+        }
+        let query = web::Query::<Self>::from_query(query);
+        let query = query.map_err(|_| ApiError::bad_request("invalid query parameter"))?;
+        Ok(query.into_inner())
+    }
+
     fn required(self) -> ApiResult<String> {
         match self.path {
             Some(path) if !path.is_empty() => check(path),
@@ -60,8 +77,8 @@ pub(super) fn check(path: String) -> ApiResult<String> {
     Ok(path)
 }
 
-async fn read(api: web::Data<Api>, who: WithSandbox, query: web::Query<PathQuery>) -> ApiResult {
-    let path = query.into_inner().required()?;
+async fn read(api: web::Data<Api>, who: WithSandbox, request: HttpRequest) -> ApiResult {
+    let path = PathQuery::of(&request)?.required()?;
     download(who.live(&api).await?, &path).await
 }
 
@@ -81,11 +98,18 @@ pub(super) async fn download(live: InUse, path: &str) -> ApiResult {
 async fn write(
     api: web::Data<Api>,
     who: WithSandbox,
-    query: web::Query<PathQuery>,
+    request: HttpRequest,
     payload: web::Payload,
 ) -> ApiResult {
-    let path = query.into_inner().required()?;
-    upload(&api, who.live(&api).await?, path, payload).await
+    let path = PathQuery::of(&request)?.required()?;
+    upload(
+        &api,
+        who.live(&api).await?,
+        path,
+        request.headers(),
+        payload,
+    )
+    .await
 }
 
 /// Makes a request's body the content of a file, all of it or nothing.
@@ -93,9 +117,24 @@ pub(super) async fn upload(
     api: &Api,
     live: InUse,
     path: String,
+    headers: &HeaderMap,
     mut payload: web::Payload,
 ) -> ApiResult {
     let limit = api.platform.limits().upload_bytes_max;
+    let too_large = || {
+        let text = format!("the file must not exceed {limit} bytes");
+        ApiError::new(StatusCode::PAYLOAD_TOO_LARGE, text)
+    };
+    // What says that it is too large is not even begun.
+    let told = headers
+        .get(CONTENT_LENGTH)
+        .and_then(|value| value.to_str().ok());
+    if told
+        .and_then(|text| text.parse().ok())
+        .is_some_and(|length: u64| length > limit)
+    {
+        return early(too_large(), payload).await;
+    }
     // The request's body can't leave its thread; the guest's client can't stay on it.
     let (sender, receiver) = tokio::sync::mpsc::channel(UPLOAD_CHUNKS_MAX);
     let whole = Arc::new(AtomicBool::new(false));
@@ -113,8 +152,7 @@ pub(super) async fn upload(
         };
         total = total.saturating_add(chunk.len() as u64);
         if total > limit {
-            let text = format!("the file must not exceed {limit} bytes");
-            failure = Some(ApiError::new(StatusCode::PAYLOAD_TOO_LARGE, text));
+            failure = Some(too_large());
             break;
         }
         if sender.send(Ok(chunk)).await.is_err() {
@@ -124,11 +162,29 @@ pub(super) async fn upload(
     whole.store(failure.is_none(), Ordering::Release);
     drop(sender);
     let uploaded = upload.await.map_err(ApiError::internal)?;
-    match failure {
-        Some(failure) => Err(failure),
-        None => {
-            uploaded?;
-            Ok(HttpResponse::NoContent().finish())
+    match (failure, uploaded) {
+        (Some(failure), _) => early(failure, payload).await,
+        (None, Err(error)) => early(error.into(), payload).await,
+        (None, Ok(_)) => Ok(HttpResponse::NoContent().finish()),
+    }
+}
+
+/// Refuses a body that may go on. The rest is read for a moment, for clients that look for an answer
+/// only behind it; then the connection ends, since nobody reads what else comes on it.
+async fn early(refusal: ApiError, mut payload: web::Payload) -> ApiResult {
+    let mut left = DISCARDED_BYTES_MAX;
+    let rest = async {
+        while let Some(Ok(chunk)) = payload.next().await {
+            left = left.checked_sub(chunk.len())?;
+        }
+        Some(())
+    };
+    match tokio::time::timeout(DISCARDING_MAX, rest).await {
+        Ok(Some(())) => Err(refusal),
+        _ => {
+            let mut reply = refusal.error_response();
+            reply.head_mut().set_connection_type(ConnectionType::Close);
+            Ok(reply)
         }
     }
 }
@@ -147,38 +203,47 @@ fn until_whole(
     chunks.chain(stream::once(end).filter_map(future::ready))
 }
 
-async fn list(api: web::Data<Api>, who: WithSandbox, query: web::Query<PathQuery>) -> ApiResult {
-    let path = query.into_inner().path.filter(|path| !path.is_empty());
+async fn list(api: web::Data<Api>, who: WithSandbox, request: HttpRequest) -> ApiResult {
+    let path = PathQuery::of(&request)?
+        .path
+        .filter(|path| !path.is_empty());
     let path = check(path.unwrap_or_else(|| "/".to_owned()))?;
     let live = who.live(&api).await?;
     let entries = live.guest.list_dir(&path).await?;
-    let rows: Vec<_> = entries
-        .iter()
-        .map(|entry| {
-            json!({
-                "name": entry.name,
-                "isDir": entry.is_dir,
-                "size": entry.size,
-                "path": entry.path,
-            })
-        })
-        .collect();
+    let rows: Vec<_> = entries.iter().map(Entry::from).collect();
     Ok(HttpResponse::Ok().json(rows))
 }
 
-async fn make_dir(
-    api: web::Data<Api>,
-    who: WithSandbox,
-    query: web::Query<PathQuery>,
-) -> ApiResult {
-    let path = query.into_inner().required()?;
+/// An entry of a directory, written as it is: there may be a hundred thousand.
+#[derive(Serialize)]
+#[serde(rename_all = "camelCase")]
+struct Entry<'a> {
+    name: &'a str,
+    is_dir: bool,
+    size: u64,
+    path: &'a str,
+}
+
+impl<'a> From<&'a DirEntry> for Entry<'a> {
+    fn from(entry: &'a DirEntry) -> Self {
+        Self {
+            name: &entry.name,
+            is_dir: entry.is_dir,
+            size: entry.size,
+            path: &entry.path,
+        }
+    }
+}
+
+async fn make_dir(api: web::Data<Api>, who: WithSandbox, request: HttpRequest) -> ApiResult {
+    let path = PathQuery::of(&request)?.required()?;
     let live = who.live(&api).await?;
     live.guest.make_dir(&path).await?;
     Ok(HttpResponse::NoContent().finish())
 }
 
-async fn remove(api: web::Data<Api>, who: WithSandbox, query: web::Query<PathQuery>) -> ApiResult {
-    let path = query.into_inner().required()?;
+async fn remove(api: web::Data<Api>, who: WithSandbox, request: HttpRequest) -> ApiResult {
+    let path = PathQuery::of(&request)?.required()?;
     let live = who.live(&api).await?;
     live.guest.remove(&path).await?;
     Ok(HttpResponse::NoContent().finish())

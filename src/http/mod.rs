@@ -13,6 +13,7 @@ mod exec;
 mod exec_socket;
 mod files;
 mod health;
+mod history;
 mod idempotency;
 mod identity;
 mod methods;
@@ -75,6 +76,7 @@ pub fn routes(config: &mut web::ServiceConfig) {
             .configure(sandboxes::routes)
             .configure(checkpoints::routes)
             .configure(sandbox_life::org_routes)
+            .configure(history::routes)
             .service(web::scope("/sandboxes/{id}").configure(data_plane)),
     );
     // Python's older clients join the raw URL with `/sandboxes/…`.

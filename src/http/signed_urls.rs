@@ -259,11 +259,12 @@ async fn signed_upload(
     api: web::Data<Api>,
     id: web::Path<String>,
     query: web::Query<SignedQuery>,
+    request: HttpRequest,
     payload: web::Payload,
 ) -> ApiResult {
     let (owner, id, path) = permitted(&api, &id, query.into_inner(), Operation::Upload).await?;
     let live = api.platform.live_sandbox(&owner, &id).await?;
-    upload(&api, live, path, payload).await
+    upload(&api, live, path, request.headers(), payload).await
 }
 
 #[cfg(test)]

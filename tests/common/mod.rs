@@ -224,6 +224,11 @@ impl Server {
             .to_owned()
     }
 
+    /// The running server's process.
+    pub fn pid(&self) -> u32 {
+        self.child.as_ref().expect("the server runs").id()
+    }
+
     /// Where the server listens.
     pub fn url(&self) -> &str {
         &self.url

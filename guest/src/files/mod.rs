@@ -12,7 +12,7 @@ mod write;
 use std::fs::{self, DirBuilder, Metadata};
 use std::io;
 use std::os::unix::fs::{DirBuilderExt, MetadataExt, lchown};
-use std::path::Path;
+use std::path::{Path, PathBuf};
 
 use oc_guest::v1::{DirEntry, FileChunk, ListDirReply, WriteFileInput};
 use tokio_stream::wrappers::ReceiverStream;
@@ -69,7 +69,7 @@ impl Files {
     /// Makes the directory and its parents; an existing one is fine.
     pub async fn make_dir(&self, path: &str) -> Result<(), Status> {
         let (files, path) = (self.clone(), path::resolve(path)?);
-        blocking(move || files.make_dirs(&path)).await
+        blocking(move || files.make_dirs(&path).map(|mut made| made.keep())).await
     }
 
     /// Removes the file or the whole directory; links are removed, never followed. A missing path
@@ -92,14 +92,17 @@ impl Files {
     }
 
     /// Makes what is missing of `path`, from the top, each directory owned by the sandbox user.
-    fn make_dirs(&self, path: &Path) -> Result<(), Status> {
+    fn make_dirs(&self, path: &Path) -> Result<Made, Status> {
+        let mut made = Made(Vec::new());
         let mut ancestors: Vec<&Path> = path.ancestors().collect();
         ancestors.reverse();
         for directory in ancestors {
             match DirBuilder::new().mode(0o755).create(directory) {
-                Ok(()) => self
-                    .own(directory)
-                    .map_err(|error| named(directory, &error))?,
+                Ok(()) => {
+                    made.0.push(directory.to_owned());
+                    self.own(directory)
+                        .map_err(|error| named(directory, &error))?;
+                }
                 Err(error) if error.kind() == io::ErrorKind::AlreadyExists => {
                     if !fs::metadata(directory).is_ok_and(|found| found.is_dir()) {
                         let directory = directory.display();
@@ -107,10 +110,29 @@ impl Files {
                         return Err(Status::failed_precondition(reason));
                     }
                 }
-                Err(error) => return Err(named(directory, &error)),
+                Err(error) => return Err(unmakeable(directory, &error)),
             }
         }
-        Ok(())
+        Ok(made)
+    }
+}
+
+/// Directories made for something that is not there yet: dropped before [`Made::keep`], those that
+/// are still empty are removed.
+#[derive(Debug)]
+struct Made(Vec<PathBuf>);
+
+impl Made {
+    fn keep(&mut self) {
+        self.0.clear();
+    }
+}
+
+impl Drop for Made {
+    fn drop(&mut self) {
+        for directory in self.0.iter().rev() {
+            let _ = fs::remove_dir(directory);
+        }
     }
 }
 
@@ -125,7 +147,7 @@ fn list(path: &Path) -> Result<Vec<ListDirReply>, Status> {
         let entry = entry.map_err(|error| named(path, &error))?;
         if entries.len() == LIST_ENTRIES_MAX {
             let reason = format!("more than {LIST_ENTRIES_MAX} entries: {}", path.display());
-            return Err(Status::out_of_range(reason));
+            return Err(Status::failed_precondition(reason));
         }
         // Removed since it was read: not part of the answer.
         let Ok(found) = entry.metadata() else {
@@ -193,6 +215,18 @@ fn named(path: &Path, error: &io::Error) -> Status {
             Status::resource_exhausted(format!("{path}: {error}"))
         }
         _ => Status::internal(format!("{path}: {error}")),
+    }
+}
+
+/// The status for something that can't be made: where nothing can be, or no longer, nothing is
+/// "not found".
+fn unmakeable(path: &Path, error: &io::Error) -> Status {
+    match error.kind() {
+        io::ErrorKind::NotFound => {
+            let path = path.display();
+            Status::failed_precondition(format!("nothing can be made here: {path}"))
+        }
+        _ => named(path, error),
     }
 }
 

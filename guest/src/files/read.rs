@@ -65,7 +65,7 @@ fn open(path: &Path) -> Result<(Content, u64), Status> {
     let size = limited.map_err(failed)? as u64;
     if size > UNSIZED_BYTES_MAX {
         let reason = format!("larger than its size tells: {}", path.display());
-        return Err(Status::out_of_range(reason));
+        return Err(Status::failed_precondition(reason));
     }
     Ok((Content::Memory(content), size))
 }

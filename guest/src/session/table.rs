@@ -180,3 +180,53 @@ fn forget_oldest_ended(sessions: &mut HashMap<String, Arc<Session>>) -> bool {
         .map(|session| session.id.clone());
     oldest.is_some_and(|id| sessions.remove(&id).is_some())
 }
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn request(id: u32) -> StartSessionRequest {
+        StartSessionRequest {
+            session_id: format!("{id:08x}"),
+            cmd: "/bin/true".to_owned(),
+            direct: true,
+            cwd: "/".to_owned(),
+            stdin_closed: true,
+            ..StartSessionRequest::default()
+        }
+    }
+
+    /// Goal: an ended session is listed and attachable for five minutes and not a second longer; a
+    /// running one stays. Method: the clock is ours once the process has ended.
+    #[tokio::test]
+    async fn ended_sessions_are_kept_for_five_minutes() {
+        let reaper = Reaper::start().unwrap();
+        let table = Arc::new(Table::new(Rights::find(), reaper));
+        let mut running = request(2);
+        running.cmd = "/bin/sleep".to_owned();
+        running.args = vec!["8648".to_owned()];
+        table.start(request(1)).await.unwrap();
+        table.start(running).await.unwrap();
+        while table
+            .get(Kind::Command, "00000001")
+            .unwrap()
+            .output
+            .exit()
+            .is_none()
+        {
+            tokio::time::sleep(Duration::from_millis(5)).await;
+        }
+        tokio::time::pause();
+        tokio::time::advance(ENDED_KEPT - Duration::from_secs(2)).await;
+        assert_eq!(table.list(Kind::Command).len(), 2);
+        assert!(table.get(Kind::Command, "00000001").is_ok());
+        tokio::time::advance(Duration::from_secs(4)).await;
+        assert!(table.get(Kind::Command, "00000001").is_err());
+        let left = table.list(Kind::Command);
+        assert!(left.len() == 1 && left[0].running, "{left:?}");
+        table
+            .get(Kind::Command, "00000002")
+            .unwrap()
+            .signal(libc::SIGKILL);
+    }
+}

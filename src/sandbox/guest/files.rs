@@ -100,8 +100,8 @@ impl GuestClient {
     /// The directory's entries, sorted by name, hidden ones included.
     ///
     /// # Errors
-    /// [`GuestError::NotFound`] when it is missing or not a directory; [`GuestError::Full`] above
-    /// [`LIST_ENTRIES_MAX`].
+    /// [`GuestError::NotFound`] when it is missing or not a directory;
+    /// [`GuestError::Precondition`] above [`LIST_ENTRIES_MAX`].
     pub async fn list_dir(&self, path: &str) -> Result<Vec<DirEntry>, GuestError> {
         let mut client = self.client();
         let list = async {
@@ -114,9 +114,8 @@ impl GuestClient {
                     entries.push(entry);
                 }
                 if entries.len() > LIST_ENTRIES_MAX || bytes > LIST_BYTES_MAX {
-                    return Err(tonic::Status::out_of_range(
-                        "the directory is too large to list",
-                    ));
+                    let reason = "the directory is too large to list";
+                    return Err(tonic::Status::failed_precondition(reason));
                 }
             }
             Ok(entries)

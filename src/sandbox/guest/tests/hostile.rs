@@ -237,7 +237,7 @@ async fn wrong_files_are_errors() {
         Err(GuestError::Broken(_))
     ));
     let list = guest.list_dir("/").await;
-    assert!(matches!(list, Err(GuestError::Full(_))));
+    assert!(matches!(list, Err(GuestError::Precondition(_))));
     let content = stream::pending::<Result<Bytes, std::io::Error>>();
     let written = guest.write_file("x", content).await;
     assert!(matches!(written, Err(GuestError::Broken(_))));
