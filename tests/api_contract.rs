@@ -378,6 +378,7 @@ const ROUTES: &[(&str, &str, &[&str], Who)] = &[
     ),
     ("signed_urls", "/files/upload", &["PUT"], Who::Signed),
     ("signed_urls", "/files/upload-url", &["POST"], Who::Sandbox),
+    ("logs", "/logs", &["GET"], Who::Sandbox),
     ("history", "/sessions", &["GET"], Who::Key),
     ("health", "/readyz", &["GET"], Who::Anybody),
     ("pty", "/pty", &["POST"], Who::Sandbox),

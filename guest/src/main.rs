@@ -2,6 +2,7 @@
 //! that server's other service.
 
 mod files;
+mod logs;
 mod reaper;
 mod serve;
 mod service;

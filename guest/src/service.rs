@@ -11,6 +11,7 @@ use tokio_stream::wrappers::ReceiverStream;
 use tonic::{Request, Response, Status, Streaming};
 
 use crate::files;
+use crate::logs;
 use crate::session::{Kind, attach, start, table::Table};
 
 /// See the module.
@@ -70,6 +71,10 @@ impl guest_server::Guest for Service {
         let session = match first {
             Some(attach_input::Input::SessionId(id)) => self.table.get(Kind::Command, &id)?,
             Some(attach_input::Input::TerminalId(id)) => self.table.get(Kind::Terminal, &id)?,
+            Some(attach_input::Input::Observe(id)) => {
+                let session = self.table.get(Kind::Command, &id)?;
+                return Ok(Response::new(attach::observe(&session)));
+            }
             _ => {
                 return Err(Status::invalid_argument(
                     "the first input names the session",
@@ -81,6 +86,15 @@ impl guest_server::Guest for Service {
             self.table.clone(),
             inputs,
         )))
+    }
+
+    type FollowLogsStream = ReceiverStream<Result<v1::LogLines, Status>>;
+
+    async fn follow_logs(
+        &self,
+        _: Request<v1::FollowLogsRequest>,
+    ) -> Reply<Self::FollowLogsStream> {
+        Ok(Response::new(logs::follow()))
     }
 
     async fn list_sessions(

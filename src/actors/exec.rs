@@ -260,7 +260,11 @@ impl Platform {
         let (captured, limit) = (handle.clone(), self.limits.exec_output_bytes_max);
         tokio::spawn(async move {
             let before = oom::Before::of(&*live.gauges);
-            let push = |output| captured.update(|all| all.push(output, limit));
+            let logged = live.log.of(&session);
+            let push = |output| {
+                logged.output(&output);
+                captured.update(|all| all.push(output, limit));
+            };
             // Who waits for a command is not left waiting for a sandbox that sleeps.
             let left = async {
                 match &in_use {

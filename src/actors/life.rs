@@ -12,6 +12,7 @@ use super::activity::Activity;
 use super::create::SEALED_KIND;
 use super::entity::Failure;
 use super::live::{LiveSandbox, base_environment};
+use super::logs::SandboxLog;
 use super::metadata::Metadata;
 use super::platform::{Caller, Platform};
 use super::proxy::{Close, ProxyActor, ProxyParts};
@@ -178,6 +179,7 @@ impl Platform {
         );
         let live = Arc::new(LiveSandbox {
             details: details.clone(),
+            log: SandboxLog::start(self.driver.log_folder(id), &guest),
             guest,
             proxy,
             base: base_environment(governed && details.network_enabled),
@@ -310,6 +312,7 @@ impl Platform {
     /// Ends what is attached to a sandbox that was removed, and its egress.
     pub(super) async fn leave(&self, live: &LiveSandbox) {
         live.activity.leave();
+        live.log.end();
         // A dead actor is closed already.
         let _ = live.proxy.send(Close).await;
     }

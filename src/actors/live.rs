@@ -8,6 +8,7 @@ use std::sync::atomic::{AtomicU64, Ordering};
 use actix::Addr;
 
 use super::activity::Activity;
+use super::logs::SandboxLog;
 use super::proxy::{ProxyActor, SetPolicy};
 use super::scaler::Samples;
 use crate::events::families::SandboxCreated;
@@ -27,6 +28,8 @@ pub struct LiveSandbox {
     pub details: SandboxCreated,
     /// The guest inside.
     pub guest: GuestClient,
+    /// What its programs print.
+    pub log: SandboxLog,
     /// Its proxy actor.
     pub proxy: Addr<ProxyActor>,
     /// Base environment, the lowest layer.

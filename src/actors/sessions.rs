@@ -88,14 +88,17 @@ impl Platform {
         };
         self.take_key(&caller, &first, &live, &session.session_id)
             .await?;
+        let logged = live.log.of(&session);
         let started = live.guest.start(session).await;
         if let (Err(error), Some(claim)) = (&started, &first.claim)
             && is_refusal(error)
         {
             self.give_back(&caller, claim).await;
         }
+        let info = started?;
+        logged.observe(live.guest.clone(), false);
         Ok(Session {
-            info: started?,
+            info,
             replayed: false,
         })
     }

@@ -18,6 +18,7 @@ mod error;
 mod exec;
 mod keys;
 mod log;
+mod logs;
 mod output;
 mod placement;
 mod private_server;
@@ -96,6 +97,8 @@ pub enum Command {
     Exec(Box<exec::Exec>),
     /// Open a shell in a sandbox, on this terminal
     Shell(shell::Shell),
+    /// Show what a sandbox's programs print, as they print it
+    Logs(logs::Logs),
     /// Read the audit log
     #[command(subcommand)]
     Audit(audit::Audit),
@@ -137,7 +140,7 @@ struct Context {
 /// Runs a command and prints its result or its error; `program` is the whole command line, for the
 /// completion script.
 pub fn run(global: Global, command: Command, program: clap::Command) -> ExitCode {
-    let output = Output { json: global.json };
+    let output = Output::of(&global);
     finish(dispatch(global, command, output, program), output)
 }
 
@@ -215,6 +218,7 @@ fn dispatch(
             Command::Ls => sandbox::list(&context).await.map(done),
             Command::Exec(exec) => exec.run(&context).await,
             Command::Shell(shell) => shell.run(&context).await,
+            Command::Logs(logs) => logs.run(&context).await.map(done),
             Command::Audit(audit) => audit.run(&context).await.map(done),
             Command::Whoami => account::whoami(&context).await.map(done),
             Command::Config(_)

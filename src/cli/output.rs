@@ -3,7 +3,7 @@
 //! Invariants: text from the server passes [`printable`] before it reaches a terminal, so that a
 //! name can't move the cursor or retitle the window; a closed pipe is an error value, not a panic.
 
-use std::io::{self, Write};
+use std::io::{self, IsTerminal, Write};
 
 use serde::Serialize;
 use tabled::builder::Builder;
@@ -18,9 +18,20 @@ use super::error::CliError;
 pub struct Output {
     /// `--json` was given.
     pub json: bool,
+    /// Standard output is a terminal, and colours are wanted there.
+    pub color: bool,
 }
 
 impl Output {
+    /// The form that the flags and the environment ask for.
+    pub fn of(global: &super::Global) -> Self {
+        let unwanted = std::env::var_os("NO_COLOR").is_some_and(|value| !value.is_empty());
+        Self {
+            json: global.json,
+            color: !global.no_color && !unwanted && io::stdout().is_terminal(),
+        }
+    }
+
     /// One line of text, in both modes ("text only" commands).
     pub fn line(&self, text: &str) -> Result<(), CliError> {
         write_stdout(&format!("{text}\n"))

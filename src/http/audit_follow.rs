@@ -16,12 +16,9 @@
 //! events; it is read only as fast as its client takes it, so a slow client delays nobody but
 //! itself. Feeds end when the server is told to stop; a client comes back by itself.
 
-use std::collections::HashMap;
-use std::sync::{Arc, Mutex, PoisonError};
 use std::time::Duration;
 
 use actix_web::HttpResponse;
-use actix_web::http::StatusCode;
 use actix_web::http::header::{CACHE_CONTROL, HeaderName};
 use actix_web::web::Bytes;
 use futures_util::stream;
@@ -29,10 +26,10 @@ use tokio_util::sync::CancellationToken;
 
 use super::Api;
 use super::error::{ApiError, ApiResult};
+use super::feeds::{Feeds, Place};
 use crate::actors::History;
 use crate::actors::trail::{self, Filter, Follow};
 use crate::events::{EventLog, Recorded};
-use crate::ids::OrgId;
 
 /// Where a client that comes back says what it has had.
 pub(super) const LAST_EVENT_ID: HeaderName = HeaderName::from_static("last-event-id");
@@ -42,15 +39,15 @@ const HEARTBEAT: Duration = match cfg!(test) {
     true => Duration::from_millis(50),
     false => Duration::from_secs(15),
 };
+/// What a feed of it is refused with.
+const TRAIL: &str = "the audit trail";
 /// What a client waits before it comes back, milliseconds.
 const RETRY_MS: u32 = 2_000;
-/// Most feeds of one organization at once.
-const FEEDS_MAX: usize = 64;
 
 /// What the audit routes share.
 pub struct Audit {
     pub(super) history: History,
-    feeds: Arc<Mutex<HashMap<OrgId, usize>>>,
+    feeds: Feeds,
     stopping: CancellationToken,
 }
 
@@ -59,38 +56,8 @@ impl Audit {
     pub fn new(log: EventLog, stopping: CancellationToken) -> Self {
         Self {
             history: History::new(log),
-            feeds: Arc::default(),
+            feeds: Feeds::default(),
             stopping,
-        }
-    }
-
-    fn place(&self, org: OrgId) -> ApiResult<Place> {
-        let mut feeds = self.feeds.lock().unwrap_or_else(PoisonError::into_inner);
-        let count = feeds.entry(org).or_default();
-        if *count >= FEEDS_MAX {
-            let text = format!("at most {FEEDS_MAX} clients can follow the audit trail at once");
-            return Err(ApiError::new(StatusCode::TOO_MANY_REQUESTS, text));
-        }
-        *count += 1;
-        let feeds = self.feeds.clone();
-        Ok(Place { org, feeds })
-    }
-}
-
-/// One feed's place among those of its organization.
-struct Place {
-    org: OrgId,
-    feeds: Arc<Mutex<HashMap<OrgId, usize>>>,
-}
-
-impl Drop for Place {
-    fn drop(&mut self) {
-        let mut feeds = self.feeds.lock().unwrap_or_else(PoisonError::into_inner);
-        if let Some(count) = feeds.get_mut(&self.org) {
-            *count -= 1;
-            if *count == 0 {
-                feeds.remove(&self.org);
-            }
         }
     }
 }
@@ -138,7 +105,7 @@ pub(super) fn follow(api: &Api, filter: Filter, after: Option<u64>) -> ApiResult
         return Err(ApiError::internal("a feed without an organization"));
     };
     let feed = Feed {
-        _place: api.audit.place(org)?,
+        _place: api.audit.feeds.place(org, TRAIL)?,
         stopping: api.audit.stopping.clone(),
         follow: Follow::new(api.platform.log(), filter, after),
     };
@@ -164,6 +131,7 @@ mod tests {
 
     use super::*;
     use crate::events::{Actor, Append, NewEvent, StreamId};
+    use crate::ids::OrgId;
 
     /// Goal: a feed that had nothing to show says how far it has looked, so that its client goes on
     /// from there; what it shows afterwards comes as ever.
@@ -189,7 +157,7 @@ mod tests {
         };
         let audit = Audit::new(log.clone(), CancellationToken::new());
         let mut feed = Feed {
-            _place: audit.place(own).expect("a place"),
+            _place: audit.feeds.place(own, TRAIL).expect("a place"),
             stopping: CancellationToken::new(),
             follow: Follow::new(&log, Filter::of(Some(own)), Some(0)),
         };

@@ -11,11 +11,13 @@ mod checkpoints;
 mod error;
 mod exec;
 mod exec_socket;
+mod feeds;
 mod files;
 mod health;
 mod history;
 mod idempotency;
 mod identity;
+mod logs;
 mod methods;
 mod metrics;
 mod projects;
@@ -59,6 +61,7 @@ pub struct Api {
     pub(crate) audit: audit_follow::Audit,
     /// Cancelled when the server stops.
     pub(crate) stopping: tokio_util::sync::CancellationToken,
+    pub(crate) log_feeds: feeds::Feeds,
 }
 
 /// Every route. A resource states its methods and nothing else: `HEAD` and the answer to every other
@@ -94,4 +97,5 @@ fn data_plane(config: &mut web::ServiceConfig) {
     files::routes(config);
     signed_urls::routes(config);
     stats::routes(config);
+    logs::routes(config);
 }

@@ -20,6 +20,7 @@ use super::audit_follow::Audit;
 use super::auth::Tokens;
 use super::body::JSON_BYTES_MAX;
 use super::error::ApiError;
+use super::feeds::Feeds;
 use super::idempotency::REPLAYED;
 use super::methods::with_methods;
 use super::metrics::{self, with_count};
@@ -195,6 +196,7 @@ pub async fn serve(config: Config, first_key: impl FnOnce(FirstKey<'_>)) -> Resu
         checkpoint_key,
         audit: Audit::new(log.clone(), stopping.clone()),
         stopping: stopping.clone(),
+        log_feeds: Feeds::default(),
         platform: platform.clone(),
     });
     let requests = metrics::shared();

@@ -261,6 +261,10 @@ pub trait Driver: Send + Sync {
     /// What a sandbox uses now; `None` when it does not run.
     async fn stats(&self, id: &SandboxId) -> Result<Option<Stats>, DriverError>;
 
+    /// A folder for what is noted about a sandbox on this side: out of its reach, and removed by
+    /// [`Driver::destroy`]. It may not be there yet.
+    fn log_folder(&self, id: &SandboxId) -> PathBuf;
+
     /// Every sandbox of which anything is left on this machine, running or not.
     async fn list(&self) -> Result<Vec<SandboxId>, DriverError>;
 }

@@ -4,6 +4,7 @@
 #[path = "../common/mod.rs"]
 mod common;
 
+mod logs;
 mod processes;
 mod runs;
 mod socket;

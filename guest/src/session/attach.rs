@@ -65,6 +65,19 @@ pub fn attach(session: Arc<Session>, table: Arc<Table>, inputs: Streaming<Attach
     ReceiverStream::new(receiver)
 }
 
+/// Gives a session's output to somebody who is no client of it: uncounted, and waited for by nobody.
+pub fn observe(session: &Session) -> Outputs {
+    let (sender, receiver) = mpsc::channel(MESSAGES_MAX);
+    let reader = session.output.observer();
+    // An observer sends nothing, so it never leaves before it is gone.
+    let (stays, left) = oneshot::channel();
+    tokio::spawn(async move {
+        forward_output(reader, &sender, left).await;
+        drop(stays);
+    });
+    ReceiverStream::new(receiver)
+}
+
 /// Sends until the exit, until the client is gone, or until all is written that it sent before it
 /// left; whether it was given the exit.
 async fn forward_output(
@@ -116,7 +129,7 @@ async fn forward_input(session: Arc<Session>, mut inputs: Streaming<AttachInput>
         match input {
             Some(Input::Stdin(data)) => session.write_stdin(&data).await,
             Some(Input::CloseStdin(_)) => session.close_stdin().await,
-            Some(Input::SessionId(_) | Input::TerminalId(_)) | None => {}
+            Some(Input::SessionId(_) | Input::TerminalId(_) | Input::Observe(_)) | None => {}
         }
     }
 }

@@ -165,17 +165,40 @@ impl Output {
         drop(state);
         Reader {
             output: self.clone(),
-            id,
+            place: Place::Held(id),
             replay_until,
+            grown,
+        }
+    }
+
+    /// A reader that starts with the scrollback, holds nothing back and misses what leaves the
+    /// scrollback before it was taken.
+    pub fn observer(self: &Arc<Self>) -> Reader {
+        let grown = self.grown.subscribe();
+        let state = self.state();
+        let (start, end) = (state.scrollback.start(), state.scrollback.end());
+        drop(state);
+        Reader {
+            output: self.clone(),
+            place: Place::Own(start),
+            replay_until: Some(end),
             grown,
         }
     }
 }
 
+/// Where a reader is.
+enum Place {
+    /// In the output's own table, by this number: what comes next waits for the reader.
+    Held(u64),
+    /// Here: nothing waits.
+    Own(u64),
+}
+
 /// One attached client's view of the output.
 pub struct Reader {
     output: Arc<Output>,
-    id: u64,
+    place: Place,
     replay_until: Option<u64>,
     grown: watch::Receiver<()>,
 }
@@ -195,8 +218,12 @@ impl Reader {
 
     fn take(&mut self) -> Option<Piece> {
         let mut state = self.output.state();
-        let Some(position) = state.positions.get(&self.id).copied() else {
-            return Some(Piece::Dropped);
+        let position = match self.place {
+            Place::Held(id) => match state.positions.get(&id) {
+                Some(position) => *position,
+                None => return Some(Piece::Dropped),
+            },
+            Place::Own(position) => position.max(state.scrollback.start()),
         };
         if self.replay_until.is_some_and(|until| position >= until) {
             self.replay_until = None;
@@ -209,9 +236,11 @@ impl Reader {
                 .len()
                 .min(usize::try_from(replay).unwrap_or(usize::MAX));
             let piece = data.get(..len).unwrap_or(data).to_vec();
-            state
-                .positions
-                .insert(self.id, position + piece.len() as u64);
+            let next = position + piece.len() as u64;
+            match &mut self.place {
+                Place::Held(id) => drop(state.positions.insert(*id, next)),
+                Place::Own(own) => *own = next,
+            }
             drop(state);
             self.output.taken.notify_one();
             return Some(Piece::Data(stream, piece));
@@ -222,8 +251,10 @@ impl Reader {
 
 impl Drop for Reader {
     fn drop(&mut self) {
-        self.output.state().positions.remove(&self.id);
-        self.output.taken.notify_one();
+        if let Place::Held(id) = self.place {
+            self.output.state().positions.remove(&id);
+            self.output.taken.notify_one();
+        }
     }
 }
 
@@ -309,6 +340,30 @@ mod tests {
         while pumped(&abandoned) {}
         abandoned.room_made().await;
         assert!(pumped(&abandoned));
+    }
+
+    /// Goal: an observer holds nothing back, misses what it doesn't take, and ends with the exit.
+    #[tokio::test]
+    async fn an_observer_holds_nothing_back() {
+        let output = output(false);
+        let mut observer = output.observer();
+        assert!(matches!(observer.next().await, Piece::ReplayEnd));
+        assert!((0..10).all(|_| pumped(&output)));
+        output.append(Stream::Stderr, b"last");
+        output.finish(Exit {
+            code: 3,
+            signal: 0,
+            timed_out: false,
+        });
+        let mut seen = 0;
+        let exit = loop {
+            match observer.next().await {
+                Piece::Data(_, data) => seen += data.len(),
+                Piece::Exit(exit) => break exit,
+                _ => panic!("nothing else comes"),
+            }
+        };
+        assert_eq!((seen, exit.code), (BYTES_MAX, 3));
     }
 
     /// Goal: alternating streams byte by byte neither drops unread bytes nor blocks for good.

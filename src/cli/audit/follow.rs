@@ -58,7 +58,7 @@ fn failures(before: u32, brought: bool, heard: Duration) -> u32 {
 }
 
 /// Whether a failure may be over in a moment: the server restarts, or is overloaded.
-fn may_pass(error: &CliError) -> bool {
+pub(in crate::cli) fn may_pass(error: &CliError) -> bool {
     match error {
         CliError::Unreachable { .. } => true,
         CliError::Refused { status, .. } => *status == 429 || *status >= 500,
@@ -112,7 +112,7 @@ async fn listen(
 
 /// What a feed says.
 #[derive(Debug, PartialEq, Eq)]
-enum Line {
+pub(in crate::cli) enum Line {
     /// An event, which names its own position.
     Data(Vec<u8>),
     /// A message is over, and everything up to here was in it or before it.
@@ -121,7 +121,7 @@ enum Line {
 
 /// What has come and is not read yet.
 #[derive(Default)]
-struct Lines {
+pub(in crate::cli) struct Lines {
     bytes: Vec<u8>,
     read: usize,
     /// The id of the message that is being read; it counts when the message is there as a whole.
@@ -129,7 +129,8 @@ struct Lines {
 }
 
 impl Lines {
-    fn push(&mut self, chunk: &[u8]) -> Result<(), CliError> {
+    /// Takes what came.
+    pub fn push(&mut self, chunk: &[u8]) -> Result<(), CliError> {
         self.bytes.drain(..self.read);
         self.read = 0;
         if self.bytes.len() + chunk.len() > LINE_BYTES_MAX {
@@ -142,7 +143,7 @@ impl Lines {
     }
 
     /// The next line that matters and is there as a whole.
-    fn next_line(&mut self) -> Option<Line> {
+    pub fn next_line(&mut self) -> Option<Line> {
         loop {
             let rest = self.bytes.get(self.read..)?;
             let end = memchr::memchr(b'\n', rest)?;

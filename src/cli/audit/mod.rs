@@ -17,7 +17,9 @@ use super::Context;
 use super::error::CliError;
 use super::output::Output;
 
+pub(super) use follow::{Line, Lines, may_pass};
 pub(super) use log::{Event, detail, newest};
+pub(super) use source::time;
 
 /// `oc audit <command>`
 #[derive(Subcommand)]

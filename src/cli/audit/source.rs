@@ -199,7 +199,7 @@ fn not_found(message: &str) -> CliError {
 }
 
 /// A time as people give it: RFC 3339, or how long ago.
-pub(super) fn time(text: &str) -> Result<OffsetDateTime, String> {
+pub(in crate::cli) fn time(text: &str) -> Result<OffsetDateTime, String> {
     time_before(text, OffsetDateTime::now_utc())
 }
 

@@ -3,6 +3,7 @@
 use std::time::Duration;
 
 use bytes::Bytes;
+use futures_util::StreamExt;
 use oc_guest::v1::{self, AttachInput, AttachOutput, attach_input, attach_output};
 use tokio::sync::mpsc;
 use tokio_stream::wrappers::ReceiverStream;
@@ -126,6 +127,16 @@ impl Attachment {
     }
 }
 
+fn lines(batch: Result<v1::LogLines, tonic::Status>) -> Vec<Result<(String, String), GuestError>> {
+    match batch {
+        Ok(batch) => {
+            let lines = batch.lines.into_iter();
+            lines.map(|line| Ok((line.path, line.line))).collect()
+        }
+        Err(status) => vec![Err(status.into())],
+    }
+}
+
 fn piece(output: attach_output::Output) -> SessionOutput {
     match output {
         attach_output::Output::Stdout(data) => SessionOutput::Stdout(data.into()),
@@ -144,12 +155,39 @@ fn piece(output: attach_output::Output) -> SessionOutput {
 }
 
 impl GuestClient {
+    /// Lines that are added to the sandbox's files below `/var/log` from now on, each with its file,
+    /// until the connection ends. Texts are the guest's, at most a message long.
+    ///
+    /// # Errors
+    /// When the guest can't be reached, or knows no such call.
+    pub async fn follow_logs(
+        &self,
+    ) -> Result<
+        impl futures_util::Stream<Item = Result<(String, String), GuestError>> + Send + use<>,
+        GuestError,
+    > {
+        let mut client = self.client();
+        let call = client.follow_logs(v1::FollowLogsRequest {});
+        let batches = within(CALL_TIME_MAX, call).await?.into_inner();
+        Ok(batches.flat_map(|batch| futures_util::stream::iter(lines(batch))))
+    }
+
     /// Attaches to a session: its scrollback, then its live output, then its exit.
     ///
     /// # Errors
     /// [`GuestError::NotFound`] for an unknown session.
     pub async fn attach(&self, session_id: &str) -> Result<Attachment, GuestError> {
         self.attach_to(attach_input::Input::SessionId(session_id.to_owned()))
+            .await
+    }
+
+    /// The same without being a client: not counted, not waited for, and with no input. What is not
+    /// taken in time is missed.
+    ///
+    /// # Errors
+    /// As [`GuestClient::attach`].
+    pub async fn observe(&self, session_id: &str) -> Result<Attachment, GuestError> {
+        self.attach_to(attach_input::Input::Observe(session_id.to_owned()))
             .await
     }
 

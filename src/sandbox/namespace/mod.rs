@@ -453,6 +453,10 @@ impl Driver for NamespaceDriver {
         Ok(read.await.unwrap_or_default())
     }
 
+    fn log_folder(&self, id: &SandboxId) -> PathBuf {
+        Home::of(&self.data, id).printed()
+    }
+
     async fn list(&self) -> Result<Vec<SandboxId>, DriverError> {
         let homes = self.homes().map_err(|source| DriverError::Io {
             what: format!("list {}", self.data.display()),

@@ -79,6 +79,11 @@ impl Home {
         self.run().join("log")
     }
 
+    /// What the sandbox's programs printed.
+    pub fn printed(&self) -> PathBuf {
+        self.0.join("printed")
+    }
+
     /// The last start's plan.
     pub fn plan(&self) -> PathBuf {
         self.0.join("plan.json")

@@ -50,6 +50,15 @@ impl Guest for Hostile {
         Ok(Response::new(Box::pin(stream::iter([Ok(unknown)]))))
     }
 
+    type FollowLogsStream = Replies<v1::LogLines>;
+
+    async fn follow_logs(
+        &self,
+        _: Request<v1::FollowLogsRequest>,
+    ) -> Result<Response<Self::FollowLogsStream>, Status> {
+        Err(Status::unimplemented("no such call"))
+    }
+
     async fn list_sessions(
         &self,
         _: Request<v1::ListSessionsRequest>,
