@@ -74,7 +74,7 @@ pub struct LogArgs {
 
 /// Runs the measurement and prints it.
 pub fn bench(global: &Global, args: BenchArgs) -> ExitCode {
-    let output = Output::of(&global);
+    let output = Output::of(global);
     let run = async {
         match args.what {
             What::Start(args) => start::run(args, output).await,

@@ -56,7 +56,7 @@ enum What {
 
 /// Runs the proxy until SIGTERM or Ctrl-C, or the attacks on one.
 pub fn proxy(global: &Global, args: ProxyArgs) -> ExitCode {
-    let output = Output::of(&global);
+    let output = Output::of(global);
     let done = match args {
         ProxyArgs {
             what: Some(What::Check(args)),
