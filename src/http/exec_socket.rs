@@ -14,11 +14,12 @@ use actix_web::{HttpRequest, HttpResponse};
 use actix_ws::{AggregatedMessage, AggregatedMessageStream, CloseCode, CloseReason, Session};
 use futures_util::StreamExt;
 use tokio::sync::mpsc;
+use tokio_util::sync::CancellationToken;
 
 use super::Api;
 use super::auth::WithSandbox;
 use super::error::{ApiError, ApiResult};
-use super::relay::both_ways;
+use super::relay::{both_ways, cut};
 use crate::actors::TIMED_OUT;
 use crate::sandbox::{Attachment, SessionOutput, StdinSink};
 
@@ -62,7 +63,7 @@ pub(super) async fn attach(
                 session.clone(),
                 attachment,
                 async |stdin| inward(messages, &stdin, session.clone()).await,
-                async |output| outward(output, session.clone()).await,
+                async |output| outward(output, session.clone(), &stopping).await,
             ) => return,
             () = live.activity.left() => {}
             () = stopping.cancelled() => {}
@@ -103,7 +104,11 @@ async fn feed(mut inputs: mpsc::Receiver<Bytes>, stdin: &StdinSink) {
 }
 
 /// Carries output until its end, which gives the code to close with, or until the client is gone.
-async fn outward(output: &mut Attachment, mut session: Session) -> Option<CloseCode> {
+async fn outward(
+    output: &mut Attachment,
+    mut session: Session,
+    stopping: &CancellationToken,
+) -> Option<CloseCode> {
     let mut ping = tokio::time::interval(PING);
     loop {
         tokio::select! {
@@ -114,7 +119,7 @@ async fn outward(output: &mut Attachment, mut session: Session) -> Option<CloseC
                     Err(_) => return None,
                 },
                 // Without an exit: clients report that the stream was cut.
-                _ => return Some(CloseCode::Error),
+                _ => return Some(cut(stopping)),
             },
             _ = ping.tick() => session.ping(b"").await.ok()?,
         }

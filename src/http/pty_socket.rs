@@ -11,11 +11,12 @@ use actix_web::web::{self, Bytes};
 use actix_web::{HttpRequest, HttpResponse};
 use actix_ws::{AggregatedMessage, AggregatedMessageStream, CloseCode, CloseReason, Session};
 use futures_util::StreamExt;
+use tokio_util::sync::CancellationToken;
 
 use super::Api;
 use super::auth::WithSandbox;
 use super::error::{ApiError, ApiResult};
-use super::relay::both_ways;
+use super::relay::{both_ways, cut};
 use crate::sandbox::{Attachment, LEAVE_TIME_MAX, SessionOutput, StdinSink};
 
 /// Largest message of the server.
@@ -52,7 +53,7 @@ pub(super) async fn attach(
                 session.clone(),
                 attachment,
                 async |keyboard| inward(messages, keyboard, session.clone()).await,
-                async |output| outward(output, session.clone()).await,
+                async |output| outward(output, session.clone(), &stopping).await,
             ) => return,
             () = live.activity.left() => {}
             () = stopping.cancelled() => {}
@@ -132,7 +133,11 @@ fn pieces(mut bytes: Bytes) -> impl Iterator<Item = Bytes> {
 }
 
 /// Carries output until its end, which gives the code to close with, or until the client is gone.
-async fn outward(output: &mut Attachment, mut session: Session) -> Option<CloseCode> {
+async fn outward(
+    output: &mut Attachment,
+    mut session: Session,
+    stopping: &CancellationToken,
+) -> Option<CloseCode> {
     let mut ping = tokio::time::interval(PING);
     loop {
         tokio::select! {
@@ -144,7 +149,7 @@ async fn outward(output: &mut Attachment, mut session: Session) -> Option<CloseC
                 }
                 Ok(Some(SessionOutput::ReplayEnd)) => {}
                 Ok(Some(SessionOutput::Exit { .. })) => return Some(CloseCode::Normal),
-                Ok(None) | Err(_) => return Some(CloseCode::Error),
+                Ok(None) | Err(_) => return Some(cut(stopping)),
             },
             _ = ping.tick() => session.ping(b"").await.ok()?,
         }

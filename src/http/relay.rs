@@ -1,12 +1,13 @@
 //! A client's WebSocket and a session in its sandbox, joined.
 //!
 //! Invariants: the directions don't wait for each other, since a process may read no more before
-//! somebody has taken what it wrote; what a client sent before it left reaches the process, as long as
+//! somebody has taken what it wrote; what a client sent before it closed its socket reaches the process, as long as
 //! that reads it within [`LEAVE_TIME_MAX`]: a client may type a command and leave.
 
 use std::pin::pin;
 
 use actix_ws::{CloseCode, CloseReason, Session};
+use tokio_util::sync::CancellationToken;
 
 use crate::sandbox::{Attachment, LEAVE_TIME_MAX, StdinSink};
 
@@ -45,4 +46,13 @@ pub(super) async fn both_ways(
         }
     }
     output.leave().await;
+}
+
+/// The code to close with when output ends that has no end of its own. A server that stops lets go of
+/// its guests in no order, so a relay may see that before it hears why.
+pub(super) fn cut(stopping: &CancellationToken) -> CloseCode {
+    match stopping.is_cancelled() {
+        true => CloseCode::Away,
+        false => CloseCode::Error,
+    }
 }
