@@ -95,20 +95,26 @@ struct Verified {
     positions: u64,
 }
 
-/// Shows the trail and has the whole log verified.
-pub async fn audit(scene: &Scene<'_>, story: &mut Narrator) -> Result<(), Broken> {
-    story.step("Everything that happened is in the audit log");
+/// The newest events, once all that the story must have left is among them, or the time is over.
+/// Decisions are recorded in batches: a server that is killed before loses those on their way.
+pub async fn recorded(scene: &Scene<'_>) -> Result<Vec<Event>, Broken> {
     let started = Instant::now();
-    let events = loop {
+    loop {
         let events = audit::newest(&scene.api, EVENTS_MAX).await?;
         let complete = TRAIL
             .iter()
             .all(|trace| events.iter().any(|event| trace.is(event)));
         if complete || started.elapsed() > Duration::from_millis(AUDIT_MS_MAX) {
-            break events;
+            return Ok(events);
         }
         sleep(Duration::from_millis(RETRY_MS)).await;
-    };
+    }
+}
+
+/// Shows the trail and has the whole log verified.
+pub async fn audit(scene: &Scene<'_>, story: &mut Narrator) -> Result<(), Broken> {
+    story.step("Everything that happened is in the audit log");
+    let events = recorded(scene).await?;
     let search = scene.search()?;
     for trace in &TRAIL {
         let found = events.iter().find(|event| trace.is(event));

@@ -276,6 +276,7 @@ async fn survives_a_crash(scene: &mut Scene<'_>, story: &mut Narrator) -> Result
         "cut -d. -f1 /proc/uptime >/tmp/mark; cat /tmp/mark",
     )
     .await?;
+    proofs::recorded(scene).await?;
     let server = scene.stage.server.as_mut().ok_or_else(missing)?;
     let killed = server.pid().unwrap_or_default();
     server.crash().await?;
