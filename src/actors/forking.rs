@@ -14,6 +14,7 @@ use super::create::{CreateSandbox, Inherited};
 use super::entity::Failure;
 use super::idempotency::{Created, Keyed};
 use super::platform::{Caller, Platform};
+use super::project::TIMEOUT_SEC_DEFAULT;
 use super::sandbox::Sandbox;
 use super::sealing::off_runtime;
 use crate::events::families::{CheckpointKind, Origin};
@@ -22,7 +23,6 @@ use crate::ids::CheckpointId;
 /// Longest a fork waits for its checkpoint to be copied.
 const READY_WAIT_MAX: Duration = Duration::from_secs(30);
 const POLL: Duration = Duration::from_millis(20);
-const TIMEOUT_SEC_DEFAULT: i64 = 300;
 
 /// A fork as a caller asks for it; what is absent is the source's.
 #[derive(Debug, Clone, Default)]
@@ -139,7 +139,7 @@ impl Platform {
             template: Some(config.template),
             alias: fork.alias,
             metadata,
-            timeout: Some(fork.timeout.unwrap_or(TIMEOUT_SEC_DEFAULT)),
+            timeout: Some(fork.timeout.unwrap_or(TIMEOUT_SEC_DEFAULT.into())),
             cpu_count: Some(cpu_count.unwrap_or_else(|| config.cpu_count.into())),
             memory_mb: Some(memory_mb),
             disk_mb: Some(config.disk_mb.into()),

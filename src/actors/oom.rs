@@ -10,13 +10,12 @@ use std::sync::{Arc, PoisonError, Weak};
 use std::time::Duration;
 
 use time::OffsetDateTime;
-use ulid::Ulid;
 
 use super::live::LiveSandbox;
 use super::platform::Platform;
 use super::sealing::off_runtime;
-use crate::events::families::{Family, OomKilled, ResourceEvent};
-use crate::events::{Actor as Who, Append, Expected, NewEvent, StreamId};
+use crate::events::StreamId;
+use crate::events::families::{OomKilled, ResourceEvent, observed};
 use crate::sandbox::Gauges;
 
 /// Time between looks; also the pace of a sandbox's events, however much is killed in it.
@@ -84,24 +83,9 @@ impl Platform {
     async fn tell(&self, killed: OomKilled) {
         let (id, org, kills) = (killed.sandbox_id.clone(), killed.org_id, killed.kills);
         tracing::warn!(sandbox = %id, kills, "processes of a sandbox were killed for memory");
-        let event = ResourceEvent::OomKilled(killed);
         let stream = StreamId::of("resource", &id);
-        let Ok(data) = event.data() else { return };
-        let append = Append {
-            command: Ulid::generate(),
-            expected: vec![(stream.clone(), Expected::Any)],
-            events: vec![NewEvent {
-                id: Ulid::generate(),
-                stream,
-                kind: event.kind().into(),
-                data,
-            }],
-            actor: Who {
-                org: Some(org),
-                ..Who::system()
-            },
-            correlation: None,
-            causation: None,
+        let Ok(append) = observed(stream, &ResourceEvent::OomKilled(killed), org) else {
+            return;
         };
         if let Err(error) = self.log.append(append).await {
             tracing::error!(%error, sandbox = %id, "kills for memory could not be recorded");

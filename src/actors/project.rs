@@ -18,6 +18,9 @@ pub const NAME_BYTES_MAX: usize = 128;
 /// Largest timeout in seconds (about 68 years, a positive 32-bit number).
 pub const TIMEOUT_SEC_MAX: i64 = i32::MAX as i64;
 
+/// Idle timeout of a sandbox or project that states none, in seconds.
+pub const TIMEOUT_SEC_DEFAULT: u32 = 300;
+
 const TAKEN: &str = "project name already exists";
 
 /// Settings as a caller gives them: absent, empty or not positive means "default" on create and
@@ -174,7 +177,7 @@ impl Aggregate for Project {
                     template: given(&settings.template).unwrap_or_else(|| "default".to_owned()),
                     cpu_count: positive(settings.cpu_count).unwrap_or(1),
                     memory_mb: positive(settings.memory_mb).unwrap_or(1024),
-                    timeout_sec: positive(settings.timeout_sec).unwrap_or(300),
+                    timeout_sec: positive(settings.timeout_sec).unwrap_or(TIMEOUT_SEC_DEFAULT),
                     egress_allowlist: settings.egress_allowlist.clone().unwrap_or_default(),
                     at: *at,
                     name: name.clone(),

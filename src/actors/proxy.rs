@@ -12,13 +12,12 @@ use actix::prelude::*;
 use tokio::sync::mpsc;
 use tokio::time::Instant;
 use tokio_util::task::TaskTracker;
-use ulid::Ulid;
 
 use super::announcer::announce;
 use super::metadata::Metadata;
 use super::stats::Counters;
-use crate::events::families::{EgressAnnounced, EgressDecided, EgressEvent, Family};
-use crate::events::{Actor as Who, Append, EventLog, Expected, NewEvent, StreamId};
+use crate::events::families::{EgressAnnounced, EgressDecided, EgressEvent, observed};
+use crate::events::{Append, EventLog, StreamId};
 use crate::ids::{OrgId, SandboxId};
 use crate::proxy::{
     Decision, EgressSettings, Policy, SandboxCa, SandboxProxy, Sending, Target, Traffic,
@@ -303,24 +302,7 @@ impl Recorder {
     }
 
     fn append_event(&self, event: &EgressEvent) -> Option<Append> {
-        let stream = StreamId::of("egress", &self.sandbox);
-        let data = event.data().ok()?;
-        Some(Append {
-            command: Ulid::generate(),
-            expected: vec![(stream.clone(), Expected::Any)],
-            events: vec![NewEvent {
-                id: Ulid::generate(),
-                stream,
-                kind: event.kind().into(),
-                data,
-            }],
-            actor: Who {
-                org: Some(self.org),
-                ..Who::system()
-            },
-            correlation: None,
-            causation: None,
-        })
+        observed(StreamId::of("egress", &self.sandbox), event, self.org).ok()
     }
 }
 

@@ -43,7 +43,11 @@ pub use secrets::{SecretDeleted, SecretPlacement, SecretRevoked, SecretSet};
 pub use store::{StoreCreated, StoreDeleted, StoreEvent, StoreUpdated};
 pub use upcast::{Upcast, decode_old};
 
-use super::event::EventData;
+use ulid::Ulid;
+
+use super::event::{Actor, Append, EventData, NewEvent};
+use super::stream::{Expected, StreamId};
+use crate::ids::OrgId;
 
 /// The present kinds of every family.
 pub const KINDS: &[&[&str]] = &[
@@ -86,6 +90,30 @@ pub trait Family: Sized + Clone + Send + Sync + 'static {
     fn data(&self) -> Result<serde_json::Value, serde_json::Error>;
     /// Reads a stored event back.
     fn decode(kind: &str, data: &EventData) -> Result<Self, DecodeError>;
+}
+
+/// The command that records what the system itself observed for `org`, whatever `stream` holds.
+pub fn observed<E: Family>(
+    stream: StreamId,
+    event: &E,
+    org: OrgId,
+) -> Result<Append, serde_json::Error> {
+    Ok(Append {
+        command: Ulid::generate(),
+        expected: vec![(stream.clone(), Expected::Any)],
+        events: vec![NewEvent {
+            id: Ulid::generate(),
+            stream,
+            kind: event.kind().into(),
+            data: event.data()?,
+        }],
+        actor: Actor {
+            org: Some(org),
+            ..Actor::system()
+        },
+        correlation: None,
+        causation: None,
+    })
 }
 
 /// Declares a family: `Enum { Variant(Payload) = "kind.v2", … }`, and behind it, when there are
