@@ -331,6 +331,12 @@ const ROUTES: &[(&str, &str, &[&str], Who)] = &[
     ("checkpoints", "/lineage", &["GET"], Who::Sandbox),
     (
         "checkpoints",
+        "/sandboxes/checkpoints/{checkpoint}/diff/{other}",
+        &["GET"],
+        Who::Key,
+    ),
+    (
+        "checkpoints",
         "/sandboxes/checkpoints/{checkpoint}/patches",
         &["GET", "POST"],
         Who::Key,

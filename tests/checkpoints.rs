@@ -5,68 +5,11 @@ mod common;
 
 use std::time::{Duration, Instant};
 
-use common::{Api, Server};
+use common::Server;
+use common::checkpoints::{checkpoint, fork, id_of, path_of, run, sandbox};
 use serde_json::{Value, json};
 
 const PATIENCE: Duration = Duration::from_secs(60);
-
-/// Makes a sandbox and gives its path, or says why this machine has none.
-async fn sandbox(api: &Api, body: &Value) -> Option<String> {
-    let reply = api.post("/api/sandboxes", body).await;
-    if reply.status == 500 && !rustix::process::geteuid().is_root() {
-        println!("skipped: no sandboxes without root here: {}", reply.text);
-        return None;
-    }
-    Some(path_of(&reply.ok(201).json()))
-}
-
-fn path_of(sandbox: &Value) -> String {
-    let id = sandbox["sandboxID"].as_str().expect("an id");
-    format!("/api/sandboxes/{id}")
-}
-
-async fn run(api: &Api, path: &str, script: &str) -> String {
-    let body = json!({ "cmd": "sh", "args": ["-c", script], "timeout": 30 });
-    let reply = api.post(&format!("{path}/exec/run"), &body).await.ok(200);
-    let reply = reply.json();
-    assert_eq!(reply["exitCode"], 0, "{reply}");
-    let stdout = reply["stdout"].as_str().expect("output");
-    stdout.trim_end().to_owned()
-}
-
-/// Asks for a checkpoint and waits until it is ready.
-async fn checkpoint(api: &Api, path: &str, name: &str) -> Value {
-    let body = json!({ "name": name });
-    let made = api
-        .post(&format!("{path}/checkpoints"), &body)
-        .await
-        .ok(201);
-    let id = made.id();
-    let deadline = Instant::now() + PATIENCE;
-    loop {
-        let all = api.get(&format!("{path}/checkpoints")).await.ok(200).json();
-        let all = all.as_array().expect("a list");
-        let one = all.iter().find(|one| one["id"] == json!(id));
-        let one = one.expect("the one that was asked for");
-        match one["status"].as_str() {
-            Some("ready") => return one.clone(),
-            Some("processing") => {}
-            _ => panic!("{one}"),
-        }
-        assert!(Instant::now() < deadline, "never ready");
-        tokio::time::sleep(Duration::from_millis(50)).await;
-    }
-}
-
-fn id_of(checkpoint: &Value) -> &str {
-    checkpoint["id"].as_str().expect("an id")
-}
-
-async fn fork(api: &Api, checkpoint: &Value, body: &Value) -> Value {
-    let id = id_of(checkpoint);
-    let path = format!("/api/sandboxes/from-checkpoint/{id}");
-    api.post(&path, body).await.ok(201).json()
-}
 
 /// Goal: a fork has the files as they were and goes its own way; a restore takes the sandbox back;
 /// both keep working when the source and the checkpoint are gone.

@@ -23,6 +23,7 @@ use crate::events::families::{
     CheckpointFailed, CheckpointKind, CheckpointReady, CheckpointRequested, PatchAdded,
 };
 use crate::ids::{CheckpointId, PatchId, SandboxId};
+use crate::sandbox::{Differences, DriverError};
 
 /// The kind of the event that what a checkpoint has sealed is bound to.
 pub(super) const REQUESTED_KIND: &str = "checkpoint.requested.v1";
@@ -231,6 +232,25 @@ impl Platform {
         let state = self.checkpoints.inspect(&Checkpoint::stream(id)).await?;
         state.visible_to(&caller.org)?;
         Ok(state)
+    }
+
+    /// What differs between the disks of two checkpoints of the caller's, in lines of JSON.
+    pub async fn compare_checkpoints(
+        &self,
+        caller: &Caller,
+        from: &CheckpointId,
+        to: &CheckpointId,
+    ) -> Result<Differences, Failure> {
+        for id in [from, to] {
+            let state = self.get_checkpoint(caller, id).await?;
+            if state.phase != CheckpointPhase::Ready {
+                return Err(Reject::invalid("checkpoint not ready").into());
+            }
+        }
+        match self.driver.compare_snapshots(from, to).await {
+            Err(DriverError::Busy) => Err(Failure::Busy),
+            compared => compared.map_err(internal),
+        }
     }
 
     /// Deletes a checkpoint of a sandbox, which need not be there any more.

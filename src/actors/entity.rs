@@ -10,6 +10,7 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use actix::prelude::*;
+use tokio::sync::oneshot;
 use ulid::Ulid;
 
 use super::aggregate::{Aggregate, NameChange, Reject};
@@ -23,6 +24,8 @@ use crate::events::{
 const IDLE_MAX: Duration = Duration::from_secs(300);
 /// How often an entity looks whether it is idle.
 const IDLE_CHECK: Duration = Duration::from_secs(60);
+/// Most who wait for a state of one entity.
+const WAITING_MAX: usize = 1024;
 /// Attempts at a command that loses races; each loss means that another command won.
 const ATTEMPTS_MAX: usize = 16;
 
@@ -131,12 +134,31 @@ impl<A: Aggregate> Message for Inspect<A> {
     type Result = Result<Arc<A>, Failure>;
 }
 
+/// Wait for a state of which `until` holds. The reply is where it will be told, at once when it is so
+/// already; an entity that leaves memory before drops it.
+pub struct Await<A> {
+    /// Whether it is the one; looked at after each command.
+    pub until: fn(&A) -> bool,
+}
+
+impl<A: Aggregate> Message for Await<A> {
+    type Result = Result<oneshot::Receiver<Arc<A>>, Failure>;
+}
+
+/// One who waits for a state.
+struct Waiting<A> {
+    until: fn(&A) -> bool,
+    told: oneshot::Sender<Arc<A>>,
+}
+
 /// The actor of one entity.
 pub struct Entity<A: Aggregate> {
     source: Source,
     stream: StreamId,
     loaded: Option<Loaded<A>>,
     used: std::time::Instant,
+    /// Who waits for which state.
+    waiting: Vec<Waiting<A>>,
     _resident: Resident,
 }
 
@@ -148,6 +170,7 @@ impl<A: Aggregate + Unpin> Entity<A> {
             stream,
             loaded: None,
             used: std::time::Instant::now(),
+            waiting: Vec::new(),
             _resident: resident,
         }
     }
@@ -159,6 +182,18 @@ impl<A: Aggregate + Unpin> Entity<A> {
             self.source.keep(&self.stream, loaded);
         }
         self.loaded = loaded;
+        self.tell();
+    }
+
+    /// Tells the state to those who wait for it, and forgets those who gave up.
+    fn tell(&mut self) {
+        let Some(loaded) = &self.loaded else { return };
+        let state = &loaded.state;
+        let done = |waiting: &mut Waiting<A>| waiting.told.is_closed() || (waiting.until)(state);
+        for waiting in self.waiting.extract_if(.., done) {
+            // Whoever gave up meanwhile wants to know nothing.
+            let _ = waiting.told.send(state.clone());
+        }
     }
 }
 
@@ -167,7 +202,7 @@ impl<A: Aggregate + Unpin> Actor for Entity<A> {
 
     fn started(&mut self, ctx: &mut Self::Context) {
         ctx.run_interval(IDLE_CHECK, |actor, ctx| {
-            if actor.used.elapsed() > IDLE_MAX {
+            if actor.used.elapsed() > IDLE_MAX && actor.waiting.is_empty() {
                 ctx.stop();
             }
         });
@@ -231,6 +266,38 @@ impl<A: Aggregate + Unpin> Handler<Inspect<A>> for Entity<A> {
                 let state = loaded.state.clone();
                 actor.keep(Some(loaded));
                 Ok(state)
+            },
+        )))
+    }
+}
+
+impl<A: Aggregate + Unpin> Handler<Await<A>> for Entity<A> {
+    type Result = AtomicResponse<Self, Result<oneshot::Receiver<Arc<A>>, Failure>>;
+
+    fn handle(&mut self, message: Await<A>, _ctx: &mut Self::Context) -> Self::Result {
+        let (source, stream) = (self.source.clone(), self.stream.clone());
+        let loaded = self.loaded.take();
+        let work = async move {
+            match loaded {
+                Some(loaded) => Ok(loaded),
+                None => source.load(&stream).await,
+            }
+        };
+        AtomicResponse::new(Box::pin(work.into_actor(self).map(
+            move |result, actor, _ctx| {
+                let loaded = result?;
+                actor.waiting.retain(|waiting| !waiting.told.is_closed());
+                let (told, heard) = oneshot::channel();
+                let full = actor.waiting.len() >= WAITING_MAX;
+                if !full {
+                    let until = message.until;
+                    actor.waiting.push(Waiting { until, told });
+                }
+                actor.keep(Some(loaded));
+                match full {
+                    true => Err(Failure::Unavailable),
+                    false => Ok(heard),
+                }
             },
         )))
     }

@@ -5,8 +5,6 @@ use std::collections::BTreeMap;
 use std::sync::Arc;
 use std::time::Duration;
 
-use tokio::time::Instant;
-
 use super::aggregate::Reject;
 use super::checkpoint::{Checkpoint, CheckpointPhase};
 use super::checkpointing::REQUESTED_KIND;
@@ -22,7 +20,6 @@ use crate::ids::CheckpointId;
 
 /// Longest a fork waits for its checkpoint to be copied.
 const READY_WAIT_MAX: Duration = Duration::from_secs(30);
-const POLL: Duration = Duration::from_millis(20);
 
 /// A fork as a caller asks for it; what is absent is the source's.
 #[derive(Debug, Clone, Default)]
@@ -78,20 +75,18 @@ impl Platform {
         caller: &Caller,
         id: &CheckpointId,
     ) -> Result<Arc<Checkpoint>, Failure> {
-        let deadline = Instant::now() + READY_WAIT_MAX;
-        loop {
-            let state = self.checkpoints.inspect(&Checkpoint::stream(id)).await?;
-            state.forkable_by(&caller.org)?;
-            match state.phase {
-                CheckpointPhase::Ready => return Ok(state),
-                CheckpointPhase::Failed(_) => {
-                    return Err(Reject::invalid("checkpoint failed").into());
-                }
-                _ if Instant::now() > deadline => {
-                    return Err(Reject::invalid("checkpoint not ready").into());
-                }
-                _ => tokio::time::sleep(POLL).await,
-            }
+        let stream = Checkpoint::stream(id);
+        // Who may not know of it learns that at once.
+        let state = self.checkpoints.inspect(&stream).await?;
+        state.forkable_by(&caller.org)?;
+        let settled = |state: &Checkpoint| state.phase != CheckpointPhase::Processing;
+        let settled = self.checkpoints.wait_for(&stream, settled, READY_WAIT_MAX);
+        let state = settled.await?;
+        state.forkable_by(&caller.org)?;
+        match state.phase {
+            CheckpointPhase::Ready => Ok(state),
+            CheckpointPhase::Failed(_) => Err(Reject::invalid("checkpoint failed").into()),
+            _ => Err(Reject::invalid("checkpoint not ready").into()),
         }
     }
 

@@ -6,12 +6,14 @@ use std::collections::HashMap;
 use std::marker::PhantomData;
 use std::sync::atomic::{AtomicUsize, Ordering};
 use std::sync::{Arc, Mutex};
+use std::time::Duration;
 
 use actix::prelude::*;
+use tokio::time::Instant;
 use ulid::Ulid;
 
 use super::aggregate::Aggregate;
-use super::entity::{Beside, Done, Entity, Execute, Failure, Inspect, Leave};
+use super::entity::{Await, Beside, Done, Entity, Execute, Failure, Inspect, Leave};
 use super::loading::{Resident, Source};
 use crate::events::{Actor as Who, EventLog, Snapshots, StreamId};
 
@@ -19,6 +21,8 @@ use crate::events::{Actor as Who, EventLog, Snapshots, StreamId};
 const MAILBOX_MAX: usize = 256;
 /// Attempts at an entity that leaves memory the moment it is asked.
 const ATTEMPTS_MAX: usize = 3;
+/// Entities asked in one wait, each because the one before left memory.
+const WAITS_MAX: usize = 64;
 /// Most entities of one kind in memory, besides those that are just leaving.
 const RESIDENT_MAX: usize = 4_096;
 /// Entities told to leave when there are that many.
@@ -127,6 +131,29 @@ impl<A: Aggregate + Unpin> Registry<A> {
         for _ in 0..ATTEMPTS_MAX {
             if let Ok(state) = self.address(stream).send(Inspect(PhantomData)).await {
                 return state;
+            }
+        }
+        Err(Failure::Unavailable)
+    }
+
+    /// The state of the entity of `stream` once `until` holds of it, or the present one when `time` is
+    /// over.
+    pub async fn wait_for(
+        &self,
+        stream: &StreamId,
+        until: fn(&A) -> bool,
+        time: Duration,
+    ) -> Result<Arc<A>, Failure> {
+        let deadline = Instant::now() + time;
+        for _ in 0..WAITS_MAX {
+            let Ok(heard) = self.address(stream).send(Await { until }).await else {
+                continue;
+            };
+            match tokio::time::timeout_at(deadline, heard?).await {
+                Ok(Ok(state)) => return Ok(state),
+                // It left memory; the next one is asked.
+                Ok(Err(_)) => {}
+                Err(_) => return self.inspect(stream).await,
             }
         }
         Err(Failure::Unavailable)

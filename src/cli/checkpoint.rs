@@ -9,10 +9,10 @@ use serde::Deserialize;
 use serde_json::json;
 use time::OffsetDateTime;
 
-use super::Context;
 use super::client::{body, decode};
 use super::error::CliError;
 use super::output::{age, printable, table};
+use super::{Context, checkpoint_diff};
 
 /// Longest script read from a file or standard input, in bytes.
 const SCRIPT_BYTES_MAX: u64 = 1024 * 1024;
@@ -79,6 +79,16 @@ pub enum Checkpoint {
     Unpublish {
         /// Checkpoint id
         checkpoint_id: String,
+    },
+    /// List the files that differ between two checkpoints
+    ///
+    /// A line each: A added, D removed, M changed (and in what), ? not compared. Times are not looked
+    /// at. With --json each line is a JSON object, as the server sends it, a `summary` the last.
+    Diff {
+        /// Checkpoint id
+        from: String,
+        /// Checkpoint id
+        to: String,
     },
     /// Draw the branches of a sandbox: its checkpoints and what was made from them
     Tree {
@@ -264,6 +274,7 @@ impl Checkpoint {
             Self::Unpublish { checkpoint_id } => {
                 publish(context, &checkpoint_id, "unpublish").await
             }
+            Self::Diff { from, to } => checkpoint_diff::run(context, &from, &to).await,
             Self::Tree { sandbox_id } => tree(context, &sandbox_id).await,
         }
     }

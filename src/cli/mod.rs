@@ -10,6 +10,7 @@ mod audit;
 mod backup;
 mod bench;
 mod checkpoint;
+mod checkpoint_diff;
 mod client;
 mod data;
 mod demo;

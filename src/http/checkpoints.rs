@@ -3,6 +3,7 @@
 use std::collections::BTreeMap;
 
 use actix_web::{HttpResponse, web};
+use futures_util::stream;
 use serde::Deserialize;
 use serde_json::{Value, json};
 
@@ -22,6 +23,10 @@ pub(super) fn routes(config: &mut web::ServiceConfig) {
     config
         .service(
             web::resource("/sandboxes/from-checkpoint/{checkpoint}").route(web::post().to(fork)),
+        )
+        .service(
+            web::resource("/sandboxes/checkpoints/{checkpoint}/diff/{other}")
+                .route(web::get().to(diff)),
         )
         .service(
             web::resource("/sandboxes/checkpoints/{checkpoint}/publish")
@@ -252,6 +257,28 @@ async fn fork(
     };
     let made = to_the_end(make).await?;
     Ok(created(&render(&api, &made.state, &caller)?, made.replayed))
+}
+
+/// What differs between the disks of two checkpoints, a line of JSON each; the last one, `summary`,
+/// says that it is the last.
+async fn diff(
+    api: web::Data<Api>,
+    WithKey(caller): WithKey,
+    path: web::Path<(String, String)>,
+) -> ApiResult {
+    let (from, to) = (checkpoint_id(&path.0)?, checkpoint_id(&path.1)?);
+    let compare = api.platform.compare_checkpoints(&caller, &from, &to);
+    let lines = compare.await?;
+    let body = stream::unfold(lines, |mut lines| async move {
+        match lines.next().await {
+            Ok(piece) => Some((Ok(piece?), lines)),
+            // The reply breaks off, so that nobody takes it for a whole one.
+            Err(error) => Some((Err(error), lines)),
+        }
+    });
+    Ok(HttpResponse::Ok()
+        .content_type("application/x-ndjson")
+        .streaming(body))
 }
 
 async fn publish(

@@ -28,6 +28,7 @@ pub use guest::{
     StartSession, StartTerminal, StdinSink, TerminalSize,
 };
 pub use namespace::attachment::{EgressAttachment, EgressConnection, ExitWatch};
+pub use namespace::diff::Differences;
 pub use namespace::doctor::{Check, doctor, doctor_by};
 pub use namespace::supervisor::{Exit, supervisor_main};
 pub use namespace::{Frozen, NamespaceDriver, SUPERVISE_SUBCOMMAND};
@@ -195,6 +196,9 @@ pub enum DriverError {
         /// Which step, and the system's reason.
         what: String,
     },
+    /// Others come first, and did not end in time.
+    #[error("too much is under way at once")]
+    Busy,
     /// A file operation of the driver itself failed.
     #[error("{what}: {source}")]
     Io {
@@ -251,6 +255,13 @@ pub trait Driver: Send + Sync {
 
     /// Every copy of which anything is left on this machine.
     async fn snapshots(&self) -> Result<Vec<CheckpointId>, DriverError>;
+
+    /// Starts to tell what differs between two copies, in lines of JSON.
+    async fn compare_snapshots(
+        &self,
+        from: &CheckpointId,
+        to: &CheckpointId,
+    ) -> Result<Differences, DriverError>;
 
     /// Kills the sandbox; its disk stays and [`Driver::create`] starts it again on it. Idempotent.
     async fn stop(&self, id: &SandboxId) -> Result<(), DriverError>;

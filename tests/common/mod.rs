@@ -8,6 +8,7 @@
 
 pub mod api;
 pub mod boxes;
+pub mod checkpoints;
 pub mod offline;
 pub mod world;
 

@@ -2,6 +2,7 @@
 
 use std::collections::BTreeSet;
 use std::sync::Arc;
+use std::time::Duration;
 
 use super::{at, id, org, set_secret};
 use crate::actors::project::{Project, ProjectCommand, ProjectSettings};
@@ -114,6 +115,47 @@ fn commands_to_leaving_entities_count_once() {
             assert_eq!(events.len(), 1 + ROUNDS, "{project}");
             assert_eq!(names.len(), events.len(), "{project}: each once");
         }
+        log.close().await;
+    });
+}
+
+/// Goal: who waits for a state hears of it as soon as it is there, also when it was so already, when
+/// the entity left memory meanwhile, and not at all (but of the present one) when the time is over.
+#[test]
+fn who_waits_for_a_state_is_told() {
+    const LONG: Duration = Duration::from_secs(60);
+    let log = EventLog::in_memory();
+    actix::System::new().block_on(async {
+        let registry: Arc<Registry<Project>> =
+            Arc::new(Registry::new(log.clone(), Arbiters::start(2)));
+        let project: ProjectId = id("00000000-0000-7000-8000-000000000001");
+        let (stream, who) = (Project::stream(&project), Actor::api(org(), None));
+        let there: fn(&Project) -> bool = |state| state.details.is_some();
+        let early = registry.wait_for(&stream, there, Duration::from_millis(20));
+        assert!(early.await.expect("the present one").details.is_none());
+        let waiting: Vec<_> = (0..8)
+            .map(|_| {
+                let (registry, stream) = (registry.clone(), stream.clone());
+                actix_rt::spawn(async move { registry.wait_for(&stream, there, LONG).await })
+            })
+            .collect();
+        // Some of them ask an entity that leaves.
+        for _ in 0..5 {
+            tokio::time::sleep(Duration::from_millis(2)).await;
+            registry.send_away(&stream);
+        }
+        let begun = std::time::Instant::now();
+        registry
+            .execute(&stream, create(project, "awaited"), &who)
+            .await
+            .expect("made");
+        for one in waiting {
+            let state = one.await.expect("no panic").expect("told");
+            assert!(state.details.is_some());
+        }
+        assert!(begun.elapsed() < LONG, "told, not timed out");
+        let late = registry.wait_for(&stream, there, LONG).await;
+        assert!(late.expect("told").details.is_some());
         log.close().await;
     });
 }

@@ -17,7 +17,7 @@
 
 use std::fs::{self, File};
 use std::io;
-use std::os::fd::AsFd;
+use std::os::fd::{AsFd, OwnedFd};
 use std::os::unix::fs::{MetadataExt, OpenOptionsExt};
 use std::path::{Path, PathBuf};
 use std::process::{Command, Stdio};
@@ -25,7 +25,10 @@ use std::sync::{Mutex, PoisonError};
 use std::time::{Duration, Instant};
 
 use rustix::fs::{FlockOperation, SeekFrom};
-use rustix::mount::{MountFlags, UnmountFlags};
+use rustix::mount::{
+    FsMountFlags, FsOpenFlags, MountAttrFlags, MountFlags, UnmountFlags, fsconfig_create,
+    fsconfig_set_flag, fsconfig_set_string, fsmount, fsopen,
+};
 
 use super::plan::Home;
 use super::sys::{self, Step, StepError};
@@ -188,6 +191,29 @@ fn lock(file: &File, patience: Duration) -> io::Result<()> {
             other => return Ok(other?),
         }
     }
+}
+
+/// Mounts the disk in `path` where nobody sees it, read-only, and answers with its top. It ends with
+/// the descriptor, and those of what was opened below it.
+pub fn open_read_only(path: &Path) -> Result<OwnedFd, StepError> {
+    let file = File::open(path).step("open the disk")?;
+    let (device, source) = attach(&file).step("attach the disk to a loop device")?;
+    let mount = || -> io::Result<OwnedFd> {
+        let fs = fsopen("ext4", FsOpenFlags::FSOPEN_CLOEXEC)?;
+        fsconfig_set_string(&fs, "source", &source)?;
+        fsconfig_set_flag(&fs, "ro")?;
+        // A copy was made of a still file system: its journal has nothing that is missing.
+        fsconfig_set_flag(&fs, "noload")?;
+        fsconfig_create(&fs)?;
+        let shut = MountAttrFlags::MOUNT_ATTR_RDONLY
+            | MountAttrFlags::MOUNT_ATTR_NOSUID
+            | MountAttrFlags::MOUNT_ATTR_NODEV
+            | MountAttrFlags::MOUNT_ATTR_NOEXEC;
+        Ok(fsmount(&fs, FsMountFlags::FSMOUNT_CLOEXEC, shut)?)
+    };
+    let mount = mount().step("mount the disk");
+    drop(device);
+    mount
 }
 
 /// A loop device on `file`, which goes when its last user does, and its path.

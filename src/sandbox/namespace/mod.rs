@@ -13,6 +13,7 @@ pub(super) mod attachment;
 mod cgroup;
 mod child;
 mod control;
+pub(super) mod diff;
 mod dns;
 pub(super) mod doctor;
 mod gauges;
@@ -22,6 +23,7 @@ mod image;
 mod java;
 mod launch;
 mod leftover;
+mod merged;
 mod names;
 mod net;
 mod netlink;
@@ -49,10 +51,12 @@ use std::time::{Duration, Instant};
 
 use async_trait::async_trait;
 use sha2::{Digest, Sha256};
+use tokio::sync::Semaphore;
 
 use self::attachment::Supervisor;
 use self::cgroup::{Group, Layout};
 use self::control::Want;
+use self::diff::Differences;
 use self::gauges::{RunGauges, living_supervisor};
 use self::leftover::unmount_below;
 use self::plan::{Home, Plan};
@@ -83,6 +87,8 @@ pub struct NamespaceDriver {
     privileged: bool,
     disks_are_images: bool,
     spawner: Arc<Spawner>,
+    /// The right to compare disks.
+    comparing: Arc<Semaphore>,
 }
 
 impl NamespaceDriver {
@@ -125,6 +131,7 @@ impl NamespaceDriver {
             disks_are_images: privileged && image::possible().is_ok(),
             // After the groups: on cgroup2 this process may just have moved.
             spawner: Arc::new(Spawner::new(program)),
+            comparing: diff::turns(),
         };
         driver.forget_old_templates();
         Ok(driver)
@@ -423,6 +430,14 @@ impl Driver for NamespaceDriver {
     async fn snapshots(&self) -> Result<Vec<CheckpointId>, DriverError> {
         let driver = self.clone();
         run_blocking(move || driver.all_copies()).await
+    }
+
+    async fn compare_snapshots(
+        &self,
+        from: &CheckpointId,
+        to: &CheckpointId,
+    ) -> Result<Differences, DriverError> {
+        self.compare(from, to).await
     }
 
     async fn stop(&self, id: &SandboxId) -> Result<(), DriverError> {

@@ -51,7 +51,7 @@ impl NamespaceDriver {
         self.data.join(CHECKPOINTS)
     }
 
-    fn copy_of(&self, id: &CheckpointId) -> PathBuf {
+    pub(super) fn copy_of(&self, id: &CheckpointId) -> PathBuf {
         self.copies().join(id.to_string())
     }
 

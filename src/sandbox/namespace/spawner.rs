@@ -84,6 +84,11 @@ impl Spawner {
         self.try_start(plan)
     }
 
+    /// The program it is.
+    pub fn program(&self) -> &Path {
+        &self.program
+    }
+
     /// The process, while there is one.
     pub fn pid(&self) -> Option<u32> {
         let process = self.process.lock().unwrap_or_else(PoisonError::into_inner);

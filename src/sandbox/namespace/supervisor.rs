@@ -15,6 +15,7 @@ use rustix::fs::{FlockOperation, Mode, OFlags};
 use rustix::net::SocketType;
 use serde::{Deserialize, Serialize};
 
+use super::diff::diff_main;
 use super::image::Image;
 use super::launch::{Launched, launch};
 use super::plan::{PLAN_BYTES_MAX, Plan, State, write_atomically};
@@ -52,7 +53,7 @@ pub struct Exit {
 
 /// The hidden subcommand of `oc`: `args` are the words after it. Call it before anything starts
 /// a thread. Without words it is the process that supervisors are forked from; with `probe` it
-/// prints what this machine can do.
+/// prints what this machine can do, with `diff` what differs between two disks.
 pub fn supervisor_main(args: &[String]) -> ExitCode {
     if sys::close_from(3).is_err() {
         return ExitCode::FAILURE;
@@ -60,6 +61,7 @@ pub fn supervisor_main(args: &[String]) -> ExitCode {
     match args.first().map(String::as_str) {
         None => spawner_main(),
         Some("probe") => doctor::probe_main(),
+        Some("diff") => diff_main(),
         Some(_) => ExitCode::from(2),
     }
 }
