@@ -6,7 +6,7 @@ mod common;
 use std::time::{Duration, Instant};
 
 use common::Server;
-use common::checkpoints::{checkpoint, fork, id_of, path_of, run, sandbox};
+use common::checkpoints::{checkpoint, fork, fsck, id_of, path_of, run, sandbox};
 use serde_json::{Value, json};
 
 const PATIENCE: Duration = Duration::from_secs(60);
@@ -376,8 +376,8 @@ async fn checkpoints_are_named_limited_and_make_room() {
     refused.refused(400, "checkpoint belongs to another sandbox");
 }
 
-/// Goal: kill -9 in the middle of a checkpoint, a restore, a fork: afterwards each is whole or gone,
-/// and nothing is left that no record has.
+/// Goal: kill -9 in the middle of a checkpoint, a restore, a fork, a delete: afterwards each is whole or
+/// gone, and nothing is left that no record has: `oc fsck` finds disks and records to agree.
 #[actix_rt::test]
 async fn a_crash_leaves_whole_checkpoints_or_none() {
     let mut server = Server::start();
@@ -393,25 +393,34 @@ async fn a_crash_leaves_whole_checkpoints_or_none() {
     .await;
     let base = checkpoint(&api, &path, "base").await;
     for (round, delay_ms) in [0u64, 5, 15, 40, 90, 200].into_iter().enumerate() {
+        let doomed = checkpoint(&server.api(), &path, &format!("d{round}")).await;
         let calls = [
             (
+                "POST",
                 format!("{path}/checkpoints"),
                 json!({ "name": format!("r{round}") }),
             ),
             (
+                "POST",
                 format!("/api/sandboxes/from-checkpoint/{}", id_of(&base)),
                 json!({}),
             ),
             (
+                "POST",
                 format!("{path}/checkpoints/{}/restore", id_of(&base)),
                 json!({}),
             ),
+            (
+                "DELETE",
+                format!("{path}/checkpoints/{}", id_of(&doomed)),
+                json!({}),
+            ),
         ];
-        for (call, body) in calls {
+        for (method, call, body) in calls {
             let sent = {
                 let api = server.api();
                 let body = body.to_string().into_bytes();
-                actix_rt::spawn(async move { drop(api.send("POST", &call, Some(body)).await) })
+                actix_rt::spawn(async move { drop(api.send(method, &call, Some(body)).await) })
             };
             tokio::time::sleep(Duration::from_millis(delay_ms)).await;
             server.kill();
@@ -458,4 +467,7 @@ async fn a_crash_leaves_whole_checkpoints_or_none() {
         let check = "sha256sum -c ~/sum >/dev/null; echo $?";
         assert_eq!(run(&api, &path_of(one), check).await, "0");
     }
+    server.stop();
+    let (code, report) = fsck(server.data(), &[]);
+    assert_eq!((code, &report["clean"]), (0, &json!(true)), "{report}");
 }

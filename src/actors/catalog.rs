@@ -115,7 +115,8 @@ impl Catalog {
         self.read(look)
     }
 
-    fn read<T>(&self, look: impl FnOnce(&Model) -> T) -> T {
+    /// Looks at the rows.
+    pub(super) fn read<T>(&self, look: impl FnOnce(&Model) -> T) -> T {
         look(&self.model.read().unwrap_or_else(PoisonError::into_inner))
     }
 

@@ -60,7 +60,8 @@ impl Backup {
             };
             format!(
                 "Backed up {} commits, {} events, chain {} to {}; the copy was read again and \
-                 verifies.\n{keys}\nSandboxes' disks are not part of a backup. Keys of what is \
+                 verifies.\n{keys}\nDisks are not part of a backup: neither those of sandboxes nor the \
+                 copies that checkpoints are (docs/checkpoints.md). Keys of what is \
                  deleted later stay in it: let old backups expire.",
                 manifest.commits,
                 manifest.positions,

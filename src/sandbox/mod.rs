@@ -30,6 +30,7 @@ pub use guest::{
 pub use namespace::attachment::{EgressAttachment, EgressConnection, ExitWatch};
 pub use namespace::diff::Differences;
 pub use namespace::doctor::{Check, doctor, doctor_by};
+pub use namespace::inventory::{FoundDisk, Inventory, Loose, remove_found};
 pub use namespace::supervisor::{Exit, supervisor_main};
 pub use namespace::{Frozen, NamespaceDriver, SUPERVISE_SUBCOMMAND};
 pub use stats::{Gauges, Stats};

@@ -1,5 +1,7 @@
 //! What tests of checkpoints do with them.
 
+use std::path::Path;
+use std::process::Command;
 use std::time::{Duration, Instant};
 
 use serde_json::{Value, json};
@@ -68,4 +70,21 @@ pub async fn fork(api: &Api, checkpoint: &Value, body: &Value) -> Value {
     let id = id_of(checkpoint);
     let path = format!("/api/sandboxes/from-checkpoint/{id}");
     api.post(&path, body).await.ok(201).json()
+}
+
+/// `oc fsck` on a stopped server's folder: its exit code and its report (null with code 1).
+pub fn fsck(data: &Path, more: &[&str]) -> (i32, Value) {
+    let output = Command::new(env!("CARGO_BIN_EXE_oc"))
+        .args(["fsck", "--json", "--data-dir"])
+        .arg(data)
+        .args(more)
+        .env_clear()
+        .output()
+        .expect("oc runs");
+    let code = output.status.code().expect("an exit code");
+    let report = serde_json::from_slice(&output.stdout).unwrap_or_default();
+    if code == 1 {
+        println!("{}", String::from_utf8_lossy(&output.stderr));
+    }
+    (code, report)
 }

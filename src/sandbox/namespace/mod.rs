@@ -20,6 +20,7 @@ mod gauges;
 mod held;
 mod host_ids;
 mod image;
+pub(super) mod inventory;
 mod java;
 mod launch;
 mod leftover;
@@ -60,6 +61,7 @@ use self::diff::Differences;
 use self::gauges::{RunGauges, living_supervisor};
 use self::leftover::unmount_below;
 use self::plan::{Home, Plan};
+use self::snapshot::run_blocking;
 use self::spawner::Spawner;
 use self::supervisor::{Exit, Report};
 use self::template::Template;
@@ -482,19 +484,6 @@ impl Driver for NamespaceDriver {
         all.dedup();
         Ok(all)
     }
-}
-
-/// Runs work that blocks, of no sandbox, on a thread for such work.
-async fn run_blocking<T: Send + 'static>(
-    work: impl FnOnce() -> Result<T, DriverError> + Send + 'static,
-) -> Result<T, DriverError> {
-    let done = tokio::task::spawn_blocking(work).await;
-    done.unwrap_or_else(|error| {
-        Err(DriverError::Io {
-            what: "work on checkpoints".to_owned(),
-            source: io::Error::other(error),
-        })
-    })
 }
 
 /// Tells this folder's control groups from those of other servers on the machine.

@@ -26,9 +26,9 @@ use crate::ids::{CheckpointId, SandboxId};
 use crate::sandbox::{DriverError, Snapshot};
 
 /// Folder of the copies, beside the sandboxes' folders; not a sandbox id.
-const CHECKPOINTS: &str = ".checkpoints";
+pub(super) const CHECKPOINTS: &str = ".checkpoints";
 /// Prefix of what is not whole yet.
-const DRAFT: &str = ".draft-";
+pub(super) const DRAFT: &str = ".draft-";
 const IMAGE: &str = "disk.img";
 const FOLDER: &str = "disk";
 const PLAN: &str = "plan.json";
@@ -218,6 +218,19 @@ impl NamespaceDriver {
     }
 }
 
+/// Runs work that blocks, of no sandbox, on a thread for such work.
+pub(super) async fn run_blocking<T: Send + 'static>(
+    work: impl FnOnce() -> Result<T, DriverError> + Send + 'static,
+) -> Result<T, DriverError> {
+    let done = tokio::task::spawn_blocking(work).await;
+    done.unwrap_or_else(|error| {
+        Err(DriverError::Io {
+            what: "work on checkpoints".to_owned(),
+            source: io::Error::other(error),
+        })
+    })
+}
+
 /// First of the host ids that own a disk: those of the sandbox it began with.
 pub(super) fn owner_of(home: &Home) -> Option<u32> {
     let plan = fs::read(home.plan()).ok()?;
@@ -285,7 +298,7 @@ fn size_of(copy: &Path) -> Option<u64> {
     copy.is_dir().then(|| blocks_below(copy))
 }
 
-fn blocks_below(path: &Path) -> u64 {
+pub(super) fn blocks_below(path: &Path) -> u64 {
     let Ok(meta) = fs::symlink_metadata(path) else {
         return 0;
     };

@@ -111,11 +111,7 @@ impl Template {
     /// and the user `sandbox` are two owners; else all is this process' user's.
     pub fn ensure(base: &Path, privileged: bool) -> io::Result<Self> {
         let plan = Plan::collect()?;
-        let mut hash = Sha256::new();
-        plan.digest(&mut hash);
-        hash.update(GUEST);
-        hash.update([u8::from(privileged)]);
-        let name: String = hex::encode(hash.finalize()).chars().take(32).collect();
+        let name = plan.name(privileged);
         let finished = base.join(&name);
         if !finished.exists() {
             let draft = base.join(format!(".draft-{}-{name}", std::process::id()));
@@ -127,6 +123,11 @@ impl Template {
             }
         }
         Ok(Self::at(&finished))
+    }
+
+    /// Where [`ensure`](Self::ensure) would make or find it now.
+    pub fn present(base: &Path, privileged: bool) -> io::Result<PathBuf> {
+        Ok(base.join(Plan::collect()?.name(privileged)))
     }
 
     /// The template in folder `dir`.
@@ -154,6 +155,15 @@ impl Plan {
         plan.etc()?;
         plan.usr();
         Ok(plan)
+    }
+
+    /// What a template of this content is called.
+    fn name(&self, privileged: bool) -> String {
+        let mut hash = Sha256::new();
+        self.digest(&mut hash);
+        hash.update(GUEST);
+        hash.update([u8::from(privileged)]);
+        hex::encode(hash.finalize()).chars().take(32).collect()
     }
 
     fn dir(&mut self, path: &str, mode: u32, owner: u32) {
