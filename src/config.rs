@@ -80,6 +80,9 @@ struct File {
     egress: EgressFile,
 }
 
+/// Socket of the server's own machine, in the data folder.
+pub const ADMIN_SOCKET: &str = "admin.sock";
+
 /// Limits an operator may set.
 #[derive(Debug, Clone, Copy, Deserialize)]
 #[serde(deny_unknown_fields, default)]
@@ -90,6 +93,8 @@ pub struct Limits {
     pub concurrent_sandboxes_max: usize,
     /// Captured output of one command, bytes per stream.
     pub exec_output_bytes_max: usize,
+    /// Requests a second one API key is good for, unless it was made with a rate of its own. 0: any.
+    pub requests_per_sec: u32,
     /// Largest uploaded file, bytes.
     pub upload_bytes_max: u64,
     /// Memory that hibernated sandboxes may hold together, MiB; beyond it the longest asleep keep
@@ -103,6 +108,7 @@ impl Default for Limits {
             memory_mb_max: 16384,
             concurrent_sandboxes_max: 50,
             exec_output_bytes_max: 16 * 1024 * 1024,
+            requests_per_sec: 0,
             upload_bytes_max: 2 * 1024 * 1024 * 1024,
             hibernated_memory_mb_max: 0,
         }

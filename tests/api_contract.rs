@@ -302,6 +302,21 @@ async fn writes_that_race_a_delete_find_nothing() {
 
 /// Every resource of the door as the source declares it: file, path there, methods, who may.
 const ROUTES: &[(&str, &str, &[&str], Who)] = &[
+    ("admin_socket", "/admin/orgs", &["GET", "POST"], Who::Socket),
+    (
+        "admin_socket",
+        "/admin/orgs/{org}/keys",
+        &["GET", "POST"],
+        Who::Socket,
+    ),
+    (
+        "admin_socket",
+        "/admin/orgs/{org}/keys/{key}",
+        &["DELETE"],
+        Who::Socket,
+    ),
+    ("keys", "/keys", &["GET", "POST"], Who::Key),
+    ("keys", "/keys/{key}", &["DELETE"], Who::Key),
     ("audit", "/audit/events", &["GET"], Who::Key),
     ("audit", "/audit/events/{event}", &["GET"], Who::Key),
     ("audit", "/audit/state", &["GET"], Who::Key),
@@ -472,6 +487,8 @@ enum Who {
     Sandbox,
     /// In the same places, for whoever has a signature.
     Signed,
+    /// On the socket of the server's machine, and nowhere else.
+    Socket,
 }
 
 /// Goal: no route is forgotten: the table above is what the source declares, and each of its
@@ -494,6 +511,10 @@ async fn no_route_answers_without_a_credential() {
     for (_, path, methods, who) in ROUTES {
         let below: &[&str] = match who {
             Who::Anybody => continue,
+            Who::Socket => {
+                server.api().get(path).await.refused(404, "no such route");
+                continue;
+            }
             Who::Key => &["/api"],
             Who::Sandbox | Who::Signed => &["/api/sandboxes/{id}", "/sandboxes/{id}"],
         };
@@ -543,6 +564,7 @@ async fn every_path_tells_its_methods() {
     let nobody = server.api().without_key();
     for (_, path, methods, who) in ROUTES {
         let below = match who {
+            Who::Socket => continue,
             Who::Anybody => "",
             Who::Key => "/api",
             Who::Sandbox | Who::Signed => "/api/sandboxes/{id}",

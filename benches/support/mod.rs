@@ -3,8 +3,8 @@
 use opencomputer::events::families::{
     EgressDecided, EgressEvent, Family, KeyCreated, Layer, LayerKind, OrgCreated, OrgEvent,
     ProjectCreated, ProjectEvent, ProjectUpdated, SandboxCreated, SandboxEvent, SandboxSealed,
-    SealedEntry, SecretRotated, SecretSet, StartRequested, Started, StopReason, StopRequested,
-    Stopped, StoreCreated, StoreEvent, TimeoutSet,
+    Scope, SealedEntry, SecretRotated, SecretSet, StartRequested, Started, StopReason,
+    StopRequested, Stopped, StoreCreated, StoreEvent, TimeoutSet,
 };
 use opencomputer::events::{
     Actor, Append, COMMIT_EVENTS_MAX, EventLog, NewEvent, Sealed, StreamId,
@@ -107,6 +107,10 @@ pub fn organization(org: OrgId) -> Vec<OrgEvent> {
             name: "first".to_owned(),
             prefix: "osb_00000000".to_owned(),
             sha256: "ab".repeat(32),
+            scope: Scope::Admin,
+            target: None,
+            expires_at: None,
+            rate: None,
             at: at(),
         }),
     ]

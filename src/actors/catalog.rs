@@ -12,13 +12,16 @@ use time::OffsetDateTime;
 use tokio::sync::watch;
 
 use super::checkpoint::{Checkpoint, CheckpointPhase};
-use super::model::{Change, Model};
+use super::model::{Change, Grant, Model};
+use super::org::Org;
 use super::project::Project;
 use super::sandbox::{Phase, Sandbox};
 use super::secret_store::SecretStore;
-use crate::events::families::{DecodeError, Kept, ProjectCreated, SandboxCreated, StoreCreated};
+use crate::events::families::{
+    DecodeError, Kept, Layer, LayerKind, ProjectCreated, SandboxCreated, StoreCreated,
+};
 use crate::events::{EventLog, ReadError, Recorded, StreamId, VerifyError};
-use crate::ids::{CheckpointId, KeyId, OrgId, SandboxId};
+use crate::ids::{CheckpointId, KeyId, OrgId, ProjectId, SandboxId};
 
 /// Longest a reply waits for the model to catch up with its own write.
 const CATCH_UP_MAX: Duration = Duration::from_secs(5);
@@ -133,9 +136,35 @@ impl Catalog {
         }
     }
 
-    /// Whose key has this SHA-256 (lower-case hex).
-    pub fn key(&self, sha256: &str) -> Option<(OrgId, KeyId)> {
-        self.read(|model| model.keys.get(sha256).copied())
+    /// What the key with this SHA-256 (lower-case hex) is good for.
+    pub fn key(&self, sha256: &str) -> Option<Arc<Grant>> {
+        self.read(|model| model.keys.get(sha256).cloned())
+    }
+
+    /// What a key is good for.
+    pub fn key_by_id(&self, id: &KeyId) -> Option<Arc<Grant>> {
+        self.read(|model| model.keys_by_id.get(id).cloned())
+    }
+
+    /// An organization.
+    pub fn org(&self, id: &OrgId) -> Option<Org> {
+        self.read(|model| model.orgs.get(id).cloned())
+    }
+
+    /// Every organization, the oldest first.
+    pub fn orgs(&self) -> Vec<Org> {
+        self.read(|model| model.orgs.values().cloned().collect())
+    }
+
+    /// Whether a sandbox was made in a project.
+    pub fn is_of_project(&self, sandbox: &SandboxId, project: &ProjectId) -> bool {
+        let project = project.to_string();
+        let of = |layer: &Layer| layer.kind == LayerKind::Project && layer.id == project;
+        self.read(|model| {
+            let details = model.sandboxes.get(sandbox)?.details.as_ref()?;
+            Some(details.layers.iter().any(of))
+        })
+        .unwrap_or(false)
     }
 
     /// Whether any key is valid.

@@ -17,13 +17,13 @@ use tokio::sync::Semaphore;
 
 use super::checkpoint::Checkpoint;
 use super::model::{Keep, Model};
-use super::org::Org;
+use super::org::{Org, OrgKey};
 use super::project::Project;
 use super::sandbox::{Phase, Sandbox};
 use super::secret_store::SecretStore;
 use super::secrets::Secrets;
 use super::trail::Filter;
-use crate::events::families::{PatchAdded, SecretPlacement};
+use crate::events::families::{KeyTarget, PatchAdded, SecretPlacement};
 use crate::events::{EventLog, READ_EVENTS_MAX, ReadError, Recorded, StreamId};
 use crate::ids::OrgId;
 
@@ -236,14 +236,7 @@ fn timestamp(at: OffsetDateTime) -> Option<String> {
 
 fn org(row: &Org) -> Option<(OrgId, Value)> {
     let details = row.details.as_ref()?;
-    let keys = row.keys.iter().map(|key| {
-        json!({
-            "id": key.key_id,
-            "name": key.name,
-            "prefix": key.prefix,
-            "createdAt": timestamp(key.at),
-        })
-    });
+    let keys = row.keys.iter().map(org_key);
     let shown = json!({
         "id": details.org_id,
         "name": details.name,
@@ -251,6 +244,33 @@ fn org(row: &Org) -> Option<(OrgId, Value)> {
         "createdAt": timestamp(details.at),
     });
     Some((details.org_id, shown))
+}
+
+/// A key as it is shown: never its hash.
+pub fn org_key(key: &OrgKey) -> Value {
+    let made = &key.made;
+    let mut shown = json!({
+        "id": made.key_id,
+        "name": made.name,
+        "prefix": made.prefix,
+        "scope": made.scope,
+        "createdAt": timestamp(made.at),
+    });
+    match &made.target {
+        Some(KeyTarget::Sandbox(id)) => shown["sandboxId"] = json!(id),
+        Some(KeyTarget::Project(id)) => shown["projectId"] = json!(id),
+        None => {}
+    }
+    if let Some(at) = made.expires_at {
+        shown["expiresAt"] = json!(timestamp(at));
+    }
+    if let Some(rate) = made.rate {
+        shown["requestsPerSec"] = json!(rate);
+    }
+    if let Some(at) = key.revoked_at {
+        shown["revokedAt"] = json!(timestamp(at));
+    }
+    shown
 }
 
 fn project(row: &Project) -> Option<(OrgId, Value)> {

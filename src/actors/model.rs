@@ -5,6 +5,7 @@
 //! secrets out ([`Keep::Versions`]); a replay keeps their names and hosts ([`Keep::Names`]).
 
 use std::collections::BTreeMap;
+use std::sync::Arc;
 
 use time::OffsetDateTime;
 
@@ -16,8 +17,8 @@ use super::sandbox::Sandbox;
 use super::secret_store::SecretStore;
 use super::versions::Versions;
 use crate::events::families::{
-    CheckpointEvent, DecodeError, Family, OrgEvent, ProjectEvent, SandboxEvent, SecretSet,
-    StoreEvent,
+    CheckpointEvent, DecodeError, Family, KeyCreated, OrgEvent, ProjectEvent, SandboxEvent,
+    SecretSet, StoreEvent,
 };
 use crate::events::{BRANCH_KIND, Recorded, Sealed};
 use crate::ids::{CheckpointId, KeyId, OrgId, ProjectId, SandboxId, StoreId};
@@ -32,12 +33,23 @@ pub(super) enum Keep {
     Names,
 }
 
+/// A key that was not revoked: whose it is and what it is good for. It may have expired.
+#[derive(Debug)]
+pub struct Grant {
+    /// The organization.
+    pub org: OrgId,
+    /// The key.
+    pub made: KeyCreated,
+}
+
 /// The rows, everything that ever was included; what is gone says so.
 #[derive(Debug, Default)]
 pub(super) struct Model {
     pub orgs: BTreeMap<OrgId, Org>,
-    /// Whose key has which SHA-256 (lower-case hex).
-    pub keys: BTreeMap<String, (OrgId, KeyId)>,
+    /// Keys that were not revoked, by their SHA-256 (lower-case hex).
+    pub keys: BTreeMap<String, Arc<Grant>>,
+    /// The same by their records.
+    pub keys_by_id: BTreeMap<KeyId, Arc<Grant>>,
     pub projects: BTreeMap<ProjectId, Project>,
     pub stores: BTreeMap<StoreId, SecretStore>,
     pub sandboxes: BTreeMap<SandboxId, Sandbox>,
@@ -126,8 +138,16 @@ impl Model {
     fn apply_org(&mut self, id: &str, event: OrgEvent, recorded: &Recorded) {
         if let Ok(org) = id.parse::<OrgId>() {
             match &event {
-                OrgEvent::KeyCreated(key) => {
-                    self.keys.insert(key.sha256.clone(), (org, key.key_id));
+                OrgEvent::KeyCreated(made) => {
+                    let made = made.clone();
+                    let grant = Arc::new(Grant { org, made });
+                    self.keys_by_id.insert(grant.made.key_id, grant.clone());
+                    self.keys.insert(grant.made.sha256.clone(), grant);
+                }
+                OrgEvent::KeyRevoked(revoked) => {
+                    if let Some(grant) = self.keys_by_id.remove(&revoked.key_id) {
+                        self.keys.remove(&grant.made.sha256);
+                    }
                 }
                 OrgEvent::Created(_) => {}
             }

@@ -1,11 +1,17 @@
 //! An organization: a tenant with API keys, of which only hashes are known.
+//!
+//! Invariant: a key that was revoked stays known, so that nothing makes it valid again.
 
 use serde::{Deserialize, Serialize};
+use time::OffsetDateTime;
 
 use super::aggregate::{Aggregate, Decision, Reject};
 use crate::events::StreamId;
-use crate::events::families::{KeyCreated, OrgCreated, OrgEvent};
-use crate::ids::OrgId;
+use crate::events::families::{KeyCreated, KeyRevoked, OrgCreated, OrgEvent};
+use crate::ids::{KeyId, OrgId};
+
+/// Most keys of one organization that are not revoked.
+pub const KEYS_MAX: usize = 1000;
 
 /// What can be asked of an organization.
 pub enum OrgCommand {
@@ -13,6 +19,23 @@ pub enum OrgCommand {
     Create(OrgCreated),
     /// Give it a key.
     CreateKey(KeyCreated),
+    /// Take a key away.
+    RevokeKey(KeyRevoked),
+}
+
+/// A key as it was made, and whether it was revoked since.
+#[derive(Debug, Clone, Serialize, Deserialize)]
+#[serde(rename_all = "camelCase")]
+pub struct OrgKey {
+    /// As it was made.
+    pub made: KeyCreated,
+    /// When it was revoked.
+    #[serde(
+        default,
+        skip_serializing_if = "Option::is_none",
+        with = "time::serde::rfc3339::option"
+    )]
+    pub revoked_at: Option<OffsetDateTime>,
 }
 
 /// An organization's state.
@@ -21,8 +44,8 @@ pub enum OrgCommand {
 pub struct Org {
     /// Set once it exists.
     pub details: Option<OrgCreated>,
-    /// Keys that are valid.
-    pub keys: Vec<KeyCreated>,
+    /// Every key there ever was, oldest first.
+    pub keys: Vec<OrgKey>,
 }
 
 impl Org {
@@ -30,26 +53,46 @@ impl Org {
     pub fn stream(id: &OrgId) -> StreamId {
         StreamId::of("org", id)
     }
+
+    /// One of its keys.
+    pub fn key(&self, id: &KeyId) -> Option<&OrgKey> {
+        self.keys.iter().find(|key| key.made.key_id == *id)
+    }
 }
 
 impl Aggregate for Org {
     type Command = OrgCommand;
     type Event = OrgEvent;
-    const STATE_VERSION: u32 = 1;
+    const STATE_VERSION: u32 = 2;
 
     fn decide(&self, command: &OrgCommand) -> Result<Decision<OrgEvent>, Reject> {
+        let exists = || match self.details {
+            Some(_) => Ok(()),
+            None => Err(Reject::not_found("organization")),
+        };
         Ok(match command {
             OrgCommand::Create(created) if self.details.is_none() => {
                 OrgEvent::Created(created.clone()).into()
             }
             OrgCommand::Create(_) => Decision::nothing(),
             OrgCommand::CreateKey(created) => {
-                if self.details.is_none() {
-                    return Err(Reject::not_found("organization"));
+                exists()?;
+                let same = |key: &OrgKey| key.made.sha256 == created.sha256;
+                let valid = self.keys.iter().filter(|key| key.revoked_at.is_none());
+                if self.keys.iter().any(same) {
+                    Decision::nothing()
+                } else if valid.count() >= KEYS_MAX {
+                    return Err(Reject::Invalid(format!("at most {KEYS_MAX} keys")));
+                } else {
+                    OrgEvent::KeyCreated(created.clone()).into()
                 }
-                match self.keys.iter().any(|key| key.sha256 == created.sha256) {
-                    true => Decision::nothing(),
-                    false => OrgEvent::KeyCreated(created.clone()).into(),
+            }
+            OrgCommand::RevokeKey(revoked) => {
+                exists()?;
+                match self.key(&revoked.key_id) {
+                    None => return Err(Reject::not_found("key")),
+                    Some(key) if key.revoked_at.is_some() => Decision::nothing(),
+                    Some(_) => OrgEvent::KeyRevoked(revoked.clone()).into(),
                 }
             }
         })
@@ -58,7 +101,16 @@ impl Aggregate for Org {
     fn apply(&mut self, event: &OrgEvent, _revision: u64) {
         match event {
             OrgEvent::Created(created) => self.details = Some(created.clone()),
-            OrgEvent::KeyCreated(created) => self.keys.push(created.clone()),
+            OrgEvent::KeyCreated(created) => self.keys.push(OrgKey {
+                made: created.clone(),
+                revoked_at: None,
+            }),
+            OrgEvent::KeyRevoked(revoked) => {
+                let id = revoked.key_id;
+                if let Some(key) = self.keys.iter_mut().find(|key| key.made.key_id == id) {
+                    key.revoked_at.get_or_insert(revoked.at);
+                }
+            }
         }
     }
 }

@@ -5,8 +5,12 @@
 //! on loopback is called directly, whatever the proxy variables say.
 
 use std::error::Error as _;
+use std::fs::File;
 use std::io;
 use std::net::IpAddr;
+use std::os::fd::AsRawFd;
+use std::path::Path;
+use std::sync::Arc;
 use std::time::Duration;
 
 use bytes::Bytes;
@@ -41,6 +45,8 @@ pub struct Api {
     key: Option<HeaderValue>,
     key_header: HeaderName,
     shown: String,
+    /// The folder of a local server's socket: its address names the descriptor.
+    _dir: Option<Arc<File>>,
 }
 
 impl Api {
@@ -65,6 +71,43 @@ impl Api {
             key,
             key_header: KEY_HEADER,
             shown: url.trim_end_matches('/').to_owned(),
+            _dir: None,
+        })
+    }
+
+    /// A client for the server on this machine, by its socket; whoever reaches that needs no key.
+    pub fn local(socket: &Path) -> Result<Self, CliError> {
+        let unusable = |error: &dyn std::fmt::Display| {
+            let socket = socket.display();
+            CliError::Usage(format!(
+                "cannot use {socket}: {error}; is the server running?"
+            ))
+        };
+        let (Some(dir), Some(name)) = (socket.parent(), socket.file_name()) else {
+            return Err(unusable(&"not the path of a socket"));
+        };
+        // The address of a socket has room for some 100 bytes; this one is short whatever the path.
+        let dir = File::open(dir).map_err(|error| unusable(&error))?;
+        let path = Path::new("/proc/self/fd")
+            .join(dir.as_raw_fd().to_string())
+            .join(name);
+        path.try_exists()
+            .ok()
+            .filter(|there| *there)
+            .ok_or_else(|| unusable(&"no such socket"))?;
+        let http = reqwest::Client::builder()
+            .no_proxy()
+            .unix_socket(path)
+            .build()
+            .map_err(|error| unusable(&error))?;
+        let base = Url::parse("http://localhost").map_err(|error| unusable(&error))?;
+        Ok(Self {
+            http,
+            base,
+            key: None,
+            key_header: KEY_HEADER,
+            shown: socket.display().to_string(),
+            _dir: Some(Arc::new(dir)),
         })
     }
 

@@ -6,6 +6,7 @@
 //! command's own); errors go to standard error, results to standard output.
 
 mod account;
+mod admin;
 mod audit;
 mod backup;
 mod bench;
@@ -133,6 +134,9 @@ pub enum Command {
     Config(account::Config),
     /// Show who the API key belongs to
     Whoami,
+    /// Manage organizations and API keys
+    #[command(subcommand)]
+    Admin(admin::Admin),
     /// Print a completion script for a shell
     Completion {
         /// The shell to complete for
@@ -206,7 +210,8 @@ fn dispatch(
         command => command,
     };
     let settings = Settings::resolve(sources)?;
-    if settings.api_key.is_none() {
+    let local = matches!(&command, Command::Admin(admin) if admin.is_local());
+    if settings.api_key.is_none() && !local {
         let warning = "warning: no API key; set one with `oc config set api-key <key>`";
         // A warning nobody can read is no reason to stop.
         let _ = writeln!(std::io::stderr(), "{warning}");
@@ -225,6 +230,7 @@ fn dispatch(
             Command::Sandbox(sandbox) => sandbox.run(&context).await.map(done),
             Command::Checkpoint(checkpoint) => checkpoint.run(&context).await.map(done),
             Command::Patch(patch) => patch.run(&context).await.map(done),
+            Command::Admin(admin) => admin.run(&context).await.map(done),
             Command::Create(create) => create.run(&context).await.map(done),
             Command::Ls => sandbox::list(&context).await.map(done),
             Command::Exec(exec) => exec.run(&context).await,

@@ -2,22 +2,34 @@
 //! and the first one that is present decides.
 //!
 //! Keys are found by their SHA-256, so that no comparison depends on the key's text; tokens are
-//! HS256 JWTs for one sandbox. Organization scope is decided here and nowhere else.
+//! HS256 JWTs for one sandbox, good as long as the key they were given to. What a credential is good
+//! for is decided here and nowhere else.
+//!
+//! | A key | May |
+//! |---|---|
+//! | `read` | `GET` and `HEAD`, but open no socket; a file that is read wakes its sandbox |
+//! | `write` | all but the keys |
+//! | `admin` | all |
+//! | of one sandbox or project | the same, in the data plane of that sandbox or those of that project alone |
 
 use std::future::{Ready, ready};
 use std::net::IpAddr;
+use std::sync::Arc;
 
+use actix_web::http::Method;
 use actix_web::http::StatusCode;
-use actix_web::http::header::{AUTHORIZATION, HOST, ORIGIN};
+use actix_web::http::header::{AUTHORIZATION, HOST, ORIGIN, UPGRADE};
 use actix_web::http::uri::Authority;
 use actix_web::{FromRequest, HttpRequest, dev::Payload, web};
 use jsonwebtoken::{Algorithm, DecodingKey, EncodingKey, Header, Validation, decode, encode};
 use serde::{Deserialize, Serialize};
+use time::OffsetDateTime;
 
 use super::Api;
 use super::error::ApiError;
-use crate::actors::{Asleep, Caller, InUse, key_hash};
-use crate::ids::{OrgId, SandboxId};
+use crate::actors::{Asleep, Caller, Grant, InUse, key_hash};
+use crate::events::families::{KeyTarget, Scope};
+use crate::ids::{KeyId, OrgId, SandboxId};
 
 /// Lifetime of a sandbox token, seconds (24 hours).
 const TOKEN_SEC: i64 = 24 * 3600;
@@ -27,6 +39,9 @@ const ASYNC_WAKE: &str = "X-OSB-Async-Wake";
 
 /// A caller with an API key: every route of its organization.
 pub struct WithKey(pub Caller);
+
+/// A caller who may manage the organization's keys.
+pub struct WithAdmin(pub Caller);
 
 /// A caller of one sandbox's data plane: an API key, or that sandbox's own token.
 pub struct WithSandbox {
@@ -59,6 +74,9 @@ struct Claims {
     org_id: OrgId,
     sandbox_id: SandboxId,
     worker_id: String,
+    /// The key it was given to; `None` on a server without keys.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    key_id: Option<KeyId>,
 }
 
 /// Makes and checks sandbox tokens.
@@ -76,17 +94,18 @@ impl Tokens {
         }
     }
 
-    /// A new token for one sandbox.
-    pub fn issue(&self, org: &OrgId, sandbox: &SandboxId) -> Result<String, ApiError> {
+    /// A new token for one sandbox, which `caller` may see.
+    pub fn issue(&self, caller: &Caller, sandbox: &SandboxId) -> Result<String, ApiError> {
         let now = time::OffsetDateTime::now_utc().unix_timestamp();
         let claims = Claims {
             iss: ISSUER.to_owned(),
-            sub: org.to_string(),
+            sub: caller.org.to_string(),
             iat: now,
             exp: now + TOKEN_SEC,
-            org_id: *org,
+            org_id: caller.org,
             sandbox_id: sandbox.clone(),
             worker_id: super::WORKER.to_owned(),
+            key_id: caller.key,
         };
         encode(&Header::new(Algorithm::HS256), &claims, &self.encoding).map_err(ApiError::internal)
     }
@@ -102,18 +121,49 @@ impl Tokens {
 
 /// What a request's credential turns out to be.
 enum Known {
-    Key(Caller),
-    Token(Claims),
+    Key(Caller, Option<Arc<Grant>>),
+    Token(Claims, Option<Arc<Grant>>),
+}
+
+impl Known {
+    /// The key behind it; none on a server without keys.
+    fn grant(&self) -> Option<&Grant> {
+        match self {
+            Self::Key(_, grant) | Self::Token(_, grant) => grant.as_deref(),
+        }
+    }
 }
 
 fn refused(text: &str) -> ApiError {
     ApiError::new(StatusCode::UNAUTHORIZED, text)
 }
 
+fn forbidden(text: &str) -> ApiError {
+    ApiError::new(StatusCode::FORBIDDEN, text)
+}
+
+/// Who calls, once it is clear that the key may be used for this request at all.
 fn identify(request: &HttpRequest) -> Result<Known, ApiError> {
     let api = request
         .app_data::<web::Data<Api>>()
         .ok_or_else(|| ApiError::internal("no state"))?;
+    let known = known(api, request)?;
+    let Some(grant) = known.grant() else {
+        return Ok(known);
+    };
+    let now = OffsetDateTime::now_utc();
+    if grant.made.expires_at.is_some_and(|at| at <= now) {
+        return Err(refused("API key expired"));
+    }
+    api.admission.pass(&grant.made, now)?;
+    let looks = request.method() == Method::GET && !request.headers().contains_key(UPGRADE);
+    match grant.made.scope {
+        Scope::Read if !looks => Err(forbidden("this API key may only read")),
+        _ => Ok(known),
+    }
+}
+
+fn known(api: &Api, request: &HttpRequest) -> Result<Known, ApiError> {
     let Some(credential) = credential(request) else {
         return match api.no_auth {
             Some(org) => without_key(request, &api.public_url, org),
@@ -122,16 +172,19 @@ fn identify(request: &HttpRequest) -> Result<Known, ApiError> {
     };
     // A token has two dots and a key has none.
     if credential.bytes().filter(|b| *b == b'.').count() == 2 {
-        let claims = api.tokens.check(&credential);
-        return claims
-            .map(Known::Token)
-            .ok_or_else(|| refused("invalid API key"));
+        let invalid = || refused("invalid API key");
+        let claims = api.tokens.check(&credential).ok_or_else(invalid)?;
+        let grant = match claims.key_id {
+            Some(key) => Some(api.platform.catalog().key_by_id(&key).ok_or_else(invalid)?),
+            None => None,
+        };
+        return Ok(Known::Token(claims, grant));
     }
     match api.platform.catalog().key(&key_hash(&credential)) {
-        Some((org, key)) => Ok(Known::Key(Caller {
-            org,
-            key: Some(key),
-        })),
+        Some(grant) => {
+            let (org, key) = (grant.org, Some(grant.made.key_id));
+            Ok(Known::Key(Caller { org, key }, Some(grant)))
+        }
         None => match api.no_auth {
             // Clients that can't do without a key send any.
             Some(org) => without_key(request, &api.public_url, org),
@@ -148,9 +201,8 @@ fn without_key(request: &HttpRequest, public_url: &str, org: OrgId) -> Result<Kn
     let host = header(HOST).or(request.uri().authority().map(|host| host.as_str()));
     let own = |origin: &str| is_local(origin) || authority(origin) == authority(public_url);
     match host.is_none_or(own) && header(ORIGIN).is_none_or(own) {
-        true => Ok(Known::Key(Caller { org, key: None })),
-        false => Err(ApiError::new(
-            StatusCode::FORBIDDEN,
+        true => Ok(Known::Key(Caller { org, key: None }, None)),
+        false => Err(forbidden(
             "a server without keys serves no web pages of other origins",
         )),
     }
@@ -206,13 +258,39 @@ impl FromRequest for WithKey {
     type Future = Ready<Result<Self, ApiError>>;
 
     fn from_request(request: &HttpRequest, _: &mut Payload) -> Self::Future {
-        ready(identify(request).and_then(|known| match known {
-            Known::Key(caller) => Ok(Self(caller)),
-            Known::Token(_) => Err(ApiError::new(
-                StatusCode::FORBIDDEN,
-                "token not valid for this route",
-            )),
+        ready(identify(request).and_then(|known| {
+            let bound = known.grant().and_then(|grant| grant.made.target.as_ref());
+            match (&known, bound) {
+                (Known::Key(caller, _), None) => Ok(Self(*caller)),
+                (Known::Key(..), Some(KeyTarget::Sandbox(_))) => {
+                    Err(forbidden("this API key is good for one sandbox alone"))
+                }
+                (Known::Key(..), Some(KeyTarget::Project(_))) => Err(forbidden(
+                    "this API key is good for the sandboxes of one project alone",
+                )),
+                (Known::Token(..), _) => Err(forbidden("token not valid for this route")),
+            }
         }))
+    }
+}
+
+impl FromRequest for WithAdmin {
+    type Error = ApiError;
+    type Future = Ready<Result<Self, ApiError>>;
+
+    fn from_request(request: &HttpRequest, payload: &mut Payload) -> Self::Future {
+        let WithKey(caller) = match WithKey::from_request(request, payload).into_inner() {
+            Ok(with) => with,
+            Err(error) => return ready(Err(error)),
+        };
+        let grant = request.app_data::<web::Data<Api>>().zip(caller.key);
+        let grant = grant.and_then(|(api, key)| api.platform.catalog().key_by_id(&key));
+        ready(match (caller.key, grant) {
+            // A server without keys trusts who reaches it.
+            (None, _) => Ok(Self(caller)),
+            (Some(_), Some(grant)) if grant.made.scope == Scope::Admin => Ok(Self(caller)),
+            _ => Err(forbidden("this API key may not manage keys")),
+        })
     }
 }
 
@@ -234,24 +312,35 @@ impl FromRequest for WithSandbox {
                 false => Asleep::Wait,
             };
             match known {
-                Known::Key(caller) => {
+                Known::Key(caller, grant) => {
                     let id = id.map_err(|_| ApiError::not_found("sandbox"))?;
-                    Ok(Self { caller, id, asleep })
+                    let target = grant.as_ref().and_then(|grant| grant.made.target.as_ref());
+                    match target.is_none_or(|target| covers(request, target, &id)) {
+                        true => Ok(Self { caller, id, asleep }),
+                        // It learns nothing about others.
+                        false => Err(ApiError::not_found("sandbox")),
+                    }
                 }
-                Known::Token(claims) if id.as_ref() == Ok(&claims.sandbox_id) => Ok(Self {
+                Known::Token(claims, _) if id.as_ref() == Ok(&claims.sandbox_id) => Ok(Self {
                     caller: Caller {
                         org: claims.org_id,
-                        key: None,
+                        key: claims.key_id,
                     },
                     id: claims.sandbox_id,
                     asleep,
                 }),
-                Known::Token(_) => Err(ApiError::new(
-                    StatusCode::FORBIDDEN,
-                    "token not valid for this sandbox",
-                )),
+                Known::Token(..) => Err(forbidden("token not valid for this sandbox")),
             }
         }))
+    }
+}
+
+fn covers(request: &HttpRequest, target: &KeyTarget, id: &SandboxId) -> bool {
+    match target {
+        KeyTarget::Sandbox(only) => only == id,
+        KeyTarget::Project(project) => request
+            .app_data::<web::Data<Api>>()
+            .is_some_and(|api| api.platform.catalog().is_of_project(id, project)),
     }
 }
 
@@ -291,7 +380,7 @@ mod tests {
     fn only_own_tokens_in_their_time_are_taken() {
         let (ours, theirs) = (Tokens::new(&[1; 32]), Tokens::new(&[2; 32]));
         let (org, sandbox) = (OrgId::generate(), SandboxId::generate());
-        let token = ours.issue(&org, &sandbox).unwrap();
+        let token = ours.issue(&Caller { org, key: None }, &sandbox).unwrap();
         let claims = ours.check(&token).unwrap();
         assert_eq!((claims.org_id, claims.sandbox_id), (org, sandbox));
         assert!(theirs.check(&token).is_none());

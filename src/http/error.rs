@@ -80,6 +80,10 @@ impl ResponseError for ApiError {
 
     fn error_response(&self) -> HttpResponse {
         let mut reply = HttpResponse::build(self.status);
+        // A quota says how much is in use; what else there is too much of is over in a moment.
+        if self.status == StatusCode::TOO_MANY_REQUESTS && self.body.get("active").is_none() {
+            reply.insert_header(("Retry-After", "1"));
+        }
         if self.status == StatusCode::SERVICE_UNAVAILABLE {
             // Who waits for a sandbox shall look again sooner.
             let soon = self.body.get("waking").is_some() || self.body.get("retryable").is_some();

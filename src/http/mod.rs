@@ -1,6 +1,8 @@
 //! The door: the HTTP API. It translates and decides nothing: one file a resource, errors in one
 //! envelope, credentials checked before anything else is looked at.
 
+mod admin_socket;
+mod admission;
 mod audit;
 mod audit_follow;
 mod audit_proof;
@@ -17,6 +19,7 @@ mod health;
 mod history;
 mod idempotency;
 mod identity;
+mod keys;
 mod logs;
 mod methods;
 mod metrics;
@@ -56,6 +59,8 @@ pub struct Api {
     pub(crate) public_url: String,
     /// The organization that everybody is when the server asks for no key.
     pub(crate) no_auth: Option<OrgId>,
+    /// How often keys may be used, and when they last were.
+    pub(crate) admission: admission::Admission,
     /// Signs checkpoints of the event log.
     pub(crate) checkpoint_key: Arc<CheckpointKey>,
     pub(crate) audit: audit_follow::Audit,
@@ -71,6 +76,7 @@ pub fn routes(config: &mut web::ServiceConfig) {
     config.service(
         web::scope("/api")
             .configure(identity::routes)
+            .configure(keys::routes)
             .configure(projects::routes)
             .configure(secret_stores::routes)
             .configure(audit::routes)

@@ -119,7 +119,7 @@ pub(super) fn render(api: &Api, sandbox: &Sandbox, caller: &Caller) -> ApiResult
         "status": sandbox.phase.status(),
         "templateID": details.template,
         "template": details.template,
-        "token": api.tokens.issue(&caller.org, id)?,
+        "token": api.tokens.issue(caller, id)?,
         "connectURL": format!("{}/api", api.public_url),
         "region": REGION,
         "workerID": WORKER,
@@ -317,7 +317,7 @@ async fn set_timeout(
 
 async fn refresh_token(api: web::Data<Api>, who: WithSandbox) -> ApiResult {
     api.platform.get_sandbox(&who.caller, &who.id).await?;
-    let token = api.tokens.issue(&who.caller.org, &who.id)?;
+    let token = api.tokens.issue(&who.caller, &who.id)?;
     Ok(HttpResponse::Ok().json(json!({ "token": token })))
 }
 

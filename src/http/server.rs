@@ -16,19 +16,22 @@ use rustls::pki_types::CertificateDer;
 use rustls::pki_types::pem::PemObject;
 use tokio::time::timeout;
 
+use super::admin_socket;
+use super::admission::{Admission, SAVE_INTERVAL};
 use super::audit_follow::Audit;
 use super::auth::Tokens;
 use super::body::JSON_BYTES_MAX;
 use super::error::ApiError;
 use super::feeds::Feeds;
 use super::idempotency::REPLAYED;
+use super::keys::{is_key, new_key};
 use super::methods::with_methods;
 use super::metrics::{self, with_count};
 use super::request_id::{REQUEST_ID, with_request_id};
 use super::signed_urls::UrlSigner;
 use super::stop::{serve_until, told_to_stop};
 use super::{Api, routes};
-use crate::actors::{Failure, Parts, Platform, Reconciler};
+use crate::actors::{Failure, NewKey, Parts, Platform, Reconciler};
 use crate::config::{AuditMode, Config, Egress, EgressTls};
 use crate::events::{
     CheckpointError, CheckpointKey, CheckpointOptions, EngineError, EventLog, Keeper, KeyError,
@@ -194,6 +197,7 @@ pub async fn serve(config: Config, first_key: impl FnOnce(FirstKey<'_>)) -> Resu
         public_url: config.public_url.clone().unwrap_or_else(|| url.clone()),
         no_auth: config.no_auth.then_some(org),
         checkpoint_key,
+        admission: Admission::open(&config.data_dir, config.limits.requests_per_sec),
         audit: Audit::new(log.clone(), stopping.clone()),
         stopping: stopping.clone(),
         log_feeds: Feeds::default(),
@@ -203,6 +207,15 @@ pub async fn serve(config: Config, first_key: impl FnOnce(FirstKey<'_>)) -> Resu
     let admin = admin
         .map(|listener| serve_admin(listener, api.clone(), requests.clone()))
         .transpose()?;
+    let local = admin_socket::serve(&config.data_dir, api.clone())?;
+    let uses = api.clone();
+    let saved = actix_rt::spawn(async move {
+        loop {
+            tokio::time::sleep(SAVE_INTERVAL).await;
+            uses.admission.save();
+        }
+    });
+    let uses = api.clone();
     let server = HttpServer::new(move || {
         App::new()
             .wrap(from_fn(with_count))
@@ -236,6 +249,9 @@ pub async fn serve(config: Config, first_key: impl FnOnce(FirstKey<'_>)) -> Resu
     if let Some(admin) = admin {
         admin.stop(false).await;
     }
+    local.stop(false).await;
+    saved.abort();
+    uses.admission.save();
     if let Some(reason) = ended? {
         return Err(ServeError::LogStopped(reason.to_string()));
     }
@@ -460,28 +476,18 @@ async fn bootstrap(
     }
     let key = match &given {
         Some(key) => key.clone(),
-        None => format!("osb_{}", hex::encode(rand::random::<[u8; 32]>())),
+        None => new_key(),
     };
     // Told before it is valid: a crash in between makes another key at the next start, while one
     // that was valid and never told would lock everybody out.
     if given.is_none() {
         first_key(FirstKey { url, key: &key });
     }
-    match known {
-        Some(org) => {
-            platform.add_key(&org, "first", &key).await?;
-            Ok(org)
-        }
-        None => Ok(platform.create_org(FIRST_ORG, &key).await?.0),
-    }
-}
-
-fn is_key(text: &str) -> bool {
-    let hex = text.strip_prefix("osb_");
-    hex.is_some_and(|hex| {
-        hex.len() == 64
-            && hex
-                .bytes()
-                .all(|b| b.is_ascii_digit() || (b'a'..=b'f').contains(&b))
-    })
+    let org = match known {
+        Some(org) => org,
+        None => platform.create_org(FIRST_ORG).await?.org_id,
+    };
+    let made = platform.add_key(&org, NewKey::first(), &key, None);
+    made.await?;
+    Ok(org)
 }

@@ -35,6 +35,12 @@ pub use namespace::supervisor::{Exit, supervisor_main};
 pub use namespace::{Frozen, NamespaceDriver, SUPERVISE_SUBCOMMAND};
 pub use stats::{Gauges, Stats};
 
+/// A stream socket that listens at `path`, whatever the path's length, replacing a stale one.
+pub fn listen_stream(path: &std::path::Path) -> std::io::Result<std::os::fd::OwnedFd> {
+    const BACKLOG: i32 = 64;
+    namespace::packet::listen(path, rustix::net::SocketType::STREAM, BACKLOG)
+}
+
 /// Largest number of CPUs one sandbox may be given.
 pub const CPU_COUNT_MAX: u32 = 64;
 /// Smallest memory of a sandbox, in MiB: below this an interpreter does not start.

@@ -3,7 +3,7 @@
 use std::path::Path;
 use std::sync::Arc;
 
-use opencomputer::events::families::{Family, KeyCreated, OrgCreated, OrgEvent};
+use opencomputer::events::families::{Family, KeyCreated, OrgCreated, OrgEvent, Scope};
 use opencomputer::events::{
     Actor, Append, EventLog, Expected, Keyring, LogOptions, NewEvent, Recorded, SealContext,
     Sealed, StreamId, open_keyring,
@@ -129,6 +129,10 @@ pub fn add_org(data: &Path, name: &str, key: &str) {
             name: "first".to_owned(),
             prefix: key.chars().take(12).collect(),
             sha256: hex::encode(Sha256::digest(key.as_bytes())),
+            scope: Scope::Admin,
+            target: None,
+            expires_at: None,
+            rate: None,
             at,
         };
         let events = [OrgEvent::Created(created), OrgEvent::KeyCreated(key)];

@@ -36,7 +36,7 @@ use crate::proxy::EgressSettings;
 use crate::sandbox::Driver;
 use crate::secret::SecretValue;
 
-pub use orgs::key_hash;
+pub use orgs::{NewKey, key_hash};
 
 /// Who calls: an organization and, unless the server asks for none, the key it used.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]

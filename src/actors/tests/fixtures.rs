@@ -89,12 +89,18 @@ async fn live_through_everything(log: &EventLog) {
         ]
         .map(|(slot, act)| make(slot, act))
     };
-    let acts = [Act::Org(OrgAct::Create), Act::Org(OrgAct::Key(0))]
-        .into_iter()
-        .chain(both(Act::Project))
-        .chain(both(Act::Store))
-        .chain(sandbox_lives().map(|(slot, act)| Act::Sandbox(slot, act)))
-        .chain(checkpoint_lives().map(|(slot, act)| Act::Checkpoint(slot, act)));
+    let acts = [
+        OrgAct::Create,
+        OrgAct::Key(0),
+        OrgAct::Key(1),
+        OrgAct::Revoke(1),
+    ]
+    .map(Act::Org)
+    .into_iter()
+    .chain(both(Act::Project))
+    .chain(both(Act::Store))
+    .chain(sandbox_lives().map(|(slot, act)| Act::Sandbox(slot, act)))
+    .chain(checkpoint_lives().map(|(slot, act)| Act::Checkpoint(slot, act)));
     for act in acts {
         world.act(&act, false).await;
     }

@@ -12,9 +12,9 @@ use crate::actors::project::Project;
 use crate::actors::sandbox::{PatchState, Phase, Sandbox};
 use crate::actors::secret_store::SecretStore;
 use crate::events::families::{
-    CheckpointEvent, CheckpointKind, CheckpointReady, CheckpointRequested, KeyCreated, OrgCreated,
-    OrgEvent, PatchAdded, ProjectEvent, SandboxEvent, SecretDeleted, SecretRevoked, SecretTaken,
-    StoreEvent,
+    CheckpointEvent, CheckpointKind, CheckpointReady, CheckpointRequested, KeyCreated, KeyRevoked,
+    OrgCreated, OrgEvent, PatchAdded, ProjectEvent, SandboxEvent, Scope, SecretDeleted,
+    SecretRevoked, SecretTaken, StoreEvent,
 };
 
 /// Every field is set, and what is written down reads back as the same.
@@ -46,7 +46,15 @@ fn a_changed_layout_needs_a_new_state_version() {
             name: "first".to_owned(),
             prefix: "osb_00000000".to_owned(),
             sha256: "ab".repeat(32),
+            scope: Scope::Admin,
+            target: None,
+            expires_at: None,
+            rate: None,
             at: at(1),
+        }),
+        OrgEvent::KeyRevoked(KeyRevoked {
+            key_id: id("00000000-0000-7000-8000-0000000000f1"),
+            at: at(2),
         }),
     ];
     check("org", &after::<Org>(&organization));

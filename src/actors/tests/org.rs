@@ -2,7 +2,7 @@
 
 use super::{at, id, org, scene};
 use crate::actors::org::{Org, OrgCommand};
-use crate::events::families::{KeyCreated, OrgCreated, OrgEvent};
+use crate::events::families::{KeyCreated, KeyRevoked, OrgCreated, OrgEvent, Scope};
 
 fn created() -> OrgCreated {
     OrgCreated {
@@ -18,15 +18,26 @@ fn key() -> KeyCreated {
         name: "first".to_owned(),
         prefix: "osb_00000000".to_owned(),
         sha256: "ab".repeat(32),
+        scope: Scope::Admin,
+        target: None,
+        expires_at: None,
+        rate: None,
         at: at(1),
     }
 }
 
-/// Goal: start-up can repeat both steps after a crash at any point between them.
+/// Goal: start-up can repeat both steps after a crash at any point between them, and a key that was
+/// revoked is never valid again.
 #[test]
-fn making_an_organization_and_its_key_can_be_repeated() {
+fn steps_can_be_repeated_and_revoked_keys_stay_revoked() {
     let made = [OrgEvent::Created(created())];
     let with_key = [OrgEvent::Created(created()), OrgEvent::KeyCreated(key())];
+    let revoked = KeyRevoked {
+        key_id: key().key_id,
+        at: at(2),
+    };
+    let without = [&with_key[..], &[OrgEvent::KeyRevoked(revoked.clone())]].concat();
+    let revoke = || OrgCommand::RevokeKey(revoked.clone());
     let scenes = [
         scene::<Org>("create", &[], OrgCommand::Create(created())),
         scene::<Org>("create again", &made, OrgCommand::Create(created())),
@@ -41,6 +52,14 @@ fn making_an_organization_and_its_key_can_be_repeated() {
             &[],
             OrgCommand::CreateKey(key()),
         ),
+        scene::<Org>("revoke it", &with_key, revoke()),
+        scene::<Org>("revoke it again", &without, revoke()),
+        scene::<Org>(
+            "what was revoked stays so",
+            &without,
+            OrgCommand::CreateKey(key()),
+        ),
+        scene::<Org>("revoke a key there is not", &made, revoke()),
     ];
     insta::assert_snapshot!(scenes.concat());
 }

@@ -19,9 +19,9 @@ use crate::actors::registry::{Arbiters, Registry};
 use crate::actors::sandbox::Sandbox;
 use crate::actors::secret_store::{SecretStore, StoreCommand};
 use crate::actors::secrets::SecretCommand;
-use crate::events::families::{KeyCreated, OrgCreated};
+use crate::events::families::{KeyCreated, KeyRevoked, OrgCreated, Scope};
 use crate::events::{Actor, EventLog, StreamId};
-use crate::ids::{CheckpointId, OrgId, ProjectId, SandboxId, StoreId};
+use crate::ids::{CheckpointId, KeyId, OrgId, ProjectId, SandboxId, StoreId};
 
 /// Slots for objects of a kind: a new object takes the place of an old one, which lives on.
 const SLOTS: usize = 3;
@@ -51,6 +51,7 @@ pub enum CheckpointAct {
 pub enum OrgAct {
     Create,
     Key(u8),
+    Revoke(u8),
 }
 
 /// What can happen to projects and stores alike.
@@ -99,6 +100,7 @@ pub fn any_act() -> impl Strategy<Value = (Act, bool)> {
         1 => prop_oneof![
             Just(OrgAct::Create),
             (0..3u8).prop_map(OrgAct::Key),
+            (0..3u8).prop_map(OrgAct::Revoke),
         ].prop_map(Act::Org),
         3 => (slot(), object_act()).prop_map(|(slot, act)| Act::Project(slot, act)),
         3 => (slot(), object_act()).prop_map(|(slot, act)| Act::Store(slot, act)),
@@ -292,6 +294,10 @@ async fn execute<A: Aggregate + Unpin>(
     }
 }
 
+fn key_id(number: &u8) -> KeyId {
+    id(&format!("00000000-0000-7000-8000-0000000000f{number}"))
+}
+
 fn org_command(act: &OrgAct, org: OrgId) -> OrgCommand {
     match act {
         OrgAct::Create => OrgCommand::Create(OrgCreated {
@@ -300,11 +306,19 @@ fn org_command(act: &OrgAct, org: OrgId) -> OrgCommand {
             at: at(0),
         }),
         OrgAct::Key(number) => OrgCommand::CreateKey(KeyCreated {
-            key_id: id(&format!("00000000-0000-7000-8000-0000000000f{number}")),
+            key_id: key_id(number),
             name: letter(*number),
             prefix: "osb_00000000".to_owned(),
             sha256: format!("{org}{number}"),
+            scope: Scope::Admin,
+            target: None,
+            expires_at: None,
+            rate: None,
             at: at(1),
+        }),
+        OrgAct::Revoke(number) => OrgCommand::RevokeKey(KeyRevoked {
+            key_id: key_id(number),
+            at: at(2),
         }),
     }
 }

@@ -27,7 +27,7 @@ pub use checkpoint::{
 pub use egress::{EgressAnnounced, EgressDecided, EgressEvent};
 pub use idempotency::{IdempotencyEvent, IdempotencyRecorded, IdempotencyReleased};
 pub use name::{NameClaimed, NameEvent, NameReleased};
-pub use org::{KeyCreated, OrgCreated, OrgEvent};
+pub use org::{KeyCreated, KeyRevoked, KeyTarget, OrgCreated, OrgEvent, Scope};
 pub use project::{ProjectCreated, ProjectDeleted, ProjectEvent, ProjectUpdated};
 pub use resource::{OomKilled, ResourceEvent};
 pub use sandbox::{

@@ -29,7 +29,7 @@ mod names;
 mod net;
 mod netlink;
 mod nft;
-mod packet;
+pub(super) mod packet;
 mod plan;
 mod remove;
 mod rootfs;
