@@ -15,6 +15,7 @@ use http_body_util::BodyExt;
 use hyper::body::Incoming;
 use tokio::time::timeout;
 
+use super::again::Spare;
 use super::answer::{Answer, Asked, incoming};
 use super::body::{CountedBody, OutBody, StreamError};
 use super::decision::{Outcome, Protocol, Record};
@@ -28,13 +29,13 @@ use super::refusal::Refusal;
 use super::standing::{CutBody, Rest, Standing};
 use super::upgrade::Opened;
 use super::upload::{self, Upload};
-use super::upstream::Lease;
+use super::upstream::{Failure, Lease};
 use super::websocket::Handshake;
 
 /// How long a host may take for the head of its answer while nothing of the request moves either.
 /// Models think for minutes.
 const ANSWER_TIMEOUT: Duration = Duration::from_secs(5 * 60);
-/// Connections tried for one request: kept ones that turn out to be closed, then a new one.
+/// Connections tried for one request: a kept one that turns out to be closed, then new ones.
 const ATTEMPTS_MAX: usize = 3;
 
 /// Requests of one connection of a sandbox to one host.
@@ -139,7 +140,7 @@ impl Exchange {
         }
 
         let (asked, version) = (Asked::of(&parts), parts.version);
-        let lease = self.lease(version).await?;
+        let lease = self.lease(version, false).await?;
         record.host(lease.tls(), lease.version());
         let (gathering, upstreams) = (self.proxy.gathering(), self.proxy.upstreams());
         let spools = upstreams.spools_for(&self.origin);
@@ -204,15 +205,17 @@ impl Exchange {
         }
     }
 
-    async fn lease(&self, version: Version) -> Result<Lease, Refusal> {
+    async fn lease(&self, version: Version, anew: bool) -> Result<Lease, Refusal> {
         let upstreams = self.proxy.upstreams();
         upstreams
-            .lease(self.proxy.dialer(), &self.origin, version)
+            .lease(self.proxy.dialer(), &self.origin, version, anew)
             .await
     }
 
-    /// Sends a request; again, on another connection, when the kept one turned out to be closed
-    /// before a byte of the request was written.
+    /// Sends a request; again, on another connection, when nothing of it was written, when the host
+    /// did nothing about it, or when the kept connection ended before a byte of an answer and the
+    /// method changes nothing at the host (RFC 9110, section 9.2.2), so that no request is carried
+    /// out twice.
     async fn send(
         &self,
         mut request: Request<OutBody>,
@@ -226,14 +229,35 @@ impl Exchange {
             self.origin
                 .address(&mut parts.uri, &mut parts.headers, parts.version);
             write_framing(&mut parts, &body);
-            let addressed = Request::from_parts(parts, body);
-            match self.sent(addressed, &mut lease, record).await? {
-                Ok(response) => return Ok((response, lease)),
-                Err(Some(unsent)) if attempt < ATTEMPTS_MAX => request = unsent,
-                Err(_) => break,
+            let safe = parts.method.is_safe();
+            let mut addressed = Request::from_parts(parts, body);
+            let mut spare = None;
+            if lease.may_fail(safe) && attempt < ATTEMPTS_MAX {
+                let (request, kept) = Spare::of(addressed);
+                addressed = request;
+                spare = Some(kept);
             }
+            let failure = match self.sent(addressed, &mut lease, record).await? {
+                Ok(response) => {
+                    if let Some(spare) = spare {
+                        spare.answered();
+                    }
+                    return Ok((response, lease));
+                }
+                Err(failure) => failure,
+            };
+            let again = match failure {
+                Failure::Unsent(request) => Some(request),
+                Failure::Refused => spare.and_then(Spare::again),
+                Failure::Lost if safe => spare.and_then(Spare::again),
+                Failure::Lost | Failure::Broken => None,
+            };
+            let Some(again) = again.filter(|_| attempt < ATTEMPTS_MAX) else {
+                break;
+            };
+            request = again;
             drop(lease);
-            lease = self.lease(version).await?;
+            lease = self.lease(version, true).await?;
         }
         Err(record.tally.refusal().cloned().unwrap_or(Refusal::Upstream))
     }
@@ -244,7 +268,7 @@ impl Exchange {
         request: Request<OutBody>,
         lease: &mut Lease,
         record: &Record,
-    ) -> Result<Result<Response<Incoming>, Option<Request<OutBody>>>, Refusal> {
+    ) -> Result<Result<Response<Incoming>, Failure>, Refusal> {
         record.tally.leave();
         patiently(lease.send(request), &record.up, ANSWER_TIMEOUT).await
     }

@@ -20,6 +20,7 @@
 //! Another content coding becomes a variant of `coding::Coding`.
 
 mod address;
+mod again;
 mod ahead;
 mod answer;
 mod body;

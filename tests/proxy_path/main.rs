@@ -3,6 +3,7 @@
 //! Every test ends with [`world::World::finish`], which searches every decision and every log
 //! line of the process for the secret values used.
 
+mod again;
 mod bodies;
 mod clients;
 mod codings;

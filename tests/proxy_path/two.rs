@@ -13,7 +13,7 @@ use hyper::body::Incoming;
 use hyper::client::conn::http2::SendRequest;
 use hyper::service::service_fn;
 use hyper_util::rt::{TokioExecutor, TokioIo};
-use tokio::io::AsyncReadExt;
+use tokio::io::{AsyncRead, AsyncReadExt};
 use tokio::net::TcpListener;
 use tokio_rustls::TlsAcceptor;
 
@@ -263,7 +263,7 @@ pub fn request_frame(stream: u32, end: bool, more: &[(&str, &[u8])]) -> Vec<u8> 
 }
 
 /// The next frame; `None` at the end.
-pub async fn next_frame(io: &mut Io) -> Option<RawFrame> {
+pub async fn next_frame(io: &mut (impl AsyncRead + Unpin)) -> Option<RawFrame> {
     let mut head = [0; 9];
     io.read_exact(&mut head).await.ok()?;
     let length = u32::from_be_bytes([0, head[0], head[1], head[2]]);

@@ -3,7 +3,7 @@
 use std::future::poll_fn;
 use std::pin::{Pin, pin};
 use std::sync::Arc;
-use std::sync::atomic::{AtomicUsize, Ordering};
+use std::sync::atomic::{AtomicBool, AtomicUsize, Ordering};
 use std::task::{Context, Poll};
 use std::time::Duration;
 
@@ -12,16 +12,17 @@ use futures_util::FutureExt;
 use http::{Request, Response, Version};
 use http_body::{Body, Frame};
 use hyper::body::Incoming;
-use hyper::client::conn::{TrySendError, http1, http2};
+use hyper::client::conn::{http1, http2};
 use hyper_util::rt::{TokioIo, TokioTimer};
 use tokio::time::timeout;
 use tokio_util::task::AbortOnDropHandle;
 
 use super::driver::Driver;
+use super::failure::Failure;
 use crate::proxy::body::OutBody;
 use crate::proxy::connection::HEAD_BYTES_MAX;
 use crate::proxy::dial::Dialled;
-use crate::proxy::io::Duplex;
+use crate::proxy::io::{Duplex, Listened};
 use crate::proxy::refusal::Refusal;
 use crate::proxy::streams::{End, Streams, drive};
 
@@ -56,6 +57,10 @@ pub(crate) struct One {
     sender: http1::SendRequest<OutBody>,
     tls: Option<&'static str>,
     driver: Driver,
+    /// A request was sent on it before.
+    used: bool,
+    /// A byte came since the last request was sent.
+    heard: Arc<AtomicBool>,
 }
 
 /// A connection for many requests. Cut when nobody holds it any more.
@@ -63,6 +68,10 @@ pub(crate) struct Many {
     sender: http2::SendRequest<OutBody>,
     tls: Option<&'static str>,
     active: AtomicUsize,
+    /// A request was answered on it.
+    used: AtomicBool,
+    /// The host does not take every request on it any more.
+    retired: AtomicBool,
     _driver: AbortOnDropHandle<()>,
 }
 
@@ -92,14 +101,20 @@ impl Link {
         }
     }
 
-    /// Sends a request. One of which nothing was written comes back with the error.
-    pub async fn send(
-        &mut self,
-        request: Request<OutBody>,
-    ) -> Result<Response<Incoming>, TrySendError<Request<OutBody>>> {
+    /// Whether a request that gets no answer on it may have to be sent again, be that for a host
+    /// that refused it or, when it is `safe`, for a connection that ended.
+    pub fn may_fail(&self, safe: bool) -> bool {
+        match self {
+            Self::One(one) => safe && one.used,
+            Self::Many(_) => true,
+        }
+    }
+
+    /// Sends a request. One of which nothing was written comes back with the failure.
+    pub async fn send(&mut self, request: Request<OutBody>) -> Result<Response<Incoming>, Failure> {
         match self {
             Self::One(one) => one.send(request).await,
-            Self::Many(share) => share.0.sender.clone().try_send_request(request).await,
+            Self::Many(share) => share.0.send(request).await,
         }
     }
 }
@@ -130,6 +145,7 @@ impl One {
         tls: Option<&'static str>,
         upgrades: bool,
     ) -> Result<Self, Refusal> {
+        let (stream, heard) = Listened::new(stream);
         let (sender, connection) = http1::Builder::new()
             .max_buf_size(HEAD_BYTES_MAX)
             .max_header_size(HEAD_BYTES_MAX)
@@ -149,13 +165,14 @@ impl One {
             sender,
             tls,
             driver,
+            used: false,
+            heard,
         })
     }
 
-    async fn send(
-        &mut self,
-        request: Request<OutBody>,
-    ) -> Result<Response<Incoming>, TrySendError<Request<OutBody>>> {
+    async fn send(&mut self, request: Request<OutBody>) -> Result<Response<Incoming>, Failure> {
+        let used = std::mem::replace(&mut self.used, true);
+        self.heard.store(false, Ordering::Relaxed);
         // A long body may have to move while its answer does not.
         let length = request.body().size_hint().upper();
         if length.is_none_or(|length| length > SENT_HERE_BYTES_MAX) {
@@ -163,7 +180,9 @@ impl One {
         }
         let mut answered = pin!(self.sender.try_send_request(request));
         let driver = &mut self.driver;
-        poll_fn(|cx| driver.poll_with(cx, |cx| answered.as_mut().poll(cx))).await
+        let answered = poll_fn(|cx| driver.poll_with(cx, |cx| answered.as_mut().poll(cx))).await;
+        let heard = || self.heard.load(Ordering::Relaxed);
+        answered.map_err(|failure| Failure::of_one(failure, used, heard()))
     }
 
     /// Whether the last exchange is over and the next may begin.
@@ -228,8 +247,24 @@ impl Many {
             sender,
             tls,
             active: AtomicUsize::new(0),
+            used: AtomicBool::new(false),
+            retired: AtomicBool::new(false),
             _driver: AbortOnDropHandle::new(driver),
         }))
+    }
+
+    async fn send(&self, request: Request<OutBody>) -> Result<Response<Incoming>, Failure> {
+        let answered = self.sender.clone().try_send_request(request).await;
+        if answered.is_ok() {
+            self.used.store(true, Ordering::Relaxed);
+        }
+        answered.map_err(|failure| {
+            let failure = Failure::of_many(failure, self.used.load(Ordering::Relaxed));
+            if !matches!(failure, Failure::Broken) {
+                self.retired.store(true, Ordering::Relaxed);
+            }
+            failure
+        })
     }
 
     /// A share, when there is room for another request.
@@ -242,9 +277,9 @@ impl Many {
         Some(Share(self.clone()))
     }
 
-    /// Whether the connection takes no more requests.
+    /// Whether the connection takes no more requests. Those on it may go on.
     pub fn is_closed(&self) -> bool {
-        self.sender.is_closed()
+        self.sender.is_closed() || self.retired.load(Ordering::Relaxed)
     }
 
     /// Whether no request is on it.

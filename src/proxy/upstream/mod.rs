@@ -13,6 +13,7 @@
 //!   and the host agree on needs no translation.
 
 mod driver;
+mod failure;
 mod link;
 mod shelf;
 
@@ -25,10 +26,10 @@ use bytes::Bytes;
 use http::{Request, Response, Version};
 use http_body::{Body, Frame};
 use hyper::body::Incoming;
-use hyper::client::conn::TrySendError;
 use tokio::sync::{OwnedSemaphorePermit, Semaphore};
 use tokio::time::timeout;
 
+pub(crate) use self::failure::Failure;
 use self::link::{Link, Many, One, Share};
 use self::shelf::{Flight, Shelves, Speaks};
 use super::body::OutBody;
@@ -120,15 +121,17 @@ impl Upstreams {
         self.lock().keep(|origin| permitted(&origin.host));
     }
 
-    /// A connection for a request that came in `version`: a kept one or a new one.
+    /// A connection for a request that came in `version`: a kept one or, where there is none or
+    /// `anew`, one that was made for it.
     pub async fn lease(
         self: &Arc<Self>,
         dialer: &Dialer,
         origin: &Arc<Origin>,
         version: Version,
+        anew: bool,
     ) -> Result<Lease, Refusal> {
         let place = place(&self.places).await?;
-        let (link, exchange, generation) = self.link(dialer, origin, version).await?;
+        let (link, exchange, generation) = self.link(dialer, origin, version, anew).await?;
         Ok(Lease {
             upstreams: self.clone(),
             origin: origin.clone(),
@@ -162,6 +165,7 @@ impl Upstreams {
         dialer: &Dialer,
         origin: &Arc<Origin>,
         version: Version,
+        anew: bool,
     ) -> Result<(Link, Option<OwnedSemaphorePermit>, u64), Refusal> {
         for _ in 0..LOOKS_MAX {
             // A new policy meanwhile makes what was dialled before it useless for others, and for
@@ -180,7 +184,8 @@ impl Upstreams {
                 Look::Own(exchanges, speaks) => (exchanges, speaks),
             };
             let place = place(&exchanges).await?;
-            while let Some(mut one) = self.take_idle(origin) {
+            // Where one connection was closed the other kept ones will be too.
+            while let Some(mut one) = self.take_idle(origin).filter(|_| !anew) {
                 if one.is_ready() {
                     return Ok((Link::One(one), Some(place), generation));
                 }
@@ -307,20 +312,17 @@ impl Lease {
         self.link.as_ref().and_then(Link::tls)
     }
 
-    /// Sends a request. One of which nothing was written comes back with the error.
-    pub async fn send(
-        &mut self,
-        request: Request<OutBody>,
-    ) -> Result<Response<Incoming>, Option<Request<OutBody>>> {
-        let Some(link) = &mut self.link else {
-            return Err(Some(request));
-        };
-        link.send(request)
-            .await
-            .map_err(|mut failure: TrySendError<Request<OutBody>>| {
-                tracing::debug!(error = %failure.error(), "exchange with the host failed");
-                failure.take_message()
-            })
+    /// Whether a request on it, `safe` to repeat or not, may have to be sent again.
+    pub fn may_fail(&self, safe: bool) -> bool {
+        self.link.as_ref().is_some_and(|link| link.may_fail(safe))
+    }
+
+    /// Sends a request. One of which nothing was written comes back with the failure.
+    pub async fn send(&mut self, request: Request<OutBody>) -> Result<Response<Incoming>, Failure> {
+        match &mut self.link {
+            Some(link) => link.send(request).await,
+            None => Err(Failure::Unsent(request)),
+        }
     }
 
     /// The place of its request, for what outlives the lease.
@@ -421,7 +423,7 @@ mod tests {
         }));
         let origin = Arc::new(Origin::new("127.0.0.1".parse().unwrap(), port, false).unwrap());
         let upstreams = Upstreams::new(Duration::from_millis(200));
-        let lease = || upstreams.lease(&dialer, &origin, Version::HTTP_11);
+        let lease = || upstreams.lease(&dialer, &origin, Version::HTTP_11, false);
         let mut first = lease().await.unwrap();
         if let Some(Link::One(one)) = &mut first.link {
             assert!(one.becomes_ready(Duration::from_secs(5)).await);
