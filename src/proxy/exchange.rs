@@ -247,7 +247,7 @@ impl Exchange {
                 Err(failure) => failure,
             };
             let again = match failure {
-                Failure::Unsent(request) => Some(request),
+                Failure::Unsent(request) => Some(*request),
                 Failure::Refused => spare.and_then(Spare::again),
                 Failure::Lost if safe => spare.and_then(Spare::again),
                 Failure::Lost | Failure::Broken => None,

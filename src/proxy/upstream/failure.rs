@@ -11,7 +11,7 @@ use crate::proxy::body::OutBody;
 /// What is known of a request that got no answer.
 pub(crate) enum Failure {
     /// Nothing of it was written. Here it is.
-    Unsent(Request<OutBody>),
+    Unsent(Box<Request<OutBody>>),
     /// The host did nothing about it: it said so (RFC 9113, section 8.7), or it was not told.
     Refused,
     /// The connection, which had been of use before, ended without a byte of an answer: perhaps it
@@ -27,7 +27,7 @@ impl Failure {
     pub fn of_one(failure: TrySendError<Request<OutBody>>, used: bool, heard: bool) -> Self {
         let mut failure = Told::from(failure);
         match failure.message.take() {
-            Some(request) => Self::Unsent(request),
+            Some(request) => Self::Unsent(Box::new(request)),
             None if used && !heard && failure.connection_ended() => Self::Lost,
             None => Self::Broken,
         }
@@ -37,7 +37,7 @@ impl Failure {
     pub fn of_many(failure: TrySendError<Request<OutBody>>, used: bool) -> Self {
         let mut failure = Told::from(failure);
         match failure.message.take() {
-            Some(request) => Self::Unsent(request),
+            Some(request) => Self::Unsent(Box::new(request)),
             None if failure.was_refused() => Self::Refused,
             None if used && failure.connection_ended() => Self::Lost,
             None => Self::Broken,

@@ -321,7 +321,7 @@ impl Lease {
     pub async fn send(&mut self, request: Request<OutBody>) -> Result<Response<Incoming>, Failure> {
         match &mut self.link {
             Some(link) => link.send(request).await,
-            None => Err(Failure::Unsent(request)),
+            None => Err(Failure::Unsent(Box::new(request))),
         }
     }
 
