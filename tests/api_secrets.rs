@@ -313,6 +313,7 @@ async fn a_placement_is_kept_shown_and_reaches_running_sandboxes() {
         (json!({ "methods": ["get"] }), "placement.methods"),
         (json!({ "pathPrefix": "/v1/../x" }), "placement.pathPrefix"),
         (json!({ "maxPerRequest": 0 }), "placement.maxPerRequest"),
+        (json!({ "confine": true }), "placement.confine"),
         (json!({ "maxPerRequest": -1 }), "placement"),
         (json!([]), "placement"),
         (json!([["x-key"]]), "placement"),

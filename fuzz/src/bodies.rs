@@ -30,10 +30,7 @@ fn transform(fields: &[(header::HeaderName, &'static str)], up: bool) -> Box<dyn
     let rules = rules();
     let change = match up {
         true => of_request(&headers, &rules, &Arc::default()).map(Option::unwrap),
-        false => {
-            let patterns = rules.patterns().expect("a value that can be recognised");
-            of_response(&headers, true, patterns, &Arc::default())
-        }
+        false => of_response(&headers, true, &rules, &Arc::default()),
     };
     change
         .expect("a head that is looked into")

@@ -254,5 +254,7 @@ pub(super) fn read_placement(
         max_per_request: placement.max_per_request,
         exclusive: placement.exclusive,
         keep_cookies: placement.keep_cookies,
+        seal_tokens: placement.seal_tokens,
+        confine: placement.confine,
     })
 }

@@ -26,6 +26,12 @@ pub struct PlacementFlags {
     /// Keep cookies of its hosts from sandboxes
     #[arg(long = "keep-cookies")]
     keep_cookies: bool,
+    /// Seal the access and refresh tokens (OAuth) that its hosts hand out
+    #[arg(long = "seal-tokens")]
+    seal_tokens: bool,
+    /// Refuse requests to its hosts with other methods and outside of the path
+    #[arg(long)]
+    confine: bool,
 }
 
 impl PlacementFlags {
@@ -42,6 +48,8 @@ impl PlacementFlags {
             max_per_request: self.max_per_request,
             exclusive: self.exclusive,
             keep_cookies: self.keep_cookies,
+            seal_tokens: self.seal_tokens,
+            confine: self.confine,
         };
         (placement != SecretPlacement::default()).then_some(placement)
     }
@@ -67,6 +75,12 @@ pub fn described(placement: &SecretPlacement) -> String {
     }
     if placement.keep_cookies {
         parts.push("no cookies".to_owned());
+    }
+    if placement.seal_tokens {
+        parts.push("sealed tokens".to_owned());
+    }
+    if placement.confine {
+        parts.push("confined".to_owned());
     }
     parts.join("; ")
 }
@@ -98,11 +112,14 @@ mod tests {
             "--max-per-request=1",
             "--exclusive",
             "--keep-cookies",
+            "--seal-tokens",
+            "--confine",
         ];
         let placement = read(&all).expect("a placement");
         assert_eq!(
             described(&placement),
-            "headers Authorization, x-api-key; POST; below /v1/; 1 a request; exclusive; no cookies"
+            "headers Authorization, x-api-key; POST; below /v1/; 1 a request; exclusive; no cookies; \
+             sealed tokens; confined"
         );
     }
 }

@@ -17,7 +17,9 @@ use super::ahead::Ahead;
 use super::body::{StreamError, TransformedBody};
 use super::content;
 use super::decision::Record;
-use super::head::{check_response_framing, drop_fields, rewrite_response, takes_trailers};
+use super::head::{
+    check_response_framing, drop_fields, rewrite_response, sweep_fields, takes_trailers,
+};
 use super::placement::drop_cookies;
 use super::policy::HostRules;
 use super::refusal::Refusal;
@@ -66,24 +68,23 @@ pub(crate) async fn incoming(
     let mut headers = parts.headers;
     check_response_framing(&headers)?;
     let patterns = rules.patterns();
-    if patterns.is_some() && parts.status == StatusCode::PARTIAL_CONTENT {
+    let looked_into = rules.looks_into_answers();
+    if looked_into && parts.status == StatusCode::PARTIAL_CONTENT {
         return Err(Refusal::ResponsePart);
     }
     let has_body = asked.has_body(parts.status, &body);
     // Before a field can be lost for being named in `Connection`.
-    let change = match patterns {
-        Some(patterns) if has_body => {
-            let messages = asked.messages;
-            Some(content::of_response(
-                &headers,
-                messages,
-                patterns,
-                &record.tally,
-            )?)
+    let change = match looked_into && has_body {
+        true => {
+            let (messages, tally) = (asked.messages, &record.tally);
+            Some(content::of_response(&headers, messages, rules, tally)?)
         }
-        _ => None,
+        false => None,
     };
     rewrite_response(&mut headers, patterns, &record.tally)?;
+    if let Some(sweep) = rules.sweep() {
+        sweep_fields(&mut headers, &sweep, &record.tally)?;
+    }
     if rules.keeps_cookies() {
         drop_cookies(&mut headers);
     }

@@ -12,11 +12,12 @@ use http::{HeaderMap, HeaderValue, Method, request};
 use super::body::{Transform, Work};
 use super::coding::{Coding, Series, offered};
 use super::escape::Place;
+use super::grants::{Chain, FieldSealer, Sweeper, Syntax};
 use super::grpc;
 use super::multipart::Multipart;
 use super::policy::HostRules;
 use super::refusal::Refusal;
-use super::reseal::{Patterns, Resealer};
+use super::reseal::Resealer;
 use super::substitute::Substituter;
 use super::tally::Tally;
 
@@ -65,31 +66,67 @@ pub(crate) fn asks_for_messages(parts: &request::Parts) -> bool {
     parts.method == Method::POST && grpc::is_grpc(&essence(&parts.headers))
 }
 
-/// What a response body with this head goes through, from a host whose values are `patterns`.
+/// What a response body with this head goes through, from a host whose answers are looked into.
 /// It is read as messages only where `messages` were asked for: a host that serves any text under
 /// any type would else let a value be cut in two by the head of a message inside it.
 pub(crate) fn of_response(
     headers: &HeaderMap,
     messages: bool,
-    patterns: &Arc<Patterns>,
+    rules: &HostRules,
     tally: &Arc<Tally>,
 ) -> Result<ContentChange, Refusal> {
-    patterns.check_guesses()?;
+    let patterns = rules.patterns();
+    if let Some(patterns) = patterns {
+        patterns.check_guesses()?;
+    }
     let codings = Series::of(headers).ok_or(Refusal::ResponseCoding)?;
     if headers.get_all(CONTENT_TYPE).iter().count() > 1 {
         return Err(Refusal::ResponseType);
     }
     let essence = essence(headers);
-    let plain: Box<dyn Transform> = if messages && grpc::is_grpc(&essence) {
-        let coding = grpc::coding(headers).ok_or(Refusal::ResponseCoding)?;
-        Box::new(grpc::response(&essence, coding, patterns, tally))
-    } else {
-        Box::new(Resealer::new(patterns.clone(), tally.clone()))
+    let plain: Box<dyn Transform> = match patterns {
+        Some(patterns) if messages && grpc::is_grpc(&essence) => {
+            let coding = grpc::coding(headers).ok_or(Refusal::ResponseCoding)?;
+            Box::new(grpc::response(&essence, coding, patterns, tally))
+        }
+        _ => text_of_response(&essence, rules, tally),
     };
     Ok(ContentChange {
         transform: work(codings, plain, tally)?,
         keeps_length: false,
     })
+}
+
+/// What the text of an answer goes through. Secrets come first: what a host hands out may be anything.
+fn text_of_response(essence: &[u8], rules: &HostRules, tally: &Arc<Tally>) -> Box<dyn Transform> {
+    let secrets = rules
+        .patterns()
+        .map(|patterns| Box::new(Resealer::new(patterns.clone(), tally.clone())));
+    let Some(parent) = rules.handed_out_for() else {
+        return match secrets {
+            Some(secrets) => secrets,
+            None => Box::new(Chain::new(Vec::new())),
+        };
+    };
+    let syntax = match place_of(essence) {
+        Place::Url => Syntax::Form,
+        _ => Syntax::Json,
+    };
+    let mut links: Vec<Box<dyn Transform>> = Vec::new();
+    if let Some(secrets) = secrets {
+        links.push(secrets);
+    }
+    let grants = rules.grants().clone();
+    links.push(Box::new(FieldSealer::new(
+        grants,
+        parent,
+        tally.clone(),
+        syntax,
+    )));
+    if let Some(sweep) = rules.sweep() {
+        links.push(Box::new(Sweeper::new(sweep, tally.clone())));
+    }
+    Box::new(Chain::new(links))
 }
 
 fn work(codings: Series, plain: Box<dyn Transform>, tally: &Arc<Tally>) -> Result<Work, Refusal> {

@@ -39,6 +39,10 @@ impl Spelling {
     pub fn bytes(&self) -> &[u8] {
         &self.0
     }
+
+    pub fn into_bytes(self) -> Zeroizing<Vec<u8>> {
+        self.0
+    }
 }
 
 impl Hash for Spelling {
@@ -103,6 +107,14 @@ fn forms_within(room: usize, value: &[u8], token: &SealedToken) -> (Forms, usize
         }
     }
     (forms_to(Extent::Plain, value, token), 0)
+}
+
+/// The usual spellings of one value, each with what stands for it in the sandbox.
+pub(crate) fn common_spellings(
+    value: &[u8],
+    token: &SealedToken,
+) -> impl Iterator<Item = (Spelling, Vec<u8>)> {
+    forms_to(Extent::Common, value, token).into_iter()
 }
 
 /// Every spelling of `value`, with what stands for it in the sandbox: the token, in the same

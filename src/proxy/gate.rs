@@ -17,6 +17,7 @@ use super::connection::route;
 use super::decision::{Announcement, Decision, Protocol, Record};
 use super::dial::Dialer;
 use super::explicit;
+use super::grants::Grants;
 use super::io::{Meter, Metered, Rewind, Stream, Traffic};
 use super::name::Host;
 use super::policy::{HostRules, Policy};
@@ -56,6 +57,7 @@ pub struct SandboxProxy {
     decisions: Sender<Decision>,
     announcements: OnceLock<Sender<Announcement>>,
     revoked: Arc<Revoked>,
+    grants: Arc<Grants>,
     slots: Arc<Semaphore>,
     gathering: Arc<Semaphore>,
     upstreams: Arc<Upstreams>,
@@ -73,7 +75,8 @@ impl SandboxProxy {
         decisions: Sender<Decision>,
     ) -> Arc<Self> {
         let revoked = Arc::<Revoked>::default();
-        let policy = policy.map(|policy| Arc::new(policy.joined(&revoked)));
+        let grants = Arc::<Grants>::default();
+        let policy = policy.map(|policy| Arc::new(policy.joined(&revoked, &grants)));
         revoked.set_present(policy.as_ref());
         Arc::new(Self {
             dialer: Dialer::new(settings),
@@ -83,6 +86,7 @@ impl SandboxProxy {
             decisions,
             announcements: OnceLock::new(),
             revoked,
+            grants,
             slots: Arc::new(Semaphore::new(CONNECTIONS_MAX)),
             gathering: Arc::new(Semaphore::new(GATHERED_BODIES_MAX)),
             upstreams: Upstreams::new(IDLE_CONNECTION_TIMEOUT),
@@ -101,7 +105,7 @@ impl SandboxProxy {
     /// tunnels, and requests to a host that it takes away or with a secret that it revokes or binds
     /// elsewhere, which are told so before this returns. Others go on with the values they have.
     pub fn set_policy(&self, policy: Policy) {
-        let mut policy = policy.joined(&self.revoked);
+        let mut policy = policy.joined(&self.revoked, &self.grants);
         if let Some(before) = self.policy.borrow().as_ref() {
             policy = policy.following(before);
         }

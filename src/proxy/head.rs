@@ -18,6 +18,7 @@ use zeroize::Zeroizing;
 use super::connection::HEAD_FIELDS_MAX;
 use super::content::limit_codings;
 use super::escape::Place;
+use super::grants::Sweep;
 use super::origin::Origin;
 use super::policy::HostRules;
 use super::refusal::Refusal;
@@ -161,7 +162,7 @@ pub(crate) fn rewrite_request(
     headers.remove(header::CONTENT_LENGTH);
     // Answered by us: hyper sends 100 Continue when the body is first wanted.
     headers.remove(header::EXPECT);
-    if rules.patterns().is_some() {
+    if rules.looks_into_answers() {
         // Pieces of an echo would each look harmless.
         headers.remove(header::RANGE);
         headers.remove(header::IF_RANGE);
@@ -328,6 +329,20 @@ pub(crate) fn reseal_fields(
     }
     for value in headers.values_mut() {
         if let Some(clean) = reseal_all(patterns, tally, value.as_bytes()) {
+            *value = HeaderValue::from_bytes(&clean).map_err(|_| Refusal::Internal)?;
+        }
+    }
+    Ok(())
+}
+
+/// Leaves nothing that was handed out in the value of any field.
+pub(crate) fn sweep_fields(
+    headers: &mut HeaderMap,
+    sweep: &Arc<Sweep>,
+    tally: &Arc<Tally>,
+) -> Result<(), Refusal> {
+    for value in headers.values_mut() {
+        if let Some(clean) = sweep.all(tally, value.as_bytes()) {
             *value = HeaderValue::from_bytes(&clean).map_err(|_| Refusal::Internal)?;
         }
     }

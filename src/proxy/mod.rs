@@ -43,6 +43,7 @@ mod framing;
 #[path = "../../fuzz/src/properties.rs"]
 pub mod fuzzing;
 mod gate;
+mod grants;
 mod grpc;
 mod head;
 mod io;

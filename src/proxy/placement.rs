@@ -14,8 +14,10 @@ use http::{Method, request};
 use percent_encoding::percent_decode;
 
 use super::credential::{foreign_credential, foreign_field};
+use super::grants::Grants;
 use super::path::{is_below, is_canonical};
 use super::policy::Binding;
+use super::token::SealedToken;
 
 /// Most entries of one list of a placement.
 pub const PLACEMENT_ENTRIES_MAX: usize = 16;
@@ -74,6 +76,10 @@ pub struct PlacementText<'a> {
     pub exclusive: bool,
     /// Keep cookies of its hosts from the sandbox.
     pub keep_cookies: bool,
+    /// Seal the access and refresh tokens that its hosts hand out.
+    pub seal_tokens: bool,
+    /// Refuse requests to its hosts with other methods and outside of the path.
+    pub confine: bool,
 }
 
 /// Where a secret may stand; the default is anywhere.
@@ -85,6 +91,8 @@ pub struct Placement {
     max_per_request: Option<u32>,
     exclusive: bool,
     keep_cookies: bool,
+    seal_tokens: bool,
+    confine: bool,
 }
 
 /// Why a token that names a secret of this sandbox was not replaced.
@@ -134,6 +142,9 @@ impl Placement {
                 "placement.maxPerRequest must be between 1 and {REPLACEMENTS_MAX}"
             ));
         }
+        if text.confine && text.methods.is_none() && text.path_prefix.is_none() {
+            return bad("placement.confine needs placement.methods or placement.pathPrefix".into());
+        }
         Ok(Self {
             headers: list("headers", text.headers, field_name)?,
             methods: list("methods", text.methods, method)?,
@@ -141,6 +152,8 @@ impl Placement {
             max_per_request: max,
             exclusive: text.exclusive,
             keep_cookies: text.keep_cookies,
+            seal_tokens: text.seal_tokens,
+            confine: text.confine,
         })
     }
 
@@ -160,6 +173,10 @@ impl Placement {
 
     pub(crate) fn keeps_cookies(&self) -> bool {
         self.keep_cookies
+    }
+
+    pub(crate) fn seals_tokens(&self) -> bool {
+        self.seal_tokens
     }
 
     /// Whether requests have to be judged before anything can be replaced in them.
@@ -223,6 +240,20 @@ impl Judged {
     }
 }
 
+/// The name of a secret that lets no request outside of its methods and path to its hosts, when
+/// this is one; where there are several, one that fits is enough.
+pub(crate) fn confining<'a>(
+    parts: &request::Parts,
+    bindings: impl Iterator<Item = &'a Binding>,
+) -> Option<&'a str> {
+    let mut outside = None;
+    for binding in bindings.filter(|binding| binding.placement.confine) {
+        binding.placement.judge(parts)?;
+        outside = outside.or(Some(binding.name.as_str()));
+    }
+    outside
+}
+
 /// Whether a query has the parameter by which Rails, Laravel and others take another method.
 fn asks_for_another_method(query: Option<&str>) -> bool {
     query.unwrap_or_default().split(['&', ';']).any(|pair| {
@@ -236,28 +267,36 @@ fn asks_for_another_method(query: Option<&str>) -> bool {
 pub(crate) fn foreign<'a>(
     parts: &request::Parts,
     mut bindings: impl Iterator<Item = &'a Binding> + Clone,
+    grants: &Grants,
 ) -> Option<&'static str> {
     let ours = bindings.clone();
     if !bindings.any(|binding| binding.placement.exclusive) {
         return None;
     }
-    foreign_credential(parts, |token| {
-        ours.clone().any(|binding| binding.token == *token)
-    })
+    foreign_credential(parts, |token| is_ours(token, ours.clone(), grants))
 }
 
 /// The same of fields behind a body.
 pub(crate) fn foreign_behind<'a>(
     trailers: &HeaderMap,
     mut bindings: impl Iterator<Item = &'a Binding> + Clone,
+    grants: &Grants,
 ) -> Option<&'static str> {
     let ours = bindings.clone();
     if !bindings.any(|binding| binding.placement.exclusive) {
         return None;
     }
-    foreign_field(trailers, |token| {
-        ours.clone().any(|binding| binding.token == *token)
-    })
+    foreign_field(trailers, |token| is_ours(token, ours.clone(), grants))
+}
+
+/// Whether a token is one of `bindings`, or of something that was handed out for one.
+fn is_ours<'a>(
+    token: &SealedToken,
+    bindings: impl Iterator<Item = &'a Binding>,
+    grants: &Grants,
+) -> bool {
+    let of = grants.find(token).map_or(*token, |grant| grant.parent);
+    bindings.into_iter().any(|binding| binding.token == of)
 }
 
 /// Takes the cookies out of an answer.

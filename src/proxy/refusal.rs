@@ -149,6 +149,17 @@ pub enum Refusal {
     /// cut in two by them could not be recognised.
     #[error("the host answered with a part of the content that was not asked for")]
     ResponsePart,
+    /// A token that was handed out, without its end or too long.
+    #[error("the host handed out a token that can't be sealed")]
+    ResponseGrant,
+    /// A request outside of what a confined secret permits at its hosts.
+    #[error(
+        "requests to this host must have the method and be below the path of the secret `{secret}`"
+    )]
+    Confined {
+        /// Its name.
+        secret: String,
+    },
     /// A compressed body that holds more than a thousand times its length.
     #[error("the compressed body grows more than a thousandfold")]
     Expansion,
@@ -253,6 +264,8 @@ impl Refusal {
             Self::ResponseCoding => ("response_encoding", S::BAD_GATEWAY),
             Self::ResponseType => ("response_type", S::BAD_GATEWAY),
             Self::ResponsePart => ("response_part", S::BAD_GATEWAY),
+            Self::ResponseGrant => ("response_token", S::BAD_GATEWAY),
+            Self::Confined { .. } => ("secret_confined", S::FORBIDDEN),
             Self::Expansion => ("compression_ratio", S::PAYLOAD_TOO_LARGE),
             Self::BodyMemory => ("body_memory", S::TOO_MANY_REQUESTS),
             Self::MessageLength => ("grpc_message_length", S::PAYLOAD_TOO_LARGE),

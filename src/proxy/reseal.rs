@@ -15,7 +15,8 @@ use std::sync::{Arc, OnceLock};
 use aho_corasick::automaton::StateID;
 use zeroize::Zeroizing;
 
-use self::machine::{Bytes256, Machine};
+use self::machine::Bytes256;
+pub(crate) use self::machine::Machine;
 use super::body::{STEP_BYTES_MAX, StreamError, Transform};
 use super::entropy::reseal_possible;
 use super::forms::{Spelling, Spellings, spellings};

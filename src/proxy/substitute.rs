@@ -90,6 +90,7 @@ impl Substituter {
     fn look_up(&self, token: SealedToken) -> Result<Option<Zeroizing<Vec<u8>>>, Refusal> {
         match self.rules.look_up(&token, self.field.as_ref()) {
             Lookup::Bound(binding) => self.replace(token, binding),
+            Lookup::Granted(grant) => self.replace(grant.parent, &grant.binding),
             Lookup::Unbound(binding, why) => self.pass(&binding.name, Some(why)),
             Lookup::Revoked(name) => self.pass(&name, Some(Why::Revoked)),
             Lookup::Unknown => self.pass(UNKNOWN_TOKEN, None),

@@ -9,6 +9,7 @@ mod clients;
 mod codings;
 mod edges;
 mod ending;
+mod grants;
 mod grpc;
 mod hosts;
 mod http2;

@@ -77,7 +77,7 @@ fn secret_was_set(name: &str, minutes: i64) -> SecretSet {
     }
 }
 
-/// Every restriction there is.
+/// Every restriction but those that came later, which leave states without them as they were.
 fn placement() -> SecretPlacement {
     let list = |text: &str| Some(vec![text.to_owned()]);
     SecretPlacement {
@@ -87,6 +87,7 @@ fn placement() -> SecretPlacement {
         max_per_request: Some(1),
         exclusive: true,
         keep_cookies: true,
+        ..SecretPlacement::default()
     }
 }
 

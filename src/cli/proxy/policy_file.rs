@@ -138,6 +138,10 @@ struct PlacementTable {
     exclusive: bool,
     #[serde(default)]
     keep_cookies: bool,
+    #[serde(default)]
+    seal_tokens: bool,
+    #[serde(default)]
+    confine: bool,
 }
 
 /// Where a secret may stand; anywhere when nothing is said.
@@ -156,6 +160,8 @@ impl TryFrom<PlacementTable> for Narrowed {
             max_per_request: table.max_per_request,
             exclusive: table.exclusive,
             keep_cookies: table.keep_cookies,
+            seal_tokens: table.seal_tokens,
+            confine: table.confine,
         };
         // Elsewhere these keys are spelled as JSON has them.
         let respelled = |reason: String| {

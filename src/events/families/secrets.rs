@@ -29,6 +29,12 @@ pub struct SecretPlacement {
     /// Cookies of its hosts are kept from sandboxes.
     #[serde(skip_serializing_if = "std::ops::Not::not")]
     pub keep_cookies: bool,
+    /// Access and refresh tokens that its hosts hand out reach sandboxes sealed.
+    #[serde(skip_serializing_if = "std::ops::Not::not")]
+    pub seal_tokens: bool,
+    /// Requests to its hosts with other methods and outside of the path are refused.
+    #[serde(skip_serializing_if = "std::ops::Not::not")]
+    pub confine: bool,
 }
 
 /// A secret was set, for the first time or anew.

@@ -3,6 +3,7 @@
 use super::testing::secret;
 use super::*;
 use crate::proxy::placement::PlacementText;
+use crate::proxy::placement::Why;
 
 fn policy(allowlist: &[&str], network: bool) -> Policy {
     let allowlist = allowlist

@@ -26,7 +26,7 @@ impl Bytes256 {
 }
 
 /// One automaton over all spellings. It takes ten times their memory.
-pub(super) struct Machine {
+pub(crate) struct Machine {
     nfa: NFA,
     start: StateID,
     /// At most how many of the bytes read so far may still become a spelling; absent means none.
