@@ -177,6 +177,9 @@ pub(crate) fn place_of(essence: &[u8]) -> Place {
 }
 
 #[cfg(test)]
+mod joint;
+
+#[cfg(test)]
 mod tests {
     use super::*;
     use crate::proxy::policy::Policy;

@@ -221,4 +221,4 @@ fn damaged(what: &'static str) -> io::Error {
 }
 
 #[cfg(test)]
-mod tests;
+pub(crate) mod tests;

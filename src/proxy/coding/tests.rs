@@ -24,7 +24,7 @@ impl Transform for Shout {
 
 /// A flavour as a peer may send it; made by libraries, not by what is tested.
 #[derive(Debug, Clone, Copy)]
-enum Flavour {
+pub(crate) enum Flavour {
     Gzip,
     Zlib,
     Raw,
@@ -32,7 +32,7 @@ enum Flavour {
     Zstd,
 }
 
-const FLAVOURS: [Flavour; 5] = [
+pub(crate) const FLAVOURS: [Flavour; 5] = [
     Flavour::Gzip,
     Flavour::Zlib,
     Flavour::Raw,
@@ -41,6 +41,16 @@ const FLAVOURS: [Flavour; 5] = [
 ];
 
 impl Flavour {
+    /// As fields name it.
+    pub fn name(self) -> &'static str {
+        match self {
+            Self::Gzip => "gzip",
+            Self::Zlib | Self::Raw => "deflate",
+            Self::Brotli => "br",
+            Self::Zstd => "zstd",
+        }
+    }
+
     fn coding(self) -> Coding {
         match self {
             Self::Gzip => Coding::Gzip,
@@ -50,7 +60,7 @@ impl Flavour {
         }
     }
 
-    fn pack(self, text: &[u8]) -> Vec<u8> {
+    pub fn pack(self, text: &[u8]) -> Vec<u8> {
         let level = flate2::Compression::default();
         match self {
             Self::Gzip => {
@@ -94,7 +104,7 @@ impl Flavour {
         text
     }
 
-    fn unpack(self, packed: &[u8]) -> Vec<u8> {
+    pub fn unpack(self, packed: &[u8]) -> Vec<u8> {
         let mut reader: Box<dyn Read> = match self {
             Self::Gzip => Box::new(flate2::read::MultiGzDecoder::new(packed)),
             Self::Zlib => Box::new(flate2::read::ZlibDecoder::new(packed)),
