@@ -9,6 +9,9 @@ use std::path::Path;
 
 use common::Server;
 use common::checkpoints::{checkpoint, fsck, id_of, path_of, run, sandbox};
+use common::offline::Offline;
+use opencomputer::events::families::{DecodeError, Family, Upcast};
+use opencomputer::events::{EventData, StreamId};
 use serde_json::{Value, json};
 
 /// What is wrong, by path, and whether it was put right.
@@ -144,4 +147,41 @@ async fn disks_and_records_are_compared_and_put_right() {
     server.stop();
     let (code, report) = fsck(server.data(), &[]);
     assert_eq!((code, &report["clean"]), (0, &json!(true)), "{report}");
+}
+
+/// An event of a version to come.
+#[derive(Clone)]
+struct Newer;
+
+impl Family for Newer {
+    const KINDS: &'static [&'static str] = &["sandbox.moved.v9"];
+    const UPCASTS: &'static [Upcast] = &[];
+    fn kind(&self) -> &'static str {
+        "sandbox.moved.v9"
+    }
+    fn data(&self) -> Result<Value, serde_json::Error> {
+        Ok(json!({}))
+    }
+    fn decode(kind: &str, _: &EventData) -> Result<Self, DecodeError> {
+        Err(DecodeError::UnknownKind(kind.to_owned()))
+    }
+}
+
+/// Goal: nothing is removed on the word of records that are not understood. Method: debris, and an
+/// event of a version to come.
+#[test]
+fn nothing_is_removed_when_records_are_not_understood() {
+    let mut server = Server::start();
+    server.stop();
+    let debris = server
+        .data()
+        .join("sandboxes/sb-01arz3ndektsv4rrffq69g5fav/disk.img");
+    write(&debris, "debris");
+    let stream = StreamId::of("sandbox", "sb-01arz3ndektsv4rrffq69g5fav");
+    Offline::open(server.data()).append(&stream, None, &[Newer]);
+    let (code, report) = fsck(server.data(), &["--repair"]);
+    assert_eq!((code, report), (1, Value::Null));
+    assert!(debris.exists());
+    let (code, report) = fsck(server.data(), &[]);
+    assert_eq!(code, 2, "looking is allowed: {report}");
 }

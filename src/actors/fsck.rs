@@ -120,6 +120,12 @@ pub enum FsckError {
     /// The records can't be read.
     #[error(transparent)]
     Log(#[from] VerifyError),
+    /// Some events are not understood, so what they say of disks is not known.
+    #[error(
+        "{0} events of the log are not understood: it was written by a newer version, which alone \
+         can tell what may go"
+    )]
+    Unknown(u64),
     /// The disks can't be looked at.
     #[error("can't look at the disks: {0}")]
     Disks(#[from] std::io::Error),
@@ -129,6 +135,9 @@ pub enum FsckError {
 pub async fn fsck(log: &EventLog, data: &Path, repair: bool) -> Result<FsckReport, FsckError> {
     let catalog = Arc::new(Catalog::default());
     catalog.replay(log).await?;
+    if repair && catalog.skipped() > 0 {
+        return Err(FsckError::Unknown(catalog.skipped()));
+    }
     let inventory = Inventory::take(data)?;
     let mut report = catalog.read(|model| compare(model, &inventory, data));
     let going = report.findings.iter_mut().filter(|_| repair);
