@@ -15,6 +15,7 @@ import subprocess
 import tempfile
 import time
 import urllib.error
+import urllib.parse
 import urllib.request
 from pathlib import Path
 
@@ -37,6 +38,8 @@ class Stage:
         self.log = self.folder / "server.log"
         self.key = "osb_" + secrets.token_hex(32)
         self.url = ""
+        # Any free port at first, then the same one, so that clients find a server that came back.
+        self._listen = "127.0.0.1:0"
         self._server: subprocess.Popen | None = None
         self.stand_in = None
 
@@ -82,6 +85,15 @@ class Stage:
                 left.append(f"the folder {self.folder} could not be removed")
         return left
 
+    def kill_server(self) -> None:
+        """As a crash does; sandboxes go on running."""
+        self._server.kill()
+        self._server.wait()
+
+    def start_server(self) -> None:
+        """Starts it again, at the same address; returns when requests are answered."""
+        self._start_server()
+
     def log_tail(self) -> str:
         """The end of the server's log."""
         lines = self.log.read_text(errors="replace").splitlines() if self.log.exists() else []
@@ -99,7 +111,7 @@ class Stage:
     def _start_server(self) -> None:
         endpoint = self.data / "endpoint.json"
         endpoint.unlink(missing_ok=True)
-        arguments = ["--data-dir", str(self.data), "--listen", "127.0.0.1:0"]
+        arguments = ["--data-dir", str(self.data), "--listen", self._listen]
         arguments += ["--egress-allow-private", "127.0.0.0/8"]
         arguments += ["--egress-root", str(self.stand_in.root)]
         for host in self.stand_in.hosts:
@@ -116,6 +128,7 @@ class Stage:
         while time.monotonic() < until and self._server.poll() is None:
             if endpoint.exists():
                 self.url = json.loads(endpoint.read_text())["url"]
+                self._listen = urllib.parse.urlsplit(self.url).netloc
                 if self._call("GET", "/api/whoami")[0] == 200:
                     return
             time.sleep(0.05)

@@ -59,7 +59,7 @@ class StandIn:
     hosts = HOSTS
 
     def __init__(self, folder: Path):
-        make_certificates(folder)
+        make_certificates(folder, self.hosts)
         self.root = folder / "ca.pem"
         self._records: OrderedDict[str, dict] = OrderedDict()
         self._lock = threading.Lock()
