@@ -21,6 +21,23 @@ def typescript_modules(folder: Path) -> dict[str, str]:
     return modules
 
 
+#: Types that a program hands in; the others come back.
+_GIVEN = ("SandboxOpts", "McpServerConfig")
+
+
+def types_module(folder: Path) -> str:
+    """What the document lets a program write must fit ours, and ours what it lets it read."""
+    interfaces = blocks(folder / "types.md", "typescript")
+    lines = ['import type * as sdk from "@opencomputer/sdk";', "type Image = sdk.Image;"]
+    lines += ["type Fits<A extends B, B> = [A, B];", "namespace Doc {"]
+    lines += [*(f"export {code}" for code in interfaces), "}"]
+    for name in re.findall(r"interface (\w+)", "\n".join(interfaces)):
+        both = [f"sdk.{name}", f"Doc.{name}"]
+        one, other = reversed(both) if name in _GIVEN else both
+        lines.append(f"export type {name} = Fits<{one}, {other}>;")
+    return "\n".join(lines) + "\n"
+
+
 def _module(code: str) -> str:
     names = set(re.findall(r"\bconst (\w+)", code))
     imported = " ".join(re.findall(r"import (\{.*?\})", code))

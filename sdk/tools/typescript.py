@@ -77,6 +77,7 @@ def _consumer(source: Path, folder: Path, package: Path, documents: Path) -> Non
     (folder / "samples").mkdir()
     for name, code in samples.typescript_modules(documents).items():
         (folder / "samples" / name).write_text(code)
+    (folder / "samples" / "types.ts").write_text(samples.types_module(documents))
 
 
 def suite(work: Path) -> tuple[list, Path]:

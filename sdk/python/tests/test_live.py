@@ -358,6 +358,19 @@ async def test_pty(sandbox: oc.Sandbox) -> None:
     with pytest.raises(oc.ApiConnectionError):
         await again.recv()
     await again.wait()
+
+    # What a callback does: it may also end the session.
+    async def leave(_: bytes) -> None:
+        await closing.close()
+
+    closing = await sandbox.pty.create(on_output=leave)
+    await asyncio.wait_for(closing.wait(), 60)
+    flooded = await sandbox.pty.create()
+    await flooded.send("seq 400000; exit\r")
+    await asyncio.wait_for(flooded.wait(), 60)
+    kept = b"".join([piece async for piece in flooded])
+    assert 500_000 < len(kept) <= 1024 * 1024
+    assert b"400000\r\n" in kept
     async with await sandbox.pty.create() as killed:
         await killed.kill()
         await killed.kill()
@@ -375,11 +388,9 @@ async def test_checkpoints_forks_and_patches() -> None:
         assert (made["name"], made["sandboxId"]) == ("first", base.id)
         with pytest.raises(oc.ConflictError):
             await base.create_checkpoint("first")
-
-        async def ready() -> bool:
-            return (await base.list_checkpoints())[0]["status"] == "ready"
-
-        await eventually("it is ready", ready)
+        assert (await base.wait_for_checkpoint(id))["status"] == "ready"
+        with pytest.raises(oc.OpenComputerError, match="it is not there"):
+            await base.wait_for_checkpoint("no-such")
         await base.files.write("file", "two")
         script = "echo patched > /etc/patched"
         patch = (await oc.Sandbox.create_checkpoint_patch(id, script, "d"))["patch"]

@@ -51,7 +51,7 @@ export class ExecSession {
     callbacks: ExecCallbacks,
   ): Promise<ExecSession> {
     const session = new ExecSession(sessionId, kill, callbacks);
-    session.#socket = await open(client, path, "attach to exec session", {
+    session.#socket = await open(client, path, "open the WebSocket of an exec session", {
       onMessage: (message) => session.#take(message),
       onClose: () => session.#ended(),
     });

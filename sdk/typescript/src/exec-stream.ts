@@ -8,8 +8,8 @@ export type ExecOutput =
   /** The last one. -1: the connection ended before the command told its exit. */
   | { type: "exit"; exitCode: number };
 
-/** More than this is left at the server until it is read. */
-const WAITING_BYTES_MAX = 1024 * 1024;
+/** More than this is left at the server until it is read; it cuts a client off after 30 s of that. */
+const WAITING_BYTES_MAX = 16 * 1024 * 1024;
 
 /** From `sandbox.exec.stream`. The command starts when the loop does. */
 export class ExecStream implements AsyncIterableIterator<ExecOutput> {

@@ -152,8 +152,9 @@ export class Exec {
   }
 
   /**
-   * Starts a command and gives all its output as it comes, then its exit. A slow reader holds the
-   * output back at the server. Leaving the loop early kills the command.
+   * Starts a command and gives all its output as it comes, then its exit. 16 MiB may wait for the
+   * reader; more is held back, which the server bears for 30 s without a read. Leaving the loop
+   * early kills the command.
    *
    * ```ts
    * for await (const piece of sandbox.exec.stream("npm test")) {

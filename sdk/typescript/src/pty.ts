@@ -86,7 +86,7 @@ export class PtySession implements AsyncIterable<Uint8Array> {
   ): Promise<PtySession> {
     const at = path`/sandboxes/${sandboxId}/pty/${sessionId}`;
     const session = new PtySession(client, at, sessionId, opts);
-    session.#socket = await open(client, at, "attach to PTY", {
+    session.#socket = await open(client, at, "open the WebSocket of a PTY", {
       onMessage: (data) => session.#take(data),
       onClose: () => session.#end(),
     });

@@ -3,6 +3,7 @@
 import "./dispose.js";
 import { Agent } from "./agent.js";
 import { type ClientOpts } from "./config.js";
+import { OpenComputerError, TimeoutError } from "./errors.js";
 import { Exec } from "./exec.js";
 import { Filesystem } from "./files.js";
 import { Client, path, type Call } from "./http.js";
@@ -37,6 +38,8 @@ interface SandboxReply extends SandboxInfo {
 
 const CREATE_MS_MAX = 120_000;
 const PATCH_MS_MAX = 300_000;
+const CHECKPOINT_MS_MAX = 120_000;
+const CHECKPOINT_POLL_MS = 200;
 /** Of states that take the machine a while: hibernate, wake, restart, resize. */
 const CHANGE_MS_MAX = 120_000;
 
@@ -296,7 +299,7 @@ export class Sandbox {
     return this.#signed("get upload URL", "/files/upload-url", filePath, opts);
   }
 
-  /** It may still be `processing` when this returns; a fork waits for it. */
+  /** It may still be `processing` when this returns; forks wait for it, patches need it ready. */
   createCheckpoint(name: string, opts: CreateCheckpointOptions = {}): Promise<CheckpointInfo> {
     const more = { json: { name, ...opts }, timeoutMs: CHANGE_MS_MAX };
     return this.#json("create checkpoint", "POST", "/checkpoints", more);
@@ -305,6 +308,27 @@ export class Sandbox {
   /** Newest first. */
   listCheckpoints(): Promise<CheckpointInfo[]> {
     return this.#json("list checkpoints", "GET", "/checkpoints", { short: true });
+  }
+
+  /** Waits until it is ready, by default two minutes; throws when it failed. */
+  async waitForCheckpoint(
+    checkpointId: string,
+    opts: { timeoutMs?: number } = {},
+  ): Promise<CheckpointInfo> {
+    const { timeoutMs = CHECKPOINT_MS_MAX } = opts;
+    const until = Date.now() + timeoutMs;
+    for (;;) {
+      const found = (await this.listCheckpoints()).find(({ id }) => id === checkpointId);
+      if (found?.status === "ready") return found;
+      if (found?.status !== "processing") {
+        const why = found?.errorMsg ?? "it is not there";
+        throw new OpenComputerError(`checkpoint ${checkpointId} is not to be had: ${why}`);
+      }
+      if (Date.now() > until) {
+        throw new TimeoutError(`checkpoint ${checkpointId} was not ready within ${timeoutMs} ms`);
+      }
+      await new Promise((resolve) => setTimeout(resolve, CHECKPOINT_POLL_MS));
+    }
   }
 
   /** Puts the sandbox back in place; its sessions end. */

@@ -337,7 +337,8 @@ test("checkpoints, forks and patches", async () => {
   const made = await base.createCheckpoint("first", { kind: "disk_only" });
   assert.deepEqual([made.name, made.sandboxId], ["first", base.sandboxId]);
   assert.ok(await thrown(base.createCheckpoint("first")) instanceof ConflictError);
-  await eventually("it is ready", async () => (await base.listCheckpoints())[0]?.status === "ready");
+  assert.equal((await base.waitForCheckpoint(made.id)).status, "ready");
+  assert.match((await thrown(base.waitForCheckpoint("no-such"))).message, /it is not there/);
   await base.files.write("file", "two");
   const { patch } = await Sandbox.createCheckpointPatch(made.id, {
     script: "echo patched > /etc/patched", description: "d",

@@ -11,7 +11,7 @@ import {
   ApiError, Project, Sandbox, SecretStore, type ExecSession, type Image, type ProcessResult,
   type ProjectInfo, type SecretEntryInfo, type SecretStoreInfo,
 } from "@opencomputer/sdk";
-import { eventually, need, skip } from "./support.js";
+import { need, skip } from "./support.js";
 
 const FOLDER = join(process.cwd(), "build", "samples");
 const TOKEN = /^osb_sealed_[0-9a-f]{32}\n$/;
@@ -62,9 +62,7 @@ async function shareable(): Promise<Omit<Given, "project" | "store">> {
   await base.files.write("/app/package.json", test);
   await base.files.write("server.js", "console.log('served')");
   const checkpoint = (await base.createCheckpoint("of the samples")).id;
-  await eventually("it is ready", async () => {
-    return (await base.listCheckpoints()).every(({ status }) => status === "ready");
-  });
+  await base.waitForCheckpoint(checkpoint);
   const script = "echo patched > /etc/patched";
   const { patch } = await Sandbox.createCheckpointPatch(checkpoint, { script });
   return { base, checkpoint, patch: patch.id };

@@ -17,6 +17,10 @@ _MESSAGE_BYTES_MAX = 16 * 1024 * 1024
 #: The server takes at most 1 MiB.
 _PIECE_BYTES_MAX = 256 * 1024
 _PING_SEC = 20
+#: Longer than the server bears a client that does not read.
+_PONG_SEC_MAX = 40
+#: Messages that may wait for a reader, of at most 32 KiB each; more is held back at the server.
+_MESSAGES_MAX = 512
 _CLOSE_SEC_MAX = 2
 
 T = TypeVar("T")
@@ -38,9 +42,10 @@ async def open_socket(client: Client, path: str, action: str) -> ClientConnectio
             compression=None,
             open_timeout=limit,
             ping_interval=_PING_SEC,
-            ping_timeout=_PING_SEC,
+            ping_timeout=_PONG_SEC_MAX,
             close_timeout=_CLOSE_SEC_MAX,
             max_size=_MESSAGE_BYTES_MAX,
+            max_queue=_MESSAGES_MAX,
         )
     except InvalidStatus as error:
         reply = error.response

@@ -106,7 +106,9 @@ class ExecSession:
     async def close(self) -> None:
         """Lets go of the session; the command goes on."""
         await self._socket.close()
-        await asyncio.wait([self._reader])
+        # A callback may call this too.
+        if asyncio.current_task() is not self._reader:
+            await asyncio.wait([self._reader])
 
     async def __aenter__(self) -> ExecSession:
         return self
@@ -208,8 +210,9 @@ class Exec:
     ) -> AsyncGenerator[ExecOutput, None]:
         """All of a command's output as it comes, then its exit.
 
-        A slow reader holds the output back at the server. Leaving the loop early kills the
-        command once the iterator is closed (``contextlib.aclosing`` does so at once)::
+        16 MiB may wait for the reader; more is held back, which the server bears for 30 s without
+        a read. Leaving the loop early kills the command once the iterator is closed
+        (``contextlib.aclosing`` does so at once)::
 
             async for piece in sandbox.exec.stream("npm test"):
                 print(piece.exit_code if piece.type == "exit" else piece.data.decode())
@@ -312,7 +315,7 @@ class Exec:
 
     async def _open(self, session_id: str) -> ClientConnection:
         at = path("sandboxes", self._sandbox_id, "exec", session_id)
-        return await open_socket(self._client, at, "attach to exec session")
+        return await open_socket(self._client, at, "open the WebSocket of an exec session")
 
 
 def _gated(command: str, args: list[str] | None) -> list[str]:

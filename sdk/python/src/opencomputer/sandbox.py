@@ -3,14 +3,17 @@
 from __future__ import annotations
 
 import builtins
+import time
 from collections.abc import AsyncGenerator, Callable
 from types import TracebackType
 from typing import TYPE_CHECKING, Any, Literal, cast
 
+import anyio
+
 from ._http import Call, Client, given, path
 from ._sse import SILENCE_SEC_MAX, build, events, parsed
 from .agent import Agent
-from .errors import OpenComputerError
+from .errors import ApiTimeoutError, OpenComputerError
 from .exec import Exec
 from .files import Filesystem
 from .image import Image
@@ -39,6 +42,7 @@ if TYPE_CHECKING:
 
 _CREATE_SEC_MAX = 120.0
 _PATCH_SEC_MAX = 300.0
+_CHECKPOINT_POLL_SEC = 0.2
 #: Of states that take the machine a while: hibernate, wake, restart, resize.
 _CHANGE_SEC_MAX = 120.0
 
@@ -368,7 +372,8 @@ class Sandbox:
         promote_to_full: bool | None = None,
         retention_policy: RetentionPolicy | None = None,
     ) -> CheckpointInfo:
-        """It may still be ``processing`` when this returns; a fork waits for it."""
+        """It may still be ``processing`` when this returns; forks wait for it, patches need it
+        ready."""
         body = given(
             name=name, kind=kind, promoteToFull=promote_to_full, retentionPolicy=retention_policy
         )
@@ -379,6 +384,24 @@ class Sandbox:
         """Newest first."""
         reply = await self._json("list checkpoints", "GET", "/checkpoints")
         return cast("builtins.list[CheckpointInfo]", reply)
+
+    async def wait_for_checkpoint(
+        self, checkpoint_id: str, *, timeout: float = 120.0
+    ) -> CheckpointInfo:
+        """Waits until it is ready, in seconds; raises when it failed."""
+        until = time.monotonic() + timeout
+        while True:
+            listed = await self.list_checkpoints()
+            found = next((one for one in listed if one["id"] == checkpoint_id), None)
+            if found is None or found["status"] not in ("ready", "processing"):
+                why = found.get("errorMsg") if found else "it is not there"
+                raise OpenComputerError(f"checkpoint {checkpoint_id} is not to be had: {why}")
+            if found["status"] == "ready":
+                return found
+            if time.monotonic() > until:
+                text = f"checkpoint {checkpoint_id} was not ready within {timeout:g} s"
+                raise ApiTimeoutError(text)
+            await anyio.sleep(_CHECKPOINT_POLL_SEC)
 
     async def restore_checkpoint(self, checkpoint_id: str) -> None:
         """Puts the sandbox back in place; its sessions end."""

@@ -31,6 +31,13 @@ class Template:
     def __init__(self, **options: Unpack[ClientOptions]) -> None:
         self._client = Client(**options)
 
+    @classmethod
+    def _from_client(cls, client: Client) -> Self:
+        """What earlier packages offered: the connection of a sandbox is used again."""
+        made = cls.__new__(cls)
+        made._client = client
+        return made
+
     async def build(self, name: str, dockerfile: str) -> TemplateInfo:
         body = {"name": name, "dockerfile": dockerfile}
         call = Call("build template", "POST", "/templates", json=body, timeout=_BUILD_SEC_MAX)

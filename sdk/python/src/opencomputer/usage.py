@@ -123,6 +123,13 @@ class _OfOrganization:
     def __init__(self, **options: Unpack[ClientOptions]) -> None:
         self._client = Client(**options)
 
+    @classmethod
+    def _from_client(cls, client: Client) -> Self:
+        """What earlier packages offered: the connection of a sandbox is used again."""
+        made = cls.__new__(cls)
+        made._client = client
+        return made
+
     async def close(self) -> None:
         await self._client.aclose()
 
