@@ -315,6 +315,7 @@ const ROUTES: &[(&str, &str, &[&str], Who)] = &[
         &["DELETE"],
         Who::Socket,
     ),
+    ("keys", "/auth/cli/credential", &["DELETE"], Who::Origin),
     ("keys", "/keys", &["GET", "POST"], Who::Key),
     ("keys", "/keys/{key}", &["DELETE"], Who::Key),
     ("audit", "/audit/events", &["GET"], Who::Key),
@@ -483,6 +484,8 @@ enum Who {
     Anybody,
     /// Below `/api`.
     Key,
+    /// With a key too, and not below `/api`.
+    Origin,
     /// Below `/api/sandboxes/{id}` and `/sandboxes/{id}`.
     Sandbox,
     /// In the same places, for whoever has a signature.
@@ -516,6 +519,7 @@ async fn no_route_answers_without_a_credential() {
                 continue;
             }
             Who::Key => &["/api"],
+            Who::Origin => &[""],
             Who::Sandbox | Who::Signed => &["/api/sandboxes/{id}", "/sandboxes/{id}"],
         };
         for (prefix, method) in below
@@ -565,7 +569,7 @@ async fn every_path_tells_its_methods() {
     for (_, path, methods, who) in ROUTES {
         let below = match who {
             Who::Socket => continue,
-            Who::Anybody => "",
+            Who::Anybody | Who::Origin => "",
             Who::Key => "/api",
             Who::Sandbox | Who::Signed => "/api/sandboxes/{id}",
         };

@@ -369,3 +369,58 @@ async fn organizations_are_made_on_the_servers_machine() {
     let own = own.output().expect("oc runs");
     assert!(String::from_utf8_lossy(&own.stdout).contains("first"));
 }
+
+/// Goal: a key is kept once the server has taken it and forgotten with its end, by files and standard
+/// input alone; a wrong one is not kept, and the key of the machine's own server is none of it.
+#[actix_rt::test]
+async fn logging_in_keeps_a_key_and_out_revokes_it() {
+    let server = Server::start();
+    let home = tempfile::tempdir().expect("a folder");
+    let run = |words: &[&str], input: &str| {
+        use std::io::Write;
+        let mut child = Command::new(env!("CARGO_BIN_EXE_oc"))
+            .args(words)
+            .env_clear()
+            .env("HOME", home.path())
+            .env("OPENCOMPUTER_API_URL", server.url())
+            .stdin(std::process::Stdio::piped())
+            .stdout(std::process::Stdio::piped())
+            .stderr(std::process::Stdio::piped())
+            .spawn()
+            .expect("oc runs");
+        let mut stdin = child.stdin.take().expect("its input");
+        // One that needs no input may have ended by now.
+        let _ = stdin.write_all(input.as_bytes());
+        drop(stdin);
+        let output = child.wait_with_output().expect("oc ends");
+        let text = String::from_utf8_lossy(&[output.stdout, output.stderr].concat()).into_owned();
+        (output.status.code(), text)
+    };
+    let (key, record) = make(&server.api(), &json!({ "name": "mine" })).await;
+    let text = record["key"].as_str().expect("the text");
+    let file = home.path().join(".oc/config.json");
+    assert_eq!(run(&["login"], "osb_wrong\n").0, Some(3));
+    assert_eq!(run(&["login"], "").0, Some(1));
+    assert!(!file.exists(), "a wrong key is not kept");
+    let (code, told) = run(&["login"], &format!("{text}\n"));
+    assert!(
+        code == Some(0) && told.contains("organization default"),
+        "{told}"
+    );
+    assert!(!told.contains(text), "a key is not shown");
+    assert!(std::fs::read_to_string(&file).expect("kept").contains(text));
+    assert_eq!(run(&["login"], text).0, Some(1), "one is kept already");
+    assert_eq!(run(&["whoami"], "").0, Some(0));
+    assert_eq!(run(&["logout", "--local"], "").0, Some(0));
+    key.get("/api/whoami").await.ok(200);
+    assert_eq!(run(&["login"], text).0, Some(0));
+    let (code, told) = run(&["logout"], "");
+    assert_eq!((code, told.trim()), (Some(0), "Logged out."));
+    key.get("/api/whoami").await.refused(401, "invalid API key");
+    assert!(
+        !std::fs::read_to_string(&file)
+            .expect("the rest")
+            .contains(text)
+    );
+    assert_eq!(run(&["logout"], "").1.trim(), "Not logged in.");
+}

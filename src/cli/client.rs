@@ -7,7 +7,6 @@
 use std::error::Error as _;
 use std::fs::File;
 use std::io;
-use std::net::IpAddr;
 use std::os::fd::AsRawFd;
 use std::path::Path;
 use std::sync::Arc;
@@ -21,6 +20,7 @@ use serde::de::DeserializeOwned;
 use serde_json::Value;
 use zeroize::Zeroizing;
 
+use super::address::{base_url, is_loopback};
 use super::error::CliError;
 use super::settings::ApiKey;
 
@@ -73,6 +73,13 @@ impl Api {
             shown: url.trim_end_matches('/').to_owned(),
             _dir: None,
         })
+    }
+
+    /// A client for the routes at a server's origin, which are not below `/api`.
+    pub fn at_origin(origin: &str, key: &ApiKey) -> Result<Self, CliError> {
+        let mut api = Self::new(origin, Some(key))?;
+        api.base.set_path("");
+        Ok(api)
     }
 
     /// A client for the server on this machine, by its socket; whoever reaches that needs no key.
@@ -376,38 +383,6 @@ pub fn refusal(status: u16, body: &[u8]) -> CliError {
         format!("the server answered HTTP {status}{dash}{quote}")
     });
     CliError::Refused { status, message }
-}
-
-fn base_url(url: &str) -> Result<Url, CliError> {
-    let trimmed = url.trim_end_matches('/');
-    let full = if trimmed.ends_with("/api") {
-        trimmed.to_owned()
-    } else {
-        format!("{trimmed}/api")
-    };
-    let bad = |reason: &str| {
-        CliError::Usage(format!(
-            "`{url}` is not an API URL ({reason}); use http://… or https://…"
-        ))
-    };
-    // The text as given first: what is left of `http://` without its slashes would name a host.
-    let parsed = Url::parse(url)
-        .and_then(|_| Url::parse(&full))
-        .map_err(|error| bad(&error.to_string()))?;
-    match parsed.scheme() {
-        "http" | "https" => Ok(parsed),
-        _ => Err(bad("unknown scheme")),
-    }
-}
-
-fn is_loopback(url: &Url) -> bool {
-    url.host_str().is_some_and(|host| {
-        let address = host
-            .trim_start_matches('[')
-            .trim_end_matches(']')
-            .parse::<IpAddr>();
-        host == "localhost" || address.is_ok_and(|address| address.is_loopback())
-    })
 }
 
 fn key_header(key: &str) -> Result<HeaderValue, CliError> {

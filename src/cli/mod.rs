@@ -6,6 +6,7 @@
 //! command's own); errors go to standard error, results to standard output.
 
 mod account;
+mod address;
 mod admin;
 mod audit;
 mod backup;
@@ -132,6 +133,13 @@ pub enum Command {
     /// Show or change the configuration
     #[command(subcommand)]
     Config(account::Config),
+    /// Keep an API key for the commands of this user, once the server has taken it
+    ///
+    /// The key is asked for on the terminal, or read from standard input. Make one with
+    /// `oc admin key create`.
+    Login(account::Login),
+    /// Forget the API key of `oc login`, and have the server revoke it
+    Logout(account::Logout),
     /// Show who the API key belongs to
     Whoami,
     /// Manage organizations and API keys
@@ -198,6 +206,8 @@ fn dispatch(
         // These work without a server and with a broken configuration.
         Command::Completion { shell } => return account::completion(shell, program).map(done),
         Command::Config(config) => return config.run(sources, output).map(done),
+        Command::Login(login) => return block_on(login.run(sources, output))?.map(done),
+        Command::Logout(logout) => return block_on(logout.run(sources, output))?.map(done),
         Command::Keys(keys) => return keys.run(output).map(done),
         Command::Log(log) => return log.run(output).map(done),
         Command::Fsck(fsck) => return fsck.run(output),
@@ -239,6 +249,8 @@ fn dispatch(
             Command::Audit(audit) => audit.run(&context).await.map(done),
             Command::Whoami => account::whoami(&context).await.map(done),
             Command::Config(_)
+            | Command::Login(_)
+            | Command::Logout(_)
             | Command::Completion { .. }
             | Command::Keys(_)
             | Command::Log(_)

@@ -172,6 +172,23 @@ pub fn set_field(home: &Path, field: &str, value: &str) -> Result<(), SettingsEr
     write_object(&path, &object)
 }
 
+/// Takes `field` out of `~/.oc/config.json`; whether it was there.
+pub fn clear_field(home: &Path, field: &str) -> Result<bool, SettingsError> {
+    let path = folder(home).join("config.json");
+    let mut object = read_object(&path)?;
+    let was = object.remove(field).is_some();
+    if was {
+        write_object(&path, &object)?;
+    }
+    Ok(was)
+}
+
+/// The key in `~/.oc/config.json`, wherever else there are others.
+pub fn kept_key(home: &Path) -> Result<Option<ApiKey>, SettingsError> {
+    let object = read_object(&folder(home).join("config.json"))?;
+    Ok(text(&object, "api_key").map(ApiKey::from))
+}
+
 /// Writes `~/.oc/local.json`: how the commands of this machine find the server `oc serve`
 /// started here. Mode 0600 in a 0700 directory, replaced atomically and synced.
 pub fn write_local(home: &Path, api_url: &str, api_key: &str) -> Result<(), SettingsError> {

@@ -9,7 +9,7 @@ use time::{Duration, OffsetDateTime};
 use zeroize::Zeroizing;
 
 use super::Api;
-use super::auth::WithAdmin;
+use super::auth::{WithAdmin, WithKey};
 use super::body::Json;
 use super::error::{ApiError, ApiResult, to_the_end};
 use super::projects::timestamp;
@@ -46,6 +46,19 @@ pub(super) fn routes(config: &mut web::ServiceConfig) {
                 .route(web::post().to(create)),
         )
         .service(web::resource("/keys/{key}").route(web::delete().to(revoke)));
+}
+
+/// The route by which a command line that leaves takes its own key away (contract, route 5).
+pub(super) fn login_routes(config: &mut web::ServiceConfig) {
+    config.service(web::resource("/auth/cli/credential").route(web::delete().to(leave)));
+}
+
+async fn leave(api: web::Data<Api>, WithKey(caller): WithKey) -> ApiResult {
+    let (platform, key) = (api.platform.clone(), caller.key);
+    if let Some(key) = key {
+        to_the_end(async move { platform.revoke_key(&caller.org, key, Some(key)).await }).await?;
+    }
+    Ok(HttpResponse::NoContent().finish())
 }
 
 /// What a key is asked to be.

@@ -73,6 +73,7 @@ pub struct Api {
 /// method come from [`methods`].
 pub fn routes(config: &mut web::ServiceConfig) {
     health::routes(config);
+    keys::login_routes(config);
     config.service(
         web::scope("/api")
             .configure(identity::routes)

@@ -177,7 +177,7 @@ pub(crate) fn place_of(essence: &[u8]) -> Place {
 }
 
 #[cfg(test)]
-mod joint;
+mod joint_tests;
 
 #[cfg(test)]
 mod tests {
