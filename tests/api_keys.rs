@@ -127,6 +127,12 @@ async fn bad_keys_are_not_made() {
             404,
             "project not found",
         ),
+        // A restriction that was misspelt would make a key without it.
+        (
+            json!({ "name": "n", "sandboxID": "sb-none" }),
+            400,
+            "invalid request: `sandboxID` has an unknown field",
+        ),
         (
             json!({ "name": "n", "project": project, "sandboxId": "sb-none" }),
             400,
@@ -254,6 +260,28 @@ async fn keys_of_a_sandbox_reach_nothing_else() {
         key.get("/api/sandboxes").await.refused(403, why);
         key.get("/api/keys").await.refused(403, why);
     }
+    // A fork in another project is that project's, with its secrets.
+    let checkpoint = api
+        .post(&inside.path("/checkpoints"), &json!({ "name": "c" }))
+        .await;
+    let checkpoint = checkpoint.ok(201).id();
+    api.project(&json!({ "name": "q" })).await;
+    let from = format!("/api/sandboxes/from-checkpoint/{checkpoint}");
+    let forked = api.post(&from, &json!({ "project": "q" })).await;
+    let forked = forked.ok(201).json()["sandboxID"].clone();
+    let path = format!(
+        "/api/sandboxes/{}/exec/run",
+        forked.as_str().expect("an id")
+    );
+    let reply = all.post(&path, &run).await;
+    reply.refused(404, "sandbox not found");
+    // What a key signs ends with it.
+    let (short, record) = make(&api, &json!({ "name": "s", "expiresIn": 3600 })).await;
+    let body = json!({ "path": "/tmp/x", "expiresIn": 80_000 });
+    let signed = short.post(&inside.path("/files/download-url"), &body).await;
+    let signed = signed.ok(200).json();
+    let minute = |at: &Value| at.as_str().expect("a time")[..16].to_owned();
+    assert_eq!(minute(&signed["expiresAt"]), minute(&record["expiresAt"]));
     let (read, record) = make(&api, &json!({ "name": "r", "scope": "read" })).await;
     read.post(&inside.path("/exec/run"), &run)
         .await
@@ -273,7 +301,15 @@ async fn keys_of_a_sandbox_reach_nothing_else() {
         .post(&inside.path("/exec/run"), &run)
         .await
         .refused(403, "this API key may only read");
+    let feed = read
+        .request("GET", "/api/audit/events?follow=true")
+        .send()
+        .await
+        .expect("a feed");
+    assert_eq!(feed.status(), 200);
     api.delete(&path_of(&record)).await.ok(204);
+    let ended = tokio::time::timeout(PATIENCE, feed.text()).await;
+    assert!(ended.is_ok(), "a feed goes on without its key");
     token
         .get(&inside.path("/files/list?path=/"))
         .await

@@ -60,6 +60,11 @@ async fn disks_and_records_are_compared_and_put_right() {
         (&json!(1), &json!(3))
     );
     assert!(report["sandboxesBytes"].as_u64() > Some(0), "{report}");
+    // By another name of the folder: what is in use is known by its place.
+    let link = server.root().join("link");
+    std::os::unix::fs::symlink(server.data(), &link).expect("a link");
+    let (code, report) = fsck(&link, &[]);
+    assert_eq!((code, &report["clean"]), (0, &json!(true)), "{report}");
 
     let root = server.data().join("sandboxes");
     let living = path.rsplit('/').next().expect("an id");

@@ -18,7 +18,7 @@ use super::project::Project;
 use super::sandbox::{Phase, Sandbox};
 use super::secret_store::SecretStore;
 use crate::events::families::{
-    DecodeError, Kept, Layer, LayerKind, ProjectCreated, SandboxCreated, StoreCreated,
+    DecodeError, Kept, LayerKind, ProjectCreated, SandboxCreated, StoreCreated,
 };
 use crate::events::{EventLog, ReadError, Recorded, StreamId, VerifyError};
 use crate::ids::{CheckpointId, KeyId, OrgId, ProjectId, SandboxId};
@@ -156,13 +156,15 @@ impl Catalog {
         self.read(|model| model.orgs.values().cloned().collect())
     }
 
-    /// Whether a sandbox was made in a project.
+    /// Whether a sandbox is of a project: of the last one it was given, since a fork may be made in
+    /// another one than its source.
     pub fn is_of_project(&self, sandbox: &SandboxId, project: &ProjectId) -> bool {
         let project = project.to_string();
-        let of = |layer: &Layer| layer.kind == LayerKind::Project && layer.id == project;
         self.read(|model| {
             let details = model.sandboxes.get(sandbox)?.details.as_ref()?;
-            Some(details.layers.iter().any(of))
+            let mut layers = details.layers.iter().rev();
+            let last = layers.find(|layer| layer.kind == LayerKind::Project)?;
+            Some(last.id == project)
         })
         .unwrap_or(false)
     }

@@ -138,6 +138,8 @@ pub async fn fsck(log: &EventLog, data: &Path, repair: bool) -> Result<FsckRepor
     if repair && catalog.skipped() > 0 {
         return Err(FsckError::Unknown(catalog.skipped()));
     }
+    // As in the plans: what a disk needs is found by comparing paths.
+    let data = &data.canonicalize()?;
     let inventory = Inventory::take(data)?;
     let mut report = catalog.read(|model| compare(model, &inventory, data));
     let going = report.findings.iter_mut().filter(|_| repair);

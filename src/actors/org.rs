@@ -13,12 +13,20 @@ use crate::ids::{KeyId, OrgId};
 /// Most keys of one organization that are not revoked.
 pub const KEYS_MAX: usize = 1000;
 
+/// Why a key makes no other.
+const ENDED: &str = "the API key this was asked with is no longer valid";
+
 /// What can be asked of an organization.
 pub enum OrgCommand {
     /// Make it.
     Create(OrgCreated),
-    /// Give it a key.
-    CreateKey(KeyCreated),
+    /// Give it a key; `by` is the one it was asked with, which must still be valid.
+    CreateKey {
+        /// The new key.
+        made: KeyCreated,
+        /// The caller's.
+        by: Option<KeyId>,
+    },
     /// Take a key away.
     RevokeKey(KeyRevoked),
 }
@@ -75,8 +83,17 @@ impl Aggregate for Org {
                 OrgEvent::Created(created.clone()).into()
             }
             OrgCommand::Create(_) => Decision::nothing(),
-            OrgCommand::CreateKey(created) => {
+            OrgCommand::CreateKey { made: created, by } => {
                 exists()?;
+                let may = |id| {
+                    self.key(id).is_some_and(|key| {
+                        let over = key.made.expires_at.is_some_and(|at| at <= created.at);
+                        key.revoked_at.is_none() && !over
+                    })
+                };
+                if by.as_ref().is_some_and(|id| !may(id)) {
+                    return Err(Reject::Conflict(ENDED.to_owned()));
+                }
                 let same = |key: &OrgKey| key.made.sha256 == created.sha256;
                 let valid = self.keys.iter().filter(|key| key.revoked_at.is_none());
                 if self.keys.iter().any(same) {

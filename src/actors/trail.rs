@@ -250,6 +250,15 @@ impl Follow {
 
 /// An event for people and programs, without ciphertexts.
 pub fn render(event: &Recorded) -> Value {
+    let mut data = serde_json::from_str(event.data.get())
+        .map(without_ciphertexts)
+        .ok();
+    // Whoever reads the trail has no use for the hash of a key.
+    if let Some(Value::Object(fields)) = &mut data
+        && event.kind.starts_with("org.key_created.")
+    {
+        fields.remove("sha256");
+    }
     json!({
         "position": event.position,
         "commit": event.commit,
@@ -259,7 +268,7 @@ pub fn render(event: &Recorded) -> Value {
         "type": event.kind,
         "recordedAt": event.recorded_at.format(&Rfc3339).ok(),
         "actor": { "kind": event.actor.kind, "org": event.actor.org, "key": event.actor.key },
-        "data": serde_json::from_str(event.data.get()).map(without_ciphertexts).ok(),
+        "data": data,
     })
 }
 

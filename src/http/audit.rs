@@ -133,7 +133,7 @@ async fn events(
             let earlier = from - time::Duration::NANOSECOND;
             after = Some(api.platform.log().position_at(earlier).await?);
         }
-        return follow(&api, filter, after);
+        return follow(&api, caller, filter, after);
     }
     let limit = query.limit.unwrap_or(LIMIT_DEFAULT);
     if !(1..=LIMIT_MAX).contains(&limit) {

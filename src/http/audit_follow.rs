@@ -20,15 +20,15 @@ use std::time::Duration;
 
 use actix_web::HttpResponse;
 use actix_web::http::header::{CACHE_CONTROL, HeaderName};
-use actix_web::web::Bytes;
+use actix_web::web::{self, Bytes};
 use futures_util::stream;
 use tokio_util::sync::CancellationToken;
 
 use super::Api;
 use super::error::{ApiError, ApiResult};
 use super::feeds::{Feeds, Place};
-use crate::actors::History;
 use crate::actors::trail::{self, Filter, Follow};
+use crate::actors::{Caller, History};
 use crate::events::{EventLog, Recorded};
 
 /// Where a client that comes back says what it has had.
@@ -65,6 +65,8 @@ impl Audit {
 /// A feed on its way to a client.
 struct Feed {
     follow: Follow,
+    /// Whether its reader may still read.
+    admitted: Box<dyn Fn() -> bool>,
     stopping: CancellationToken,
     _place: Place,
 }
@@ -77,6 +79,9 @@ impl Feed {
             () = self.stopping.cancelled() => return None,
             next = tokio::time::timeout(HEARTBEAT, self.follow.next()) => next,
         };
+        if !(self.admitted)() {
+            return None;
+        }
         match next {
             Err(_) => Some(heartbeat(self.follow.looked_at())),
             Ok(Ok(event)) => Some(message(&event)),
@@ -100,7 +105,12 @@ fn message(event: &Recorded) -> Bytes {
 }
 
 /// The events behind `after` (`None`: from now on) that `filter` takes, as they come.
-pub(super) fn follow(api: &Api, filter: Filter, after: Option<u64>) -> ApiResult {
+pub(super) fn follow(
+    api: &web::Data<Api>,
+    caller: Caller,
+    filter: Filter,
+    after: Option<u64>,
+) -> ApiResult {
     let Some(org) = filter.org else {
         return Err(ApiError::internal("a feed without an organization"));
     };
@@ -108,6 +118,10 @@ pub(super) fn follow(api: &Api, filter: Filter, after: Option<u64>) -> ApiResult
         _place: api.audit.feeds.place(org, TRAIL)?,
         stopping: api.audit.stopping.clone(),
         follow: Follow::new(api.platform.log(), filter, after),
+        admitted: Box::new({
+            let api = api.clone();
+            move || api.still_valid(&caller)
+        }),
     };
     let greeting = Bytes::from(format!("retry: {RETRY_MS}\n\n"));
     let body = stream::unfold((Some(greeting), feed), |(greeting, mut feed)| async move {
@@ -160,6 +174,7 @@ mod tests {
             _place: audit.feeds.place(own, TRAIL).expect("a place"),
             stopping: CancellationToken::new(),
             follow: Follow::new(&log, Filter::of(Some(own)), Some(0)),
+            admitted: Box::new(|| true),
         };
         for _ in 0..3 {
             note(other).await;

@@ -7,7 +7,7 @@
 //!
 //! | A key | May |
 //! |---|---|
-//! | `read` | `GET` and `HEAD`, but open no socket; a file that is read wakes its sandbox |
+//! | `read` | `GET` and `HEAD`, but open no socket; looking into a sandbox that sleeps wakes it |
 //! | `write` | all but the keys |
 //! | `admin` | all |
 //! | of one sandbox or project | the same, in the data plane of that sandbox or those of that project alone |
@@ -134,6 +134,17 @@ impl Known {
     }
 }
 
+impl Api {
+    /// Whether the key a caller came with is still valid: for what goes on after it was let in.
+    pub(super) fn still_valid(&self, caller: &Caller) -> bool {
+        let now = OffsetDateTime::now_utc();
+        caller.key.is_none_or(|key| {
+            let grant = self.platform.catalog().key_by_id(&key);
+            grant.is_some_and(|grant| grant.made.expires_at.is_none_or(|at| at > now))
+        })
+    }
+}
+
 fn refused(text: &str) -> ApiError {
     ApiError::new(StatusCode::UNAUTHORIZED, text)
 }
@@ -176,6 +187,8 @@ fn known(api: &Api, request: &HttpRequest) -> Result<Known, ApiError> {
         let claims = api.tokens.check(&credential).ok_or_else(invalid)?;
         let grant = match claims.key_id {
             Some(key) => Some(api.platform.catalog().key_by_id(&key).ok_or_else(invalid)?),
+            // Given out when the server asked for no key: nothing could end it.
+            None if api.no_auth.is_none() => return Err(invalid()),
             None => None,
         };
         return Ok(Known::Token(claims, grant));

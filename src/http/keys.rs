@@ -62,8 +62,10 @@ async fn leave(api: web::Data<Api>, WithKey(caller): WithKey) -> ApiResult {
 }
 
 /// What a key is asked to be.
+///
+/// A field that is not known is refused: a restriction that was misspelt would make a stronger key.
 #[derive(Deserialize)]
-#[serde(rename_all = "camelCase")]
+#[serde(rename_all = "camelCase", deny_unknown_fields)]
 pub(super) struct KeyBody {
     name: Option<String>,
     scope: Option<String>,

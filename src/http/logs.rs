@@ -156,7 +156,8 @@ impl Feed {
                 return Some(messages(&self.who.id, self.lines.drain(..count)));
             }
             let over = |until| OffsetDateTime::now_utc() > until;
-            if !self.tail || self.until.is_some_and(over) {
+            let admitted = self.api.still_valid(&self.who.caller);
+            if !self.tail || self.until.is_some_and(over) || !admitted {
                 return None;
             }
             if self.said.elapsed() >= KEEPALIVE {

@@ -160,7 +160,12 @@ async fn sign(
     };
     // It may sleep, and sleeps on: only the use of the URL needs it.
     api.platform.usable_sandbox(&who.caller, &who.id).await?;
+    let key = who.caller.key;
+    let key = key.and_then(|key| api.platform.catalog().key_by_id(&key));
+    let key_ends = key.and_then(|key| key.made.expires_at);
     let expires = OffsetDateTime::now_utc().unix_timestamp() + life;
+    // No longer than the key that signs.
+    let expires = key_ends.map_or(expires, |at| expires.min(at.unix_timestamp()));
     let signature = api.url_signer.sign(&Permit {
         sandbox: &who.id,
         path: &path,

@@ -71,7 +71,8 @@ impl Platform {
             rate: new.rate,
             at: OffsetDateTime::now_utc(),
         };
-        let command = OrgCommand::CreateKey(created.clone());
+        let made = created.clone();
+        let command = OrgCommand::CreateKey { made, by };
         self.of_org(org, command, by).await?;
         Ok(created)
     }
@@ -85,7 +86,12 @@ impl Platform {
     ) -> Result<(), Failure> {
         let at = OffsetDateTime::now_utc();
         self.of_org(org, OrgCommand::RevokeKey(KeyRevoked { key_id, at }), by)
-            .await
+            .await?;
+        match self.catalog.key_by_id(&key_id) {
+            None => Ok(()),
+            // It is recorded; what requests are judged by has not heard of it in time.
+            Some(_) => Err(Failure::Unavailable),
+        }
     }
 
     async fn of_org(

@@ -38,26 +38,62 @@ fn steps_can_be_repeated_and_revoked_keys_stay_revoked() {
     };
     let without = [&with_key[..], &[OrgEvent::KeyRevoked(revoked.clone())]].concat();
     let revoke = || OrgCommand::RevokeKey(revoked.clone());
+    let ends = |minute| {
+        let key = KeyCreated {
+            expires_at: Some(at(minute)),
+            ..key()
+        };
+        [OrgEvent::Created(created()), OrgEvent::KeyCreated(key)]
+    };
+    let (with_end, after_end) = (ends(9), ends(3));
+    let another = || OrgCommand::CreateKey {
+        made: KeyCreated {
+            key_id: id("00000000-0000-7000-8000-0000000000f2"),
+            sha256: "cd".repeat(32),
+            at: at(3),
+            ..key()
+        },
+        by: Some(key().key_id),
+    };
     let scenes = [
         scene::<Org>("create", &[], OrgCommand::Create(created())),
         scene::<Org>("create again", &made, OrgCommand::Create(created())),
-        scene::<Org>("a key", &made, OrgCommand::CreateKey(key())),
+        scene::<Org>(
+            "a key",
+            &made,
+            OrgCommand::CreateKey {
+                made: key(),
+                by: None,
+            },
+        ),
         scene::<Org>(
             "the same key again",
             &with_key,
-            OrgCommand::CreateKey(key()),
+            OrgCommand::CreateKey {
+                made: key(),
+                by: None,
+            },
         ),
         scene::<Org>(
             "a key of no organization",
             &[],
-            OrgCommand::CreateKey(key()),
+            OrgCommand::CreateKey {
+                made: key(),
+                by: None,
+            },
         ),
         scene::<Org>("revoke it", &with_key, revoke()),
+        scene::<Org>("another, with one that was revoked", &without, another()),
+        scene::<Org>("another, with one that ends later", &with_end, another()),
+        scene::<Org>("another, with one that has ended", &after_end, another()),
         scene::<Org>("revoke it again", &without, revoke()),
         scene::<Org>(
             "what was revoked stays so",
             &without,
-            OrgCommand::CreateKey(key()),
+            OrgCommand::CreateKey {
+                made: key(),
+                by: None,
+            },
         ),
         scene::<Org>("revoke a key there is not", &made, revoke()),
     ];

@@ -9,9 +9,9 @@ use std::time::Duration;
 use bytes::Bytes;
 use tokio::io::{AsyncReadExt, AsyncWriteExt};
 use tokio::process::{Child, ChildStdout, Command};
-use tokio::sync::{OwnedSemaphorePermit, Semaphore};
+use tokio::sync::{Semaphore, oneshot};
 
-use super::Question;
+use super::{Question, TIME_MAX};
 use crate::ids::CheckpointId;
 use crate::sandbox::DriverError;
 use crate::sandbox::namespace::{NamespaceDriver, SUPERVISE_SUBCOMMAND};
@@ -33,7 +33,8 @@ const REASON_BYTES_MAX: u64 = 4096;
 pub struct Differences {
     child: Child,
     said: ChildStdout,
-    _turn: OwnedSemaphorePermit,
+    /// Gives the turn back when it is dropped.
+    _reads: oneshot::Sender<()>,
 }
 
 impl Differences {
@@ -77,10 +78,17 @@ impl NamespaceDriver {
             .await
             .unwrap_or_else(|_| Err(io::ErrorKind::TimedOut.into()))
             .map_err(failed)?;
+        let (reads, done) = oneshot::channel();
+        // A reader that stops reading holds the place no longer than a comparison may take: the
+        // process has ended by then.
+        tokio::spawn(async move {
+            let _ = tokio::time::timeout(TIME_MAX, done).await;
+            drop(turn);
+        });
         Ok(Differences {
             child,
             said,
-            _turn: turn,
+            _reads: reads,
         })
     }
 }
