@@ -4,6 +4,7 @@
 //! line of the process for the secret values used.
 
 mod again;
+mod awkward;
 mod bodies;
 mod clients;
 mod codings;
