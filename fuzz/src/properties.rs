@@ -4,6 +4,7 @@
 //! values stand for tokens and values, which the fuzzer would never find by itself.
 
 mod bodies;
+mod grants;
 mod heads;
 
 use std::sync::{Arc, OnceLock};
@@ -24,6 +25,7 @@ use super::websocket::{self, Way};
 use crate::secret::SecretValue;
 
 pub use bodies::{codings, grpc, multipart};
+pub use grants::grants;
 pub use heads::{framing, heads};
 
 const TOKEN: &str = "osb_sealed_00112233445566778899aabbccddeeff";

@@ -63,7 +63,8 @@ pub(crate) struct Patterns {
 pub(crate) struct Guesses(AtomicU64);
 
 impl Guesses {
-    fn count(&self, bytes: usize) {
+    /// A beginning of so many bytes, at which an answer paused, came to nothing.
+    pub fn count(&self, bytes: usize) {
         if bytes >= GUESS_BYTES_MIN {
             self.0.fetch_or(1 << bytes.min(63), Ordering::Relaxed);
         }

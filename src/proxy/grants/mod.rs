@@ -23,6 +23,7 @@ pub(crate) use self::fields::{FieldSealer, Syntax};
 pub(crate) use self::sweep::{Sweep, Sweeper};
 use super::placement::Placement;
 use super::policy::Binding;
+use super::reseal::Guesses;
 use super::token::SealedToken;
 use crate::secret::SecretValue;
 
@@ -56,6 +57,8 @@ struct Kept {
     all: Vec<Arc<Grant>>,
     /// Made when it is needed; absent when `all` changed since.
     sweep: Option<Option<Arc<Sweep>>>,
+    /// For as long as the sandbox's proxy is there: new grants make no new guesses.
+    guesses: Arc<Guesses>,
 }
 
 impl Grants {
@@ -115,8 +118,12 @@ impl Grants {
     /// What to take out of answers; `None` when there is nothing.
     pub fn sweep(&self) -> Option<Arc<Sweep>> {
         let mut kept = self.lock();
-        let Kept { all, sweep } = &mut *kept;
-        sweep.get_or_insert_with(|| Sweep::of(all)).clone()
+        let Kept {
+            all,
+            sweep,
+            guesses,
+        } = &mut *kept;
+        sweep.get_or_insert_with(|| Sweep::of(all, guesses)).clone()
     }
 }
 

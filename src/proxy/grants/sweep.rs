@@ -13,7 +13,7 @@ use super::Grant;
 use crate::proxy::body::{StreamError, Transform};
 use crate::proxy::entropy::reseal_possible;
 use crate::proxy::forms::{Spelling, common_spellings};
-use crate::proxy::reseal::Machine;
+use crate::proxy::reseal::{Guesses, Machine};
 use crate::proxy::tally::Tally;
 
 /// Bytes of all spellings that are searched for; of grants beyond it only those as they are.
@@ -23,6 +23,7 @@ const SPELLINGS_BYTES_MAX: usize = 256 * 1024;
 pub(crate) struct Sweep {
     machine: Machine,
     finds: Vec<Find>,
+    guesses: Arc<Guesses>,
 }
 
 struct Find {
@@ -33,7 +34,7 @@ struct Find {
 
 impl Sweep {
     /// `None` when none of the grants can be told from other text.
-    pub fn of(grants: &[Arc<Grant>]) -> Option<Arc<Self>> {
+    pub fn of(grants: &[Arc<Grant>], guesses: &Arc<Guesses>) -> Option<Arc<Self>> {
         let mut all: HashMap<Spelling, Find> = HashMap::new();
         let mut bytes = 0;
         for grant in grants.iter().rev() {
@@ -61,7 +62,11 @@ impl Sweep {
             .map(|(spelling, find)| (spelling.into_bytes(), find));
         let (spellings, finds): (Vec<_>, Vec<_>) = all.unzip();
         let machine = (!spellings.is_empty()).then(|| Machine::of(&spellings))??;
-        Some(Arc::new(Self { machine, finds }))
+        Some(Arc::new(Self {
+            machine,
+            finds,
+            guesses: guesses.clone(),
+        }))
     }
 
     /// `bytes` without grants, or `None` when there was none.
@@ -95,6 +100,8 @@ pub(crate) struct Sweeper {
     read: usize,
     /// In their order, apart.
     covers: Vec<Cover>,
+    /// How many bytes were held back when the answer last paused; 0: it did not, or none were.
+    paused: usize,
 }
 
 impl Sweeper {
@@ -106,7 +113,26 @@ impl Sweeper {
             held: Zeroizing::default(),
             read: 0,
             covers: Vec::new(),
+            paused: 0,
         }
+    }
+
+    /// Runs, and counts a beginning at which the answer had paused when it comes to nothing.
+    fn run_on(&mut self, last: bool, out: &mut Vec<u8>) -> Result<(), StreamError> {
+        self.sweep.guesses.check()?;
+        let beginning = self.held.get(..self.paused).map(<[u8]>::to_vec);
+        let beginning = beginning.map(Zeroizing::new).unwrap_or_default();
+        let before = out.len();
+        self.run(last, out);
+        let given = out.get(before..).unwrap_or_default();
+        if !given.is_empty() {
+            self.paused = 0;
+            // A find would have its token there.
+            if given.starts_with(&beginning) {
+                self.sweep.guesses.count(beginning.len());
+            }
+        }
+        Ok(())
     }
 
     fn run(&mut self, last: bool, out: &mut Vec<u8>) {
@@ -182,15 +208,25 @@ impl Sweeper {
     }
 }
 
+impl Drop for Sweeper {
+    fn drop(&mut self) {
+        // Broken off where it paused: as good as an answer to a guess.
+        self.sweep.guesses.count(self.paused);
+    }
+}
+
 impl Transform for Sweeper {
     fn push(&mut self, input: &[u8], out: &mut Vec<u8>) -> Result<(), StreamError> {
         self.held.extend_from_slice(input);
-        self.run(false, out);
+        self.run_on(false, out)
+    }
+
+    fn flush(&mut self, _out: &mut Vec<u8>) -> Result<(), StreamError> {
+        self.paused = self.held.len();
         Ok(())
     }
 
     fn finish(&mut self, out: &mut Vec<u8>) -> Result<(), StreamError> {
-        self.run(true, out);
-        Ok(())
+        self.run_on(true, out)
     }
 }

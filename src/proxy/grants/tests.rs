@@ -136,6 +136,24 @@ fn the_grant_unused_the_longest_is_forgotten() {
     assert_eq!(seal(0), first);
 }
 
+/// Goal: a program that tries guesses at where an echo pauses is stopped.
+#[test]
+fn guesses_at_grants_are_stopped() {
+    const REAL: &str = "ya29.Real/Token+0001=";
+    let grants = Grants::default();
+    grants.seal(REAL.to_owned().into(), &parent());
+    let stopped = (5..REAL.len()).position(|right| {
+        let sweep = grants.sweep().unwrap();
+        let mut sweeper = Sweeper::new(sweep, Arc::default());
+        let mut out = Vec::new();
+        let guess = format!("<{}", &REAL[..right]);
+        let pushed = sweeper.push(guess.as_bytes(), &mut out);
+        sweeper.flush(&mut out).unwrap();
+        pushed.is_err() || sweeper.push(b"#", &mut out).is_err()
+    });
+    assert_eq!(stopped, Some(13));
+}
+
 fn swept(grants: &Grants, pieces: &[&[u8]]) -> String {
     let sweeper = Sweeper::new(
         grants.sweep().expect("grants to search for"),
