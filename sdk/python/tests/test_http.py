@@ -127,6 +127,30 @@ async def test_no_error_and_no_printed_object_holds_a_key_or_a_secret() -> None:
         await snapshots.close()
 
 
+async def test_no_error_leads_to_a_request_with_credentials() -> None:
+    answers: list[Answer] = [None, 60.0, (400, {"error": "no"})]
+    async with fake(lambda _, count: answers[count - 1]) as server:
+        for _ in answers:
+            with pytest.raises(oc.OpenComputerError) as caught:
+                await oc.Project.set_secret(
+                    "p",
+                    "NAME",
+                    "a-secret-value",
+                    api_url=server.url,
+                    api_key=KEY,
+                    request_timeout=0.5,
+                    max_retries=0,
+                )
+            error: BaseException | None = caught.value
+            while error is not None:
+                request = vars(error).get("_request")
+                if request is not None:
+                    assert "x-api-key" not in request.headers
+                    assert b"a-secret-value" not in request.content
+                assert KEY not in f"{error!r} {vars(error)!r}"
+                error = error.__cause__ or error.__context__
+
+
 async def test_what_may_be_repeated_is() -> None:
     def answer(seen: Seen, count: int) -> Answer:
         if count % 3 == 1:

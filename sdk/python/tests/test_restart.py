@@ -71,16 +71,19 @@ async def test_everything_that_waits_ends_when_the_server_dies() -> None:
     await sandbox.close()
 
 
-async def test_everything_that_waits_ends_when_the_sandbox_is_killed() -> None:
+@pytest.mark.parametrize("end", ["kill", "power_cycle"])
+async def test_everything_that_waits_ends_with_the_sandboxs_processes(end: str) -> None:
     sandbox = await oc.Sandbox.create(memory_mb=256)
     session = await sandbox.exec.start(LONG)
     running = asyncio.ensure_future(sandbox.exec.run(LONG, timeout=300))
     pty = await sandbox.pty.create()
     await asyncio.sleep(0.5)
-    async with await oc.Sandbox.connect(sandbox.id):
-        pass
-    await session.done
+    other = await oc.Sandbox.connect(sandbox.id)
+    await (other.kill() if end == "kill" else other.power_cycle())
+    assert await asyncio.wait_for(session.done, 60) != 0
     await asyncio.wait_for(pty.wait(), 60)
     with contextlib.suppress(oc.OpenComputerError):
         assert (await asyncio.wait_for(running, 60)).exit_code != 0
+    await other.kill()
+    await other.close()
     await sandbox.close()

@@ -52,16 +52,19 @@ test("everything that waits ends when the server dies", async () => {
   await sandbox.kill();
 });
 
-test("everything that waits ends when the sandbox is killed", async () => {
-  const sandbox = await Sandbox.create({ memoryMB: 256 });
-  const session = await sandbox.exec.start("sleep 300");
-  const running = sandbox.exec.run("sleep 300", { timeout: 300 }).catch((error: unknown) => error);
-  const pty = await sandbox.pty.create();
-  await new Promise((resolve) => setTimeout(resolve, 500));
-  await (await Sandbox.connect(sandbox.sandboxId)).kill();
-  await session.done;
-  await pty.done;
-  const ended = await running;
-  const known = ended instanceof OpenComputerError || (ended as { exitCode: number }).exitCode !== 0;
-  assert.ok(known, String(ended));
-});
+for (const end of ["kill", "powerCycle"] as const) {
+  test(`everything that waits ends with the sandbox's processes: ${end}`, async () => {
+    const sandbox = await Sandbox.create({ memoryMB: 256 });
+    const session = await sandbox.exec.start("sleep 300");
+    const running = sandbox.exec.run("sleep 300", { timeout: 300 }).catch((error: unknown) => error);
+    const pty = await sandbox.pty.create();
+    await new Promise((resolve) => setTimeout(resolve, 500));
+    await (await Sandbox.connect(sandbox.sandboxId))[end]();
+    assert.notEqual(await session.done, 0);
+    await pty.done;
+    const ended = await running;
+    const known = ended instanceof OpenComputerError || (ended as { exitCode: number }).exitCode !== 0;
+    assert.ok(known, String(ended));
+    await sandbox.kill();
+  });
+}

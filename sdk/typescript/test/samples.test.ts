@@ -8,10 +8,10 @@ import { join } from "node:path";
 import { pathToFileURL } from "node:url";
 import { after, test, type TestContext } from "node:test";
 import {
-  ApiError, Project, Sandbox, SecretStore, type ExecSession, type Image, type ProcessResult,
-  type ProjectInfo, type SecretEntryInfo, type SecretStoreInfo,
+  ApiError, BuildError, Project, Sandbox, SecretStore, Snapshots, type ExecSession, type Image,
+  type ProcessResult, type ProjectInfo, type SecretEntryInfo, type SecretStoreInfo,
 } from "@opencomputer/sdk";
-import { need, skip } from "./support.js";
+import { need, note, skip } from "./support.js";
 
 const FOLDER = join(process.cwd(), "build", "samples");
 const TOKEN = /^osb_sealed_[0-9a-f]{32}\n$/;
@@ -50,6 +50,10 @@ async function reader(): Promise<Given> {
   return { project, store, ...shared };
 }
 
+const WITHOUT_PACKAGES = {
+  "aptInstall(['python3-pip'])": "runCommands('true')",
+  "pipInstall(['pandas'])": "env({ PACKAGES: 'none' })",
+};
 const NAMES = [
   "my-agent-secrets", "new-name", "git-creds", "worker-keys", "worker-1-keys", "worker-2-keys",
 ];
@@ -73,7 +77,11 @@ after(async () => {
 });
 
 /** Runs one sample; gives what it declared. */
-async function run(name: string, given: Given): Promise<Record<string, unknown>> {
+async function run(
+  name: string,
+  given: Given,
+  others: Record<string, string> = {},
+): Promise<Record<string, unknown>> {
   const upstream = `https://api.anthropic.com:${need("OC_STANDIN_PORT")}`;
   const placeholders: Record<string, string> = {
     "project-uuid": given.project.id,
@@ -86,10 +94,11 @@ async function run(name: string, given: Given): Promise<Record<string, unknown>>
     // Packages come from elsewhere: what is installed is of no matter here.
     "apt install -y curl": "true",
     "https://api.anthropic.com": upstream,
+    ...others,
   };
   let code = readFileSync(join(FOLDER, `${name}.js`), "utf8");
   for (const [word, value] of Object.entries(placeholders)) code = code.replaceAll(word, value);
-  const file = join(FOLDER, `${name}.run.mjs`);
+  const file = join(FOLDER, `${name}.${Object.keys(others).length}.mjs`);
   writeFileSync(file, code);
   (globalThis as { sandbox?: Sandbox }).sandbox = given.base;
   const values = (await import(pathToFileURL(file).href)) as Record<string, unknown>;
@@ -119,7 +128,13 @@ async function follow(t: TestContext, document: string, checks: Check[]): Promis
       if (/Project\s*\.\s*create/.test(code)) await Project.delete(given.project.id);
       if (/SecretStore\s*\.\s*create/.test(code)) await SecretStore.delete(given.store.id);
       try {
-        await checks[index]?.(await run(name, given), given);
+        const values = await run(name, given).catch((error: unknown) => {
+          if (!(error instanceof BuildError && /apt_install/.test(error.message))) throw error;
+          // Sandboxes of this machine reach no packages: the rest of the sample runs without.
+          note(t, "packages can't be fetched here; the image is built without them");
+          return run(name, given, WITHOUT_PACKAGES);
+        });
+        await checks[index]?.(values, given);
       } catch (error) {
         const missing = error instanceof ApiError && [404, 501].includes(error.status);
         const later = /no such route|not supported by this server|not installed/;
@@ -168,7 +183,13 @@ test("secret stores", (t) => follow(t, "secret-stores-typescript", [
   nothing,
   nothing,
   sealed,
-  nothing,
+  async (v) => {
+    const workers = [v["worker1"], v["worker2"]] as Sandbox[];
+    const seen = await Promise.all(workers.map((worker) => worker.exec.run("printenv TOKEN_OF")));
+    for (const { stdout } of seen) assert.match(stdout, TOKEN);
+    assert.notEqual(seen[0]?.stdout, seen[1]?.stdout);
+    await (v["snapshots"] as Snapshots).delete("data-pipeline");
+  },
   async (v) => {
     const inside = await (v["worker"] as Sandbox).exec.run("printenv TOKEN_OF");
     assert.match(inside.stdout, TOKEN);

@@ -39,7 +39,7 @@ class Call:
     method: str
     path: str
     query: Mapping[str, str | int | bool | None] = field(default_factory=dict)
-    json: Any = None
+    json: Any = field(default=None, repr=False)
     content: bytes | AsyncIterator[bytes] | None = field(default=None, repr=False)
     headers: Mapping[str, str] = field(default_factory=dict)
     repeat: Repeat | None = None
@@ -244,6 +244,9 @@ class Client:
         return ApiTimeoutError(f"Failed to {call.action}: no answer within {limit:g} s")
 
     def _explain(self, call: Call, error: httpx.HTTPError, limit: float) -> OpenComputerError:
+        if isinstance(error, httpx.RequestError):
+            # It stays reachable from ours, and must not hold the key or a body.
+            error.request = httpx.Request(call.method, self.config.api_url + call.path)
         if isinstance(error, httpx.TimeoutException):
             return self._late(call, limit)
         why = str(error) or type(error).__name__
