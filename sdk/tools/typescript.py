@@ -28,6 +28,21 @@ CONSUMER = {
     "include": ["test", "examples", "samples"],
 }
 
+#: A web page's program: no types of Node.js, and none newer than it asks for.
+WEB = {
+    "compilerOptions": {
+        "target": "ES2022",
+        "module": "ESNext",
+        "moduleResolution": "Bundler",
+        "lib": ["ES2022", "DOM", "DOM.Iterable"],
+        "types": [],
+        "strict": True,
+        "skipLibCheck": False,
+        "noEmit": True,
+    },
+    "files": ["web.ts"],
+}
+
 
 def install(source: Path, work: Path) -> None:
     inputs = [source / "package.json", source / "package-lock.json"]
@@ -59,7 +74,8 @@ def build(source: Path, work: Path, dist: Path, documents: Path) -> None:
     report = json.loads(packed.stdout)
     report = report[0] if isinstance(report, list) else next(iter(report.values()))
     _consumer(source, work / "consumer", dist / report["filename"], documents)
-    subprocess.run(["node", compiler, "-p", "."], cwd=work / "consumer", check=True)
+    for project in (".", "web.json"):
+        subprocess.run(["node", compiler, "-p", project], cwd=work / "consumer", check=True)
 
 
 def _consumer(source: Path, folder: Path, package: Path, documents: Path) -> None:
@@ -72,6 +88,8 @@ def _consumer(source: Path, folder: Path, package: Path, documents: Path) -> Non
     (folder / "unpacked" / "package").rename(installed)
     (folder / "package.json").write_text('{"type":"module","private":true}\n')
     (folder / "tsconfig.json").write_text(json.dumps(CONSUMER))
+    (folder / "web.json").write_text(json.dumps(WEB))
+    (folder / "web.ts").write_text('export * from "@opencomputer/sdk";\n')
     for name in ("test", "examples"):
         shutil.copytree(source / name, folder / name)
     (folder / "samples").mkdir()

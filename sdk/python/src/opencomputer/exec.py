@@ -6,7 +6,7 @@ import asyncio
 import builtins
 from collections.abc import AsyncGenerator
 from dataclasses import dataclass, field
-from typing import Any, Literal
+from typing import Literal
 
 import anyio
 from websockets.asyncio.client import ClientConnection
@@ -196,9 +196,8 @@ class Exec:
         session_id = await self._create(command, args, env, cwd, timeout, max_run_after_disconnect)
         return await self.attach(session_id, on_stdout, on_stderr, on_exit, on_scrollback_end)
 
-    async def background(self, command: str, **options: Any) -> ExecSession:
-        """The same as ``start``."""
-        return await self.start(command, **options)
+    #: The same as ``start``.
+    background = start
 
     async def stream(
         self,
