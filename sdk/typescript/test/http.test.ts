@@ -157,7 +157,7 @@ test("a server that is not there, and one that never answers", async (t) => {
   assert.equal(late.message, "Failed to list projects: no answer within 300 ms");
   assert.ok(Date.now() - started < 20_000);
   fake.stop();
-  const gone = await thrown(sdk.Project.list({ ...opts, maxRetries: 0 }));
+  const gone = await thrown(sdk.Project.list({ ...opts, requestTimeoutMs: 30_000, maxRetries: 0 }));
   assert.ok(gone instanceof sdk.ConnectionError, inspect(gone));
   assert.match(gone.message, /ECONNREFUSED/);
 });
@@ -259,10 +259,10 @@ test("a caller's own signal ends a wait at once", async (t) => {
     json(reply, 200, seen.url.endsWith("/run-async") ? started : SANDBOX);
   });
   const sandbox = await sdk.Sandbox.connect("sb-1", { apiUrl: fake.url, apiKey: KEY });
-  const signal = AbortSignal.timeout(200);
+  const signal = AbortSignal.timeout(1_500);
   const aborted = await thrown(sandbox.exec.run("sleep 9", { signal }));
   assert.ok(aborted instanceof sdk.ExecTimeoutError, inspect(aborted));
   assert.equal(aborted.execId, "00aa");
-  const late = await thrown(sandbox.exec.run("sleep 9", { timeoutMs: 300 }));
+  const late = await thrown(sandbox.exec.run("sleep 9", { timeoutMs: 1_500 }));
   assert.ok(late instanceof sdk.ExecTimeoutError, inspect(late));
 });

@@ -58,7 +58,7 @@ async function against(
       `Connection: Upgrade\r\nSec-WebSocket-Accept: ${answer}\r\n\r\n`);
     talk(socket, request.headers);
   });
-  const opts = { apiUrl: fake.url, apiKey: "osb_key-of-this-test", requestTimeoutMs: 2_000 };
+  const opts = { apiUrl: fake.url, apiKey: "osb_key-of-this-test", requestTimeoutMs: 20_000 };
   return sdk.Sandbox.connect("sb-1", opts);
 }
 
@@ -129,7 +129,7 @@ test("a server that is no WebSocket server, and one that says nothing", async (t
   assert.match((await thrown(wrong.exec.attach("00aa"))).message, /not a WebSocket server/);
   const fake = await Fake.start(t, (_, reply) => json(reply, 200, SESSION));
   fake.server.on("upgrade", () => undefined);
-  const opts = { apiUrl: fake.url, apiKey: "", requestTimeoutMs: 300 };
+  const opts = { apiUrl: fake.url, apiKey: "", requestTimeoutMs: 1_500 };
   const silent = await sdk.Sandbox.connect("sb-1", opts);
   assert.ok(await thrown(silent.exec.attach("00aa")) instanceof sdk.TimeoutError);
 });
