@@ -196,3 +196,34 @@ fn the_benchmark_reports_ratios() {
     );
     assert_nothing_left(folder.path());
 }
+
+/// Goal: the figures of forks are there and add up, and nothing stays. Method: the real measurement of one round, with a small large file.
+#[test]
+fn the_benchmark_measures_forks() {
+    if !can_run() {
+        return;
+    }
+    let _turn = ONE_AT_A_TIME.lock().unwrap_or_else(PoisonError::into_inner);
+    let folder = tempfile::tempdir().unwrap();
+    let bench = "--json bench fork --rounds 1 --forks 2 --large-mib 8 --store files";
+    let bench: Vec<_> = bench.split(' ').collect();
+    let output = oc(&bench, folder.path()).output().unwrap();
+    assert!(output.status.success(), "{}", text(&output));
+    let figures: serde_json::Value = serde_json::from_slice(&output.stdout).unwrap();
+    let uppers = figures["uppers"].as_array().unwrap();
+    let what: Vec<_> = uppers.iter().map(|upper| &upper["what"]).collect();
+    assert_eq!(what, ["empty", "10,000 small files", "8 MiB"]);
+    for upper in uppers {
+        for figure in ["pauseMs", "readyMs", "forkMs", "restoreMs", "forkToCreate"] {
+            assert!(upper[figure].as_f64() > Some(0.0), "{figure}: {upper}");
+        }
+        let ratio = upper["forkMs"].as_f64().unwrap() / uppers[0]["forkMs"].as_f64().unwrap();
+        assert!((ratio - upper["forkRatio"].as_f64().unwrap()).abs() < 1e-6);
+    }
+    let crowd = &figures["crowd"];
+    assert!(
+        crowd["forks"] == 2 && crowd["memoryKibEach"].as_f64() > Some(0.0),
+        "{crowd}"
+    );
+    assert_nothing_left(folder.path());
+}

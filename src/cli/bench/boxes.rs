@@ -39,9 +39,27 @@ impl<'a> Box<'a> {
         Ok(Self { api, id })
     }
 
+    /// Makes one from a checkpoint; it never times out by itself.
+    pub async fn fork(api: &'a Api, checkpoint: &str) -> Result<Self, CliError> {
+        let asked = Some(body(&json!({ "timeout": 0 }))?);
+        let path = ["sandboxes", "from-checkpoint", checkpoint];
+        let Created { id } = decode(api.send(Method::POST, &path, asked).await?)?;
+        Ok(Self { api, id })
+    }
+
     /// Runs `cmd`, which must succeed.
     pub async fn run(&self, cmd: &str) -> Result<(), CliError> {
-        let request = Some(body(&json!({ "cmd": cmd }))?);
+        self.run_asked(cmd, &json!({ "cmd": cmd })).await
+    }
+
+    /// Runs `cmd`, which must succeed within `time`.
+    pub async fn run_long(&self, cmd: &str, time: Duration) -> Result<(), CliError> {
+        let asked = json!({ "cmd": cmd, "timeout": time.as_secs() });
+        self.run_asked(cmd, &asked).await
+    }
+
+    async fn run_asked(&self, cmd: &str, asked: &Value) -> Result<(), CliError> {
+        let request = Some(body(asked)?);
         let reply = self.call(Method::POST, &["exec", "run"], request).await?;
         let result: RunResult = decode(reply)?;
         match result.exit_code {

@@ -33,9 +33,10 @@ pub struct Idle {
 }
 
 #[derive(Clone, Copy)]
-struct Process {
-    anonymous_kib: u64,
-    proportional_kib: u64,
+pub struct Process {
+    pub anonymous_kib: u64,
+    /// Pages that several share count in part.
+    pub proportional_kib: u64,
     private_kib: u64,
     fds: usize,
 }
@@ -103,8 +104,13 @@ async fn grow<'a>(
 }
 
 /// The process that holds a sandbox, as the sandbox's folder names it.
-fn supervisor(data: &Path, id: &str) -> Result<u32, CliError> {
-    let path = data.join("sandboxes").join(id).join("run/state.json");
+pub fn supervisor(data: &Path, id: &str) -> Result<u32, CliError> {
+    let disks = data.join("sandboxes");
+    let at = |root: &Path| root.join(id).join("run/state.json");
+    let path = match at(&disks).exists() {
+        true => at(&disks),
+        false => at(&disks.join(".pool")),
+    };
     let state: serde_json::Value =
         serde_json::from_slice(&fs::read(&path).map_err(|error| unreadable(&path, &error))?)
             .map_err(|error| CliError::BadReply(error.to_string()))?;
@@ -114,7 +120,8 @@ fn supervisor(data: &Path, id: &str) -> Result<u32, CliError> {
         .ok_or_else(|| CliError::BadReply(format!("{} names no process", path.display())))
 }
 
-fn look(pid: u32) -> Result<Process, CliError> {
+/// What a process takes.
+pub fn look(pid: u32) -> Result<Process, CliError> {
     let folder = Path::new("/proc").join(pid.to_string());
     let path = folder.join("smaps_rollup");
     let text = fs::read_to_string(&path).map_err(|error| unreadable(&path, &error))?;

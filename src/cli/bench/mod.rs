@@ -4,6 +4,7 @@
 
 mod boxes;
 mod commands;
+mod fork;
 mod idle;
 mod log;
 mod raw;
@@ -31,6 +32,9 @@ enum What {
     /// Start of a sandbox, round trips, sleep and end as ratios to bubblewrap; many starts at once;
     /// memory and descriptors of idle sandboxes
     Start(StartArgs),
+    /// Checkpoints, forks and restores by what is on the disk, as ratios to an empty one and to a
+    /// plain create; many forks of one checkpoint at once
+    Fork(ForkArgs),
     /// The event log: durable appends as ratios to a bare file with one sync a group, verification,
     /// replay, and durable commands over HTTP
     Log(LogArgs),
@@ -52,6 +56,26 @@ pub struct StartArgs {
     /// Also stream a file of 1 GiB in and out
     #[arg(long)]
     large: bool,
+}
+
+/// `oc bench fork`
+#[derive(Args)]
+pub struct ForkArgs {
+    /// Measured rounds with each upper layer
+    #[arg(long, default_value_t = 5, value_parser = clap::value_parser!(u32).range(1..=100))]
+    rounds: u32,
+    /// Forks made of one checkpoint at once; 0: none
+    #[arg(long, default_value_t = 100, value_parser = clap::value_parser!(u32).range(0..=500))]
+    forks: u32,
+    /// Size of the large file, in MiB
+    #[arg(long, default_value_t = 1024, value_parser = clap::value_parser!(u32).range(1..=16384))]
+    large_mib: u32,
+    /// Where disks lie: files, pool, pool-xfs or pool-btrfs
+    #[arg(long, default_value = "files", value_name = "STORE")]
+    store: String,
+    /// Folder to work in, on the disk that is to be measured [default: the system's temporary one]
+    #[arg(long, value_name = "DIR")]
+    dir: Option<PathBuf>,
 }
 
 /// `oc bench log`
@@ -78,6 +102,7 @@ pub fn bench(global: &Global, args: BenchArgs) -> ExitCode {
     let run = async {
         match args.what {
             What::Start(args) => start::run(args, output).await,
+            What::Fork(args) => fork::run(args, output).await,
             What::Log(args) => log::run(args, output).await,
         }
     };
