@@ -51,6 +51,9 @@ pub struct ServeArgs {
     /// Extra root certificates for upstream hosts, PEM (repeatable)
     #[arg(long, value_name = "FILE")]
     pub egress_root: Vec<PathBuf>,
+    /// Where new disks lie [default: files]
+    #[arg(long, env = "OC_DISK_STORE", value_name = "STORE")]
+    pub disk_store: Option<DiskStore>,
     /// Write logs as JSON lines
     #[arg(long)]
     pub log_json: bool,
@@ -75,6 +78,8 @@ struct File {
     master_key_command: Option<Vec<String>>,
     checkpoints: Option<CheckpointsFile>,
     #[serde(default)]
+    disks: DisksFile,
+    #[serde(default)]
     limits: Limits,
     #[serde(default)]
     egress: EgressFile,
@@ -82,6 +87,27 @@ struct File {
 
 /// Socket of the server's own machine, in the data folder.
 pub const ADMIN_SOCKET: &str = "admin.sock";
+
+#[derive(Debug, Default, Deserialize)]
+#[serde(deny_unknown_fields, default)]
+struct DisksFile {
+    store: DiskStore,
+}
+
+/// Where new disks lie.
+#[derive(Debug, Clone, Copy, Default, PartialEq, Eq, Deserialize, clap::ValueEnum)]
+#[serde(rename_all = "kebab-case")]
+pub enum DiskStore {
+    /// In files; copies share blocks where the host's file system can
+    #[default]
+    Files,
+    /// In a file system in one file that shares blocks
+    Pool,
+    /// The same, an XFS
+    PoolXfs,
+    /// The same, a btrfs
+    PoolBtrfs,
+}
 
 /// Limits an operator may set.
 #[derive(Debug, Clone, Copy, Deserialize)]
@@ -229,6 +255,8 @@ pub struct Config {
     pub checkpoints: Option<Checkpoints>,
     /// No credentials are asked for.
     pub no_auth: bool,
+    /// Where new disks lie.
+    pub disk_store: DiskStore,
     /// Limits.
     pub limits: Limits,
     /// Egress settings.
@@ -336,6 +364,7 @@ impl Config {
                 .or(file.public_url)
                 .map(|url| url.trim_end_matches('/').to_owned()),
             no_auth: args.no_auth,
+            disk_store: args.disk_store.unwrap_or(file.disks.store),
             limits: file.limits,
             egress,
             log_json: args.log_json,

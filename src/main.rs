@@ -3,7 +3,7 @@
 use std::process::ExitCode;
 
 use clap::{CommandFactory, Parser, Subcommand};
-use opencomputer::config::{Config, ServeArgs};
+use opencomputer::config::{Config, DiskStore, ServeArgs};
 use opencomputer::{cli, http, sandbox};
 
 /// Events and requests are made on one thread and dropped on another all the time, which the
@@ -29,7 +29,7 @@ enum Command {
     /// Show the whole promise on this machine: secret, sandbox, sealed token, real call, audit trail
     Demo(cli::DemoArgs),
     /// Say what this machine can do for sandboxes, and what is missing
-    Doctor,
+    Doctor(cli::DoctorArgs),
     /// Run the sealing proxy on its own, outside any sandbox
     Proxy(cli::ProxyArgs),
     /// Measure this machine
@@ -53,7 +53,7 @@ fn main() -> ExitCode {
     match oc.command {
         Command::Serve(args) => serve(args),
         Command::Demo(args) => cli::demo(&oc.global, args),
-        Command::Doctor => cli::doctor(&oc.global),
+        Command::Doctor(args) => cli::doctor(&oc.global, args),
         Command::Proxy(args) => cli::proxy(&oc.global, args),
         Command::Bench(args) => cli::bench(&oc.global, args),
         Command::Client(command) => cli::run(oc.global, command, Oc::command()),
@@ -65,6 +65,11 @@ fn serve(args: ServeArgs) -> ExitCode {
         Ok(config) => config,
         Err(error) => return failed(&error),
     };
+    // Before anything starts a thread.
+    let pool = config.disk_store != DiskStore::Files;
+    if let Err(error) = sandbox::private_mounts(&config.data_dir.join("sandboxes"), pool) {
+        return failed(&error);
+    }
     opencomputer::start_logging(config.log_json);
     opencomputer::forbid_core_dumps();
     let served = actix::System::new().block_on(http::serve(config, |first| {

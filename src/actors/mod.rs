@@ -13,6 +13,7 @@ mod catalog;
 mod checkpoint;
 mod checkpointing;
 mod create;
+mod disks;
 mod entity;
 mod exec;
 mod forking;

@@ -2,14 +2,24 @@
 
 use std::process::ExitCode;
 
+use clap::Args;
 use serde_json::json;
 
 use super::Global;
-use crate::sandbox::{Check, doctor as probe};
+use super::data::DataArgs;
+use crate::sandbox::{Check, doctor as probe, store_check};
+
+/// `oc doctor`
+#[derive(Args)]
+pub struct DoctorArgs {
+    #[command(flatten)]
+    data: DataArgs,
+}
 
 /// Probes this machine and prints what was found. Ends with 1 when sandboxes can't run here.
-pub fn doctor(global: &Global) -> ExitCode {
-    let checks = probe();
+pub fn doctor(global: &Global, args: DoctorArgs) -> ExitCode {
+    let mut checks = probe();
+    checks.push(disks(args.data));
     match global.json {
         true => print_json(&checks),
         false => print_text(&checks),
@@ -17,6 +27,23 @@ pub fn doctor(global: &Global) -> ExitCode {
     match checks.iter().all(|check| check.ok || !check.required) {
         true => ExitCode::SUCCESS,
         false => ExitCode::FAILURE,
+    }
+}
+
+/// How copies of disks are made in the data folder that a server would have.
+fn disks(data: DataArgs) -> Check {
+    match data.config() {
+        Ok(config) => {
+            let disks = config.data_dir.join("sandboxes");
+            store_check(&disks, config.disk_store.into())
+        }
+        Err(error) => Check {
+            name: "disk store".to_owned(),
+            ok: false,
+            required: false,
+            detail: format!("the configuration can't be read: {error}"),
+            fix: Some("mend the configuration file".to_owned()),
+        },
     }
 }
 

@@ -10,6 +10,7 @@ use super::output::{Output, printable};
 use crate::actors::{FsckReport, fsck};
 use crate::config::default_data_dir;
 use crate::events::{DataFolder, EventLog, LogOptions};
+use crate::sandbox::private_mounts;
 
 /// Exit code when something is wrong and was not put right.
 const EXIT_FAULTS: u8 = 2;
@@ -38,6 +39,10 @@ impl Fsck {
             return Err(CliError::Usage(text));
         }
         let disks = data_dir.join("sandboxes");
+        // A pool of disks is mounted for this process alone. Nothing has started a thread yet.
+        private_mounts(&disks, false).map_err(|error| {
+            CliError::Usage(format!("cannot keep mounts to this process: {error}"))
+        })?;
         let report = block_on(async {
             // Held to the end, so that no server starts meanwhile.
             let log = EventLog::open(LogOptions { dir })

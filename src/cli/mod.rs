@@ -46,7 +46,7 @@ use clap::{Args, Parser, Subcommand};
 
 pub use bench::{BenchArgs, bench};
 pub use demo::{DemoArgs, demo};
-pub use doctor::doctor;
+pub use doctor::{DoctorArgs, doctor};
 pub use proxy::{ProxyArgs, proxy};
 pub use settings::{SettingsError, write_local};
 

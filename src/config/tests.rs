@@ -88,3 +88,25 @@ fn unsafe_or_misspelt_settings_are_refused() {
     let error = Config::load(args).unwrap_err().to_string();
     assert!(error.contains("lisen"), "{error}");
 }
+
+/// Goal: where disks lie is one of the known words, from the file or (which wins) the flag.
+#[test]
+fn the_disk_store_is_a_known_word() {
+    let dir = tempfile::tempdir().unwrap();
+    let load = |word: &str, flag: Option<DiskStore>| {
+        let text = format!("[disks]\nstore = \"{word}\"\n");
+        std::fs::write(dir.path().join("oc.toml"), text).unwrap();
+        let args = ServeArgs {
+            data_dir: Some(dir.path().to_owned()),
+            disk_store: flag,
+            ..ServeArgs::default()
+        };
+        Config::load(args).map(|config| config.disk_store).ok()
+    };
+    assert_eq!(load("files", None), Some(DiskStore::Files));
+    assert_eq!(load("pool", None), Some(DiskStore::Pool));
+    assert_eq!(load("pool-btrfs", None), Some(DiskStore::PoolBtrfs));
+    let flag = Some(DiskStore::PoolXfs);
+    assert_eq!(load("files", flag), flag);
+    assert_eq!(load("tape", None), None);
+}

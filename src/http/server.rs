@@ -160,7 +160,8 @@ pub async fn serve(config: Config, first_key: impl FnOnce(FirstKey<'_>)) -> Resu
     }
     let (checkpoint_key, notes) = checkpoints(&config, &log).await?;
     check_machine().await?;
-    let driver = NamespaceDriver::new(&config.data_dir.join("sandboxes"))?;
+    let disks = config.data_dir.join("sandboxes");
+    let driver = NamespaceDriver::in_store(&disks, config.disk_store.into())?;
     let listener = bind(config.listen)?;
     let admin = config.admin_listen.map(bind).transpose()?;
     // Nothing is decided before the whole log was read and proved: what a model that is behind

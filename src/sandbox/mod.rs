@@ -31,6 +31,8 @@ pub use namespace::attachment::{EgressAttachment, EgressConnection, ExitWatch};
 pub use namespace::diff::Differences;
 pub use namespace::doctor::{Check, doctor, doctor_by};
 pub use namespace::inventory::{FoundDisk, Inventory, Loose, remove_found};
+pub use namespace::pool::private_mounts;
+pub use namespace::roots::store_check;
 pub use namespace::supervisor::{Exit, supervisor_main};
 pub use namespace::{Frozen, NamespaceDriver, SUPERVISE_SUBCOMMAND};
 pub use stats::{Gauges, Stats};
@@ -100,6 +102,20 @@ impl SandboxSpec {
         }
         Ok(())
     }
+}
+
+/// Where new disks lie.
+#[derive(Debug, Clone, Copy, Default, PartialEq, Eq)]
+pub enum DiskStore {
+    /// In files beside each other; copies share blocks where the host's file system can.
+    #[default]
+    Files,
+    /// In a file system in one file that shares blocks, of the best kind there is here.
+    Pool,
+    /// The same, of that kind.
+    PoolXfs,
+    /// The same, of that kind.
+    PoolBtrfs,
 }
 
 /// How far a limit reaches.

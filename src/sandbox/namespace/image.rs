@@ -18,7 +18,7 @@
 use std::fs::{self, File};
 use std::io;
 use std::os::fd::{AsFd, OwnedFd};
-use std::os::unix::fs::{MetadataExt, OpenOptionsExt};
+use std::os::unix::fs::{FileExt, MetadataExt, OpenOptionsExt};
 use std::path::{Path, PathBuf};
 use std::process::{Command, Stdio};
 use std::sync::{Mutex, PoisonError};
@@ -45,6 +45,8 @@ const JOURNAL_MB_MIN: u64 = 4;
 const OPTIONS: &std::ffi::CStr = c"noinit_itable,discard,errors=remount-ro";
 /// Tries to get a loop device before another process takes it.
 const LOOP_TRIES_MAX: u32 = 64;
+/// Copied at once between file systems, in bytes.
+const PIECE_BYTES: usize = 1024 * 1024;
 /// How long the former holder of a disk may take to let it go: what it wrote is written out first.
 const RELEASE_TIMEOUT: Duration = Duration::from_secs(60);
 /// How long an unmount waits for the last user.
@@ -181,7 +183,7 @@ pub fn usage(home: &Home, pid: u32) -> Option<(u64, u64)> {
     Some((used * stat.f_frsize, stat.f_blocks * stat.f_frsize))
 }
 
-fn lock(file: &File, patience: Duration) -> io::Result<()> {
+pub fn lock(file: &File, patience: Duration) -> io::Result<()> {
     let deadline = Instant::now() + patience;
     loop {
         match rustix::fs::flock(file, FlockOperation::NonBlockingLockExclusive) {
@@ -217,7 +219,7 @@ pub fn open_read_only(path: &Path) -> Result<OwnedFd, StepError> {
 }
 
 /// A loop device on `file`, which goes when its last user does, and its path.
-fn attach(file: &File) -> io::Result<(File, PathBuf)> {
+pub fn attach(file: &File) -> io::Result<(File, PathBuf)> {
     let control = File::options().read(true).write(true).open(LOOP_CONTROL)?;
     for _ in 0..LOOP_TRIES_MAX {
         let path = PathBuf::from(format!("/dev/loop{}", sys::loop_free(control.as_fd())?));
@@ -235,6 +237,11 @@ fn attach(file: &File) -> io::Result<(File, PathBuf)> {
     Err(io::ErrorKind::ResourceBusy.into())
 }
 
+/// Has `to` share the blocks of `from`, where the file system can.
+pub fn share(from: &File, to: &File) -> io::Result<()> {
+    Ok(rustix::fs::ioctl_ficlone(to, from)?)
+}
+
 /// Copies what was written of a file; the rest stays a hole. Shares the blocks where the file
 /// system can.
 pub fn copy_sparse(from: &Path, to: &Path) -> io::Result<()> {
@@ -245,11 +252,12 @@ pub fn copy_sparse(from: &Path, to: &Path) -> io::Result<()> {
         .truncate(true)
         .mode(0o600)
         .open(to)?;
-    if rustix::fs::ioctl_ficlone(&target, &source).is_ok() {
+    if share(&source, &target).is_ok() {
         return Ok(());
     }
     let size = source.metadata()?.len();
     target.set_len(size)?;
+    let mut piece = vec![0; PIECE_BYTES];
     let mut at = 0;
     loop {
         at = match rustix::fs::seek(&source, SeekFrom::Data(at)) {
@@ -269,9 +277,17 @@ pub fn copy_sparse(from: &Path, to: &Path) -> io::Result<()> {
                 Some(&mut write),
                 length,
             );
-            match range? {
-                0 => return Err(io::ErrorKind::UnexpectedEof.into()),
-                count => at += count as u64,
+            match range {
+                Ok(0) => return Err(io::ErrorKind::UnexpectedEof.into()),
+                Ok(count) => at += count as u64,
+                // From one file system to another.
+                Err(rustix::io::Errno::XDEV) => {
+                    let piece = &mut piece[..length.min(PIECE_BYTES)];
+                    source.read_exact_at(piece, at)?;
+                    target.write_all_at(piece, at)?;
+                    at += piece.len() as u64;
+                }
+                Err(error) => return Err(error.into()),
             }
         }
     }
@@ -279,8 +295,6 @@ pub fn copy_sparse(from: &Path, to: &Path) -> io::Result<()> {
 
 #[cfg(test)]
 mod tests {
-    use std::os::unix::fs::FileExt;
-
     use super::*;
 
     /// Goal: a copy has every byte and no more blocks than there is data.

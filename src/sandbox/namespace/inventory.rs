@@ -9,6 +9,7 @@ use std::path::{Path, PathBuf};
 
 use super::leftover::unmount_below;
 use super::plan::{Home, Plan};
+use super::pool::{self, Pool};
 use super::snapshot::{CHECKPOINTS, DRAFT, blocks_below};
 use super::template::Template;
 use super::{TEMPLATES, held, host_ids, remove};
@@ -16,6 +17,8 @@ use crate::ids::{CheckpointId, SandboxId};
 
 /// Begins the names of empty file systems.
 const BLANK: &str = ".blank-";
+/// A pool in the making.
+const POOL_DRAFT: &str = ".pool.draft";
 /// What a home may hold of half-made files.
 const HOME_DRAFTS: [&str; 4] = ["disk.draft", "disk.new", "plan.draft", "run/state.draft"];
 
@@ -60,32 +63,51 @@ pub struct Inventory {
     pub templates_bytes: u64,
     /// What is there and not known.
     pub unknown: Vec<PathBuf>,
+    pool: Option<Pool>,
 }
 
 impl Inventory {
-    /// Looks at the folder of sandboxes `data`; one that isn't there is empty.
+    /// Looks at the folder of sandboxes `data`, and into the pool in it; one that isn't there is empty.
     pub fn take(data: &Path) -> io::Result<Self> {
         let mut found = Self::default();
         let mut templates = Some(BTreeSet::new());
-        for path in entries(data)? {
+        // As long as this looks, and those who remove what it has found.
+        found.pool = match host_ids::can_be_given() {
+            true => Pool::open(data, None).map_err(io::Error::other)?,
+            false => None,
+        };
+        let pool = found.pool.as_ref().map(|pool| pool.root().to_owned());
+        let roots: Vec<_> = [data.to_owned()].into_iter().chain(pool).collect();
+        for root in &roots {
+            found.take_root(root, &mut templates)?;
+        }
+        for root in &roots {
+            found.take_templates(&root.join(TEMPLATES), templates.as_ref())?;
+        }
+        Ok(found)
+    }
+
+    fn take_root(&mut self, root: &Path, templates: &mut Used) -> io::Result<()> {
+        for path in entries(root)? {
             match name_of(&path) {
-                TEMPLATES => {}
-                CHECKPOINTS => found.take_copies(&path, &mut templates)?,
+                TEMPLATES | pool::MOUNT => {}
+                POOL_DRAFT => self.half_made.extend(loose(path)),
+                name if pool::Kind::ALL.iter().any(|kind| kind.file_name() == name) => {}
+                CHECKPOINTS => self.take_copies(&path, templates)?,
                 name => match name.parse::<SandboxId>() {
                     Ok(id) => {
-                        let disk = found_disk(&path, &mut templates);
+                        let disk = found_disk(&path, templates);
                         if !disk.held {
                             let drafts = HOME_DRAFTS.map(|name| path.join(name));
-                            found.half_made.extend(drafts.into_iter().filter_map(loose));
+                            self.half_made.extend(drafts.into_iter().filter_map(loose));
                         }
-                        found.sandboxes.insert(id, disk);
+                        self.sandboxes.insert(id, disk);
                     }
-                    Err(_) => found.unknown.push(path),
+                    Err(_) => self.unknown.push(path),
                 },
             }
         }
-        found.take_templates(&data.join(TEMPLATES), templates.as_ref())?;
-        Ok(found)
+        Ok(())
     }
 
     fn take_copies(&mut self, folder: &Path, templates: &mut Used) -> io::Result<()> {

@@ -16,6 +16,7 @@ mod control;
 pub(super) mod diff;
 mod dns;
 pub(super) mod doctor;
+mod ending;
 mod gauges;
 mod held;
 mod host_ids;
@@ -31,8 +32,10 @@ mod netlink;
 mod nft;
 pub(super) mod packet;
 mod plan;
+pub(super) mod pool;
 mod remove;
 mod rootfs;
+pub(super) mod roots;
 mod seccomp;
 mod serve;
 mod snapshot;
@@ -55,19 +58,20 @@ use sha2::{Digest, Sha256};
 use tokio::sync::Semaphore;
 
 use self::attachment::Supervisor;
-use self::cgroup::{Group, Layout};
+use self::cgroup::Layout;
 use self::control::Want;
 use self::diff::Differences;
+use self::doctor::Check;
 use self::gauges::{RunGauges, living_supervisor};
-use self::leftover::unmount_below;
-use self::plan::{Home, Plan};
+use self::plan::Plan;
+use self::roots::Roots;
 use self::snapshot::run_blocking;
 use self::spawner::Spawner;
 use self::supervisor::{Exit, Report};
 use self::template::Template;
 use super::{
-    Capabilities, Driver, DriverError, Enforcement, Gauges, Limits, Running, SandboxSpec, Snapshot,
-    Stats,
+    Capabilities, DiskStore, Driver, DriverError, Enforcement, Gauges, Limits, Running,
+    SandboxSpec, Snapshot, Stats,
 };
 use crate::ids::{CheckpointId, SandboxId};
 
@@ -84,6 +88,7 @@ const END_TIMEOUT: Duration = Duration::from_secs(10);
 #[derive(Debug, Clone)]
 pub struct NamespaceDriver {
     data: PathBuf,
+    roots: Roots,
     template: PathBuf,
     groups: Layout,
     privileged: bool,
@@ -98,11 +103,25 @@ impl NamespaceDriver {
     /// finds the base template, which takes some milliseconds; on a machine with delegated
     /// cgroup2 it moves this process into a group of its own.
     pub fn new(data_dir: &Path) -> Result<Self, DriverError> {
-        Self::with_program(data_dir, Path::new(SELF))
+        Self::with_store(data_dir, Path::new(SELF), DiskStore::Files)
+    }
+
+    /// As [`new`](Self::new), with the disks in `store`.
+    pub fn in_store(data_dir: &Path, store: DiskStore) -> Result<Self, DriverError> {
+        Self::with_store(data_dir, Path::new(SELF), store)
     }
 
     /// As [`new`](Self::new), with `program` (an `oc`) as the supervisors' program.
     pub fn with_program(data_dir: &Path, program: &Path) -> Result<Self, DriverError> {
+        Self::with_store(data_dir, program, DiskStore::Files)
+    }
+
+    /// Both.
+    pub fn with_store(
+        data_dir: &Path,
+        program: &Path,
+        store: DiskStore,
+    ) -> Result<Self, DriverError> {
         let failed = |what: &str| {
             let what = format!("{what} in {}", data_dir.display());
             |source| DriverError::Io { what, source }
@@ -118,6 +137,10 @@ impl NamespaceDriver {
         fs::set_permissions(&data, fs::Permissions::from_mode(0o700))
             .map_err(failed("close the folder of sandboxes"))?;
         let privileged = host_ids::can_be_given();
+        // Before the spawner, which has the mounts that there are then.
+        let roots = Roots::open(&data, store, privileged)
+            .map_err(io::Error::other)
+            .map_err(failed("open the store of disks"))?;
         let template = Template::ensure(&data.join(TEMPLATES), privileged)
             .map_err(failed("make the base template"))?;
         let template = template
@@ -128,6 +151,7 @@ impl NamespaceDriver {
         let driver = Self {
             groups: Layout::detect(&data_tag(&data)),
             data,
+            roots,
             template,
             privileged,
             disks_are_images: privileged && image::possible().is_ok(),
@@ -154,7 +178,7 @@ impl NamespaceDriver {
 
     /// How the last run of a sandbox ended; `None` while it runs or when nobody saw the end.
     pub fn last_exit(&self, id: &SandboxId) -> Option<Exit> {
-        let text = fs::read(Home::of(&self.data, id).exit()).ok()?;
+        let text = fs::read(self.roots.home(id).exit()).ok()?;
         serde_json::from_slice(&text).ok()
     }
 
@@ -162,7 +186,7 @@ impl NamespaceDriver {
     fn forget_old_templates(&self) {
         let mut used = BTreeSet::from([self.template.clone()]);
         let Ok(homes) = self.homes() else { return };
-        let plans = homes.iter().map(|id| Home::of(&self.data, id).plan());
+        let plans = homes.iter().map(|id| self.roots.home(id).plan());
         for plan in plans.chain(self.plans_of_copies()) {
             let plan = fs::read(plan).unwrap_or_default();
             match serde_json::from_slice::<Plan>(&plan) {
@@ -184,11 +208,12 @@ impl NamespaceDriver {
     }
 
     fn homes(&self) -> io::Result<Vec<SandboxId>> {
-        let entries = fs::read_dir(&self.data)?;
-        Ok(entries
-            .flatten()
-            .filter_map(|e| e.file_name().to_str()?.parse().ok())
-            .collect())
+        let mut found = Vec::new();
+        for root in self.roots.all() {
+            let entries = fs::read_dir(root)?.flatten();
+            found.extend(entries.filter_map(|e| e.file_name().to_str()?.parse::<SandboxId>().ok()));
+        }
+        Ok(found)
     }
 
     async fn supervisor(
@@ -196,7 +221,7 @@ impl NamespaceDriver {
         id: &SandboxId,
         want: Want,
     ) -> Result<Option<Supervisor>, DriverError> {
-        let path = Home::of(&self.data, id).control_socket();
+        let path = self.roots.home(id).control_socket();
         Supervisor::ask(&path, want)
             .await
             .map_err(|source| DriverError::Io {
@@ -227,57 +252,6 @@ impl NamespaceDriver {
                 what: error.to_string(),
             })
         })
-    }
-
-    /// Removes all that is left of a sandbox without a living supervisor. Blocks.
-    fn clear(&self, id: &SandboxId) -> Result<(), DriverError> {
-        self.end(id)?;
-        unmount_below(&Home::of(&self.data, id).0);
-        remove::remove_tree(&Home::of(&self.data, id).0).map_err(|source| DriverError::Io {
-            what: format!("{id}: remove its disk"),
-            source,
-        })
-    }
-
-    /// The groups a sandbox may be in: a server started elsewhere may have others than the one that
-    /// started the sandbox, whose own come first.
-    fn groups_of(&self, id: &SandboxId) -> impl Iterator<Item = Group> {
-        let plan = fs::read(Home::of(&self.data, id).plan()).ok();
-        let plan = plan.and_then(|text| serde_json::from_slice::<Plan>(&text).ok());
-        let layouts = plan.map(|plan| plan.groups).into_iter();
-        let id = id.clone();
-        layouts
-            .chain([self.groups.clone()])
-            .map(move |layout| layout.group(&id))
-    }
-
-    /// The groups a living sandbox is in. Blocks.
-    fn group_of(&self, id: &SandboxId) -> Group {
-        let own = self.groups.group(id);
-        self.groups_of(id).next().unwrap_or(own)
-    }
-
-    /// Ends what still runs of a sandbox and removes its control groups; the disk stays. Blocks.
-    fn end(&self, id: &SandboxId) -> Result<(), DriverError> {
-        let failed = |what| {
-            move |source| DriverError::Io {
-                what: format!("{id}: {what}"),
-                source,
-            }
-        };
-        let home = Home::of(&self.data, id);
-        held::kill_recorded(&home);
-        held::await_lock(&home).map_err(failed("wait for the end of its supervisor"))?;
-        if let Ok(disk) = fs::File::open(home.image()) {
-            image::released(&disk).map_err(failed("wait for its disk"))?;
-        }
-        for group in self.groups_of(id) {
-            group.kill();
-            group
-                .remove()
-                .map_err(failed("remove its control groups"))?;
-        }
-        Ok(())
     }
 }
 
@@ -341,7 +315,7 @@ impl Driver for NamespaceDriver {
             Ok(())
         })
         .await?;
-        let home = Home::of(&self.data, id);
+        let home = self.roots.home(id);
         Ok(Some(Running {
             id: id.clone(),
             guest_socket: home.guest_socket(),
@@ -356,7 +330,7 @@ impl Driver for NamespaceDriver {
 
     async fn hibernate(&self, id: &SandboxId) -> Result<Option<u64>, DriverError> {
         self.blocking(id, |driver, id| {
-            if !held::is_held(&Home::of(&driver.data, id)) {
+            if !held::is_held(&driver.roots.home(id)) {
                 return Ok(None);
             }
             let group = driver.group_of(id);
@@ -448,7 +422,7 @@ impl Driver for NamespaceDriver {
     }
 
     async fn destroy(&self, id: &SandboxId) -> Result<(), DriverError> {
-        let doomed = image::doom(&Home::of(&self.data, id));
+        let doomed = image::doom(&self.roots.home(id));
         self.ask_to_end(id).await;
         self.blocking(id, Self::clear).await?;
         let Some(disk) = doomed else { return Ok(()) };
@@ -461,7 +435,7 @@ impl Driver for NamespaceDriver {
     }
 
     async fn stats(&self, id: &SandboxId) -> Result<Option<Stats>, DriverError> {
-        let home = Home::of(&self.data, id);
+        let home = self.roots.home(id);
         let (id, groups) = (id.clone(), self.groups.clone());
         let read = tokio::task::spawn_blocking(move || {
             let pid = living_supervisor(&home)?;
@@ -471,7 +445,7 @@ impl Driver for NamespaceDriver {
     }
 
     fn log_folder(&self, id: &SandboxId) -> PathBuf {
-        Home::of(&self.data, id).printed()
+        self.roots.home(id).printed()
     }
 
     async fn list(&self) -> Result<Vec<SandboxId>, DriverError> {

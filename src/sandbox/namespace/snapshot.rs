@@ -47,12 +47,8 @@ impl Drop for StillDisk {
 }
 
 impl NamespaceDriver {
-    fn copies(&self) -> PathBuf {
-        self.data.join(CHECKPOINTS)
-    }
-
     pub(super) fn copy_of(&self, id: &CheckpointId) -> PathBuf {
-        self.copies().join(id.to_string())
+        self.roots.copy(id)
     }
 
     pub(super) async fn take_snapshot(
@@ -87,7 +83,8 @@ impl NamespaceDriver {
         drop(frozen);
         let paused = began.elapsed();
         let draft = copied?;
-        let finished = self.copy_of(&to);
+        // Beside its draft, and so in the same file system.
+        let finished = draft.with_file_name(to.to_string());
         self.blocking(id, move |_, id| {
             let failed = |source| DriverError::Io {
                 what: format!("{id}: keep the copy of its disk"),
@@ -110,8 +107,13 @@ impl NamespaceDriver {
                 source,
             }
         };
-        let home = Home::of(&self.data, id);
-        let draft = self.copies().join(format!("{DRAFT}{to}"));
+        let home = self.roots.home(id);
+        // Where the disk is: blocks are shared within one file system.
+        let root = self.roots.root_of(&home);
+        let copies = root
+            .map_err(failed("find room for a copy"))?
+            .join(CHECKPOINTS);
+        let draft = copies.join(format!("{DRAFT}{to}"));
         remove::remove_tree(&draft).map_err(failed("remove an old draft"))?;
         private_dir(&draft).map_err(failed("make a folder for the copy"))?;
         let still = StillDisk(self.own_disk(id));
@@ -132,7 +134,7 @@ impl NamespaceDriver {
     /// The top of a living sandbox's disk, when that is a file system of its own. It is mounted where
     /// its supervisor alone sees it.
     fn own_disk(&self, id: &SandboxId) -> Option<File> {
-        let home = Home::of(&self.data, id);
+        let home = self.roots.home(id);
         if !home.0.join(IMAGE).exists() {
             return None;
         }
@@ -159,7 +161,7 @@ impl NamespaceDriver {
                 source,
             }
         };
-        let (home, copy_dir) = (Home::of(&self.data, id), self.copy_of(from));
+        let (home, copy_dir) = (self.roots.home(id), self.copy_of(from));
         let name = match copy_dir.join(IMAGE).exists() {
             true => IMAGE,
             false => FOLDER,
@@ -167,6 +169,8 @@ impl NamespaceDriver {
         if held::is_held(&home) {
             return Err(failed("replace its disk")(io::Error::other("it runs")));
         }
+        let room = self.roots.root_of(&home);
+        room.map_err(failed("find room for its disk"))?;
         private_dir(&home.run()).map_err(failed("make its folder"))?;
         let (draft, finished) = (home.0.join("disk.new"), home.0.join(name));
         remove_any(&draft).map_err(failed("remove an old draft"))?;
@@ -181,39 +185,48 @@ impl NamespaceDriver {
     }
 
     pub(super) fn forget_copy(&self, id: &CheckpointId) -> Result<(), DriverError> {
-        let finished = self.copy_of(id);
-        let draft = self.copies().join(format!("{DRAFT}{id}"));
-        // Not whole any more from here on.
-        let renamed = match fs::rename(&finished, &draft) {
-            Err(error) if error.kind() == io::ErrorKind::NotFound => Ok(()),
-            other => other,
-        };
-        let removed = renamed.and_then(|()| remove::remove_tree(&draft));
-        removed.map_err(|source| DriverError::Io {
-            what: format!("remove the copy of checkpoint {id}"),
-            source,
-        })
+        for root in self.roots.all() {
+            let copies = root.join(CHECKPOINTS);
+            let draft = copies.join(format!("{DRAFT}{id}"));
+            // Not whole any more from here on.
+            let renamed = match fs::rename(copies.join(id.to_string()), &draft) {
+                Err(error) if error.kind() == io::ErrorKind::NotFound => Ok(()),
+                other => other,
+            };
+            let removed = renamed.and_then(|()| remove::remove_tree(&draft));
+            removed.map_err(|source| DriverError::Io {
+                what: format!("remove the copy of checkpoint {id}"),
+                source,
+            })?;
+        }
+        Ok(())
     }
 
     pub(super) fn all_copies(&self) -> Result<Vec<CheckpointId>, DriverError> {
-        let entries = match fs::read_dir(self.copies()) {
-            Err(error) if error.kind() == io::ErrorKind::NotFound => return Ok(Vec::new()),
-            entries => entries.map_err(|source| DriverError::Io {
-                what: "list the copies of checkpoints".to_owned(),
-                source,
-            })?,
-        };
-        let names = entries.flatten().filter_map(|entry| {
-            let name = entry.file_name();
-            let name = name.to_str()?;
-            name.strip_prefix(DRAFT).unwrap_or(name).parse().ok()
-        });
-        Ok(names.collect())
+        let mut found = Vec::new();
+        for root in self.roots.all() {
+            let entries = match fs::read_dir(root.join(CHECKPOINTS)) {
+                Err(error) if error.kind() == io::ErrorKind::NotFound => continue,
+                entries => entries.map_err(|source| DriverError::Io {
+                    what: "list the copies of checkpoints".to_owned(),
+                    source,
+                })?,
+            };
+            found.extend(entries.flatten().filter_map(|entry| {
+                let name = entry.file_name();
+                let name = name.to_str()?;
+                let id = name.strip_prefix(DRAFT).unwrap_or(name);
+                id.parse::<CheckpointId>().ok()
+            }));
+        }
+        Ok(found)
     }
 
     /// Plans of all copies, which name templates that are in use.
     pub(super) fn plans_of_copies(&self) -> Vec<PathBuf> {
-        let entries = fs::read_dir(self.copies()).into_iter().flatten().flatten();
+        let folders = self.roots.all().map(|root| root.join(CHECKPOINTS));
+        let entries = folders.filter_map(|folder| fs::read_dir(folder).ok());
+        let entries = entries.flat_map(|entries| entries.flatten());
         entries.map(|entry| entry.path().join(PLAN)).collect()
     }
 }

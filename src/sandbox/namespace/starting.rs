@@ -3,7 +3,7 @@
 use std::fs;
 use std::io;
 use std::os::unix::fs::DirBuilderExt;
-use std::path::PathBuf;
+use std::path::{Path, PathBuf};
 
 use super::plan::{Home, Plan};
 use super::supervisor::Report;
@@ -19,7 +19,14 @@ impl NamespaceDriver {
                 source,
             }
         };
-        let home = Home::of(&self.data, &spec.id);
+        let home = self.roots.home(&spec.id);
+        let root = match home.image().exists() {
+            true => self.roots.root_of(&home).unwrap_or(&self.data),
+            false => self
+                .roots
+                .root_of(&home)
+                .map_err(failed("find room for its disk"))?,
+        };
         fs::DirBuilder::new()
             .recursive(true)
             .mode(0o700)
@@ -31,7 +38,7 @@ impl NamespaceDriver {
             template: self.template_of(&home),
             groups: self.groups.clone(),
             privileged: self.privileged,
-            blank: self.blank(spec.disk_mb),
+            blank: self.blank(root, spec.disk_mb),
             first_id: snapshot::owner_of(&home),
         };
         let told = serde_json::to_vec(&plan).map_err(io::Error::from);
@@ -40,11 +47,12 @@ impl NamespaceDriver {
     }
 
     /// The empty file system that a disk of `mb` MiB begins as, where disks have one. Blocks.
-    fn blank(&self, mb: u64) -> Option<PathBuf> {
+    fn blank(&self, root: &Path, mb: u64) -> Option<PathBuf> {
         if !self.disks_are_images {
             return None;
         }
-        let made = image::blank(&self.data.join(TEMPLATES), mb);
+        let folder = root.join(TEMPLATES);
+        let made = fs::create_dir_all(&folder).and_then(|()| image::blank(&folder, mb));
         let failed = |error| tracing::error!(%error, "a disk's size will not be enforced");
         made.map_err(failed).ok()
     }
