@@ -98,7 +98,8 @@ struct Times {
 pub async fn run(args: ForkArgs, output: Output) -> Result<(), CliError> {
     let parent = args.dir.clone().unwrap_or_else(std::env::temp_dir);
     let scratch = Scratch::create_in(&parent, "oc-bench").map_err(broken)?;
-    let most = args.forks + 4;
+    // A place is taken before the sandbox counts as live, and for a moment both are counted.
+    let most = args.forks * 2 + 16;
     let config = scratch.path().join("bench.toml");
     fs::write(
         &config,
