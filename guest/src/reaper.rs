@@ -55,14 +55,16 @@ impl Reaper {
         receiver
     }
 
-    /// Sends `signal` to the process group `pid` leads. An ended one is not an error.
-    pub fn signal_group(&self, pid: Pid, signal: i32) {
+    /// Sends `signal` to the process group `pid` leads; false when that has been waited for, and
+    /// nothing was sent.
+    pub fn signal_group(&self, pid: Pid, signal: i32) -> bool {
         let tracked = self.tracked();
-        if tracked.contains_key(&pid) {
-            // SAFETY: kill touches no memory. The leader may be a zombie not yet waited for; its
-            // group is still its own. rustix has no type for real-time signals, hence libc.
-            unsafe { libc::kill(-pid.as_raw_nonzero().get(), signal) };
+        let ours = tracked.contains_key(&pid);
+        if ours {
+            // The leader may be a zombie not yet waited for; its group is still its own.
+            signal_group(pid.as_raw_nonzero().get(), signal);
         }
+        ours
     }
 
     fn reap(&self) {
@@ -85,6 +87,12 @@ impl Reaper {
             }
         }
     }
+}
+
+/// Sends `signal` to a process group, if there is one of that number.
+pub fn signal_group(group: i32, signal: i32) {
+    // SAFETY: kill touches no memory. rustix has no type for real-time signals, hence libc.
+    unsafe { libc::kill(-group, signal) };
 }
 
 fn ended(status: WaitStatus) -> Ended {

@@ -11,6 +11,7 @@ use rustix::process::{Pid, Signal, kill_process};
 use tokio::time::{Instant, sleep, timeout_at};
 
 use super::Session;
+use super::members::{Process, living};
 
 /// How long the shell and the foreground may take to end by themselves.
 pub const GRACE: Duration = Duration::from_secs(1);
@@ -55,46 +56,8 @@ fn signal_members(session: Pid, group: Pid, signals: &[Signal]) {
     }
 }
 
-/// The living processes of a group in a session; none without `/proc`.
+/// The living processes of a group in a session.
 fn members(session: Pid, group: Pid) -> Vec<Pid> {
-    let entries = std::fs::read_dir("/proc").into_iter().flatten().flatten();
-    let pids = entries.filter_map(|entry| entry.file_name().to_str()?.parse().ok());
-    let wanted = (group.as_raw_nonzero().get(), session.as_raw_nonzero().get());
-    pids.filter(|pid: &i32| {
-        let stat = std::fs::read_to_string(format!("/proc/{pid}/stat"));
-        stat.is_ok_and(|stat| group_and_session(&stat) == Some(wanted))
-    })
-    .filter_map(Pid::from_raw)
-    .collect()
-}
-
-/// Of a line of `/proc/<pid>/stat`; `None` for a process that has ended. The second field is a name
-/// in parentheses that may hold anything, parentheses too.
-fn group_and_session(stat: &str) -> Option<(i32, i32)> {
-    let (_, fields) = stat.rsplit_once(')')?;
-    let mut fields = fields.split_ascii_whitespace();
-    let state = fields.next()?;
-    let (_parent, group, session) = (fields.next()?, fields.next()?, fields.next()?);
-    match state {
-        "Z" | "X" => None,
-        _ => Some((group.parse().ok()?, session.parse().ok()?)),
-    }
-}
-
-#[cfg(test)]
-mod tests {
-    use super::*;
-
-    #[test]
-    fn stat_lines_are_read_whatever_the_name() {
-        for (line, expected) in [
-            ("12 (sleep) S 1 7 5 34816 7 0", Some((7, 5))),
-            ("12 (a) S 1 2 3) R 1 7 5 0", Some((7, 5))),
-            ("12 (gone) Z 1 7 5 0", None),
-            ("12 (cut) S 1", None),
-            ("", None),
-        ] {
-            assert_eq!(group_and_session(line), expected, "{line}");
-        }
-    }
+    let wanted = |process: &Process| (process.group, process.session) == (group, session);
+    living().filter(wanted).map(|process| process.pid).collect()
 }

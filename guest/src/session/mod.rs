@@ -5,17 +5,23 @@
 //! keeps a pipe open delays the exit by [`DRAIN_MAX`] at most, and is not killed by `SIGPIPE` for
 //! it (its later output is read and dropped); a session never waits for a client except within
 //! the bounds of [`output`].
+//!
+//! What a command leaves running when it ends runs on. Signals still reach it by the session's name
+//! ([`Session::signal`]) for as long as that is known; after that it ends with the sandbox.
 
 pub mod attach;
 mod hang_up;
 mod io;
+mod members;
 pub mod output;
 mod pump;
 mod scrollback;
 pub mod start;
 pub mod table;
 
+use std::collections::BTreeSet;
 use std::future::pending;
+use std::sync::atomic::{AtomicBool, Ordering};
 use std::sync::{Arc, Mutex, PoisonError};
 use std::time::{Duration, SystemTime, UNIX_EPOCH};
 
@@ -25,13 +31,15 @@ use tokio::sync::{oneshot, watch};
 use tokio::time::{Instant, sleep_until};
 use tonic::Status;
 
-use crate::reaper::{Ended, Reaper};
+use crate::reaper::{self, Ended, Reaper};
 use crate::terminal::{Size, Terminal};
 use io::Input;
 use output::{Exit, Output, READER_STALL_MAX};
 
 /// How long after the process's end its pipes are still read when someone holds them open.
 pub const DRAIN_MAX: Duration = Duration::from_millis(200);
+/// Looks for groups to kill; new ones are found only while a program makes them on purpose.
+const LOOKS_MAX: u32 = 8;
 
 /// The two kinds of sessions; calls for one do not find the other.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -61,6 +69,9 @@ pub struct Session {
     attached: watch::Sender<u32>,
     /// Set when the process has ended; the output may still be draining.
     ended: watch::Sender<Option<Exit>>,
+    /// Processes of it may be there when the first one has ended, so that its number is still its own.
+    /// Never set again once they were seen to be gone, since the number may be anybody's then.
+    left: AtomicBool,
 }
 
 /// When a session's process is killed without anybody asking.
@@ -79,9 +90,39 @@ impl Session {
         &self.cmd
     }
 
-    /// Sends a signal to the process group; nothing when the process has ended.
+    /// Sends a signal to the process group. `SIGKILL` to a command also goes to the groups that its
+    /// jobs made for themselves, and so does every signal once the first process has ended. Nothing
+    /// when nothing is left.
     pub fn signal(&self, signal: i32) {
-        self.reaper.signal_group(self.pid, signal);
+        let runs = self.reaper.signal_group(self.pid, signal);
+        let all = if runs {
+            signal == libc::SIGKILL
+        } else {
+            self.left.load(Ordering::Relaxed)
+        };
+        if !all || self.kind == Kind::Terminal {
+            return;
+        }
+        let mut told = BTreeSet::new();
+        if runs {
+            told.insert(self.pid.as_raw_nonzero().get());
+        }
+        for _ in 0..LOOKS_MAX {
+            let new = &members::groups(self.pid) - &told;
+            for group in &new {
+                reaper::signal_group(*group, signal);
+            }
+            // What was being forked into a group of its own meanwhile is found by another look.
+            if new.is_empty() || signal != libc::SIGKILL {
+                return;
+            }
+            told.extend(new);
+        }
+    }
+
+    /// Whether the first process has ended and others may be left.
+    fn has_left_some(&self) -> bool {
+        self.left.load(Ordering::Relaxed) && self.ended.borrow().is_some()
     }
 
     /// Writes to the process's stdin, waiting for room. Bytes for a process that has ended or
@@ -172,6 +213,11 @@ impl Session {
                 }
             }
         };
+        // A one-shot session is forgotten with its exit: nobody can ask for what it left. What a
+        // terminal leaves was told to outlive it.
+        let left =
+            self.kind == Kind::Command && !self.one_shot && !members::groups(self.pid).is_empty();
+        self.left.store(left, Ordering::Relaxed);
         self.ended
             .send_replace(Some(exit_of(ended.ok(), timed_out)));
         *self.stdin.lock().await = None;

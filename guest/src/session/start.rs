@@ -5,6 +5,7 @@ use std::fs::File;
 use std::io;
 use std::os::fd::OwnedFd;
 use std::path::Path;
+use std::sync::atomic::AtomicBool;
 use std::sync::{Arc, Mutex};
 use std::time::{Duration, SystemTime};
 
@@ -145,6 +146,7 @@ pub fn start(
         terminal: Mutex::new(terminal),
         attached: watch::Sender::new(0),
         ended: watch::Sender::new(None),
+        left: AtomicBool::new(!request.one_shot),
     };
     Ok((Arc::new(session), sources, spawned))
 }

@@ -5,13 +5,14 @@
 //! one is never dropped.
 
 use std::collections::{HashMap, HashSet};
+use std::sync::atomic::{AtomicBool, Ordering};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::time::Duration;
 
 use oc_guest::v1::{SessionInfo, StartSessionRequest, StartTerminalRequest};
 use tonic::Status;
 
-use super::{Kind, Session, pump, start};
+use super::{Kind, Session, members, pump, start};
 use crate::reaper::Reaper;
 use crate::spawn::Rights;
 use crate::terminal::Size;
@@ -25,6 +26,9 @@ const ENDED_KEPT: Duration = Duration::from_secs(5 * 60);
 /// Most scrollback of ended sessions together, in bytes: 32 MiB.
 const ENDED_BYTES_MAX: u64 = 32 * 1024 * 1024;
 
+/// Pause between two looks at what ended sessions have left: all process ids can't be used up in it.
+const LOOK: Duration = Duration::from_secs(1);
+
 /// See the module.
 pub struct Table {
     rights: Rights,
@@ -32,6 +36,8 @@ pub struct Table {
     sessions: Mutex<HashMap<String, Arc<Session>>>,
     /// Ids of sessions whose process is not its program yet.
     starting: Mutex<HashSet<String>>,
+    /// A task looks at what ended sessions have left.
+    watching: AtomicBool,
 }
 
 /// A session's place before it is in the table.
@@ -54,6 +60,7 @@ impl Table {
             reaper,
             sessions: Mutex::default(),
             starting: Mutex::default(),
+            watching: AtomicBool::new(false),
         }
     }
 
@@ -121,7 +128,11 @@ impl Table {
         running.map_err(|error| start::name_failure(session.cmd(), &error))?;
         self.sessions().insert(session.id.clone(), session.clone());
         drop(place);
-        tokio::spawn(session.clone().supervise(limits, ended));
+        let (supervised, table) = (session.clone(), self.clone());
+        tokio::spawn(async move {
+            supervised.supervise(limits, ended).await;
+            table.watch_left();
+        });
         let info = session.info();
         let table = self.clone();
         tokio::spawn(async move {
@@ -155,6 +166,36 @@ impl Table {
     /// Drops an ended session from the table.
     pub fn forget(&self, id: &str) {
         self.sessions().remove(id);
+    }
+
+    /// Looks again and again whether what ended sessions have left is still there, until nothing of any
+    /// is: the numbers of those that are gone may be given to others, who must not be signalled.
+    fn watch_left(self: &Arc<Self>) {
+        let some_left = |table: &Self| -> Vec<Arc<Session>> {
+            let sessions = table.sessions();
+            let left = sessions.values().filter(|session| session.has_left_some());
+            left.cloned().collect()
+        };
+        if some_left(self).is_empty() || self.watching.swap(true, Ordering::Relaxed) {
+            return;
+        }
+        let table = self.clone();
+        tokio::spawn(async move {
+            loop {
+                tokio::time::sleep(LOOK).await;
+                let sessions = some_left(&table);
+                if sessions.is_empty() {
+                    table.watching.store(false, Ordering::Relaxed);
+                    return;
+                }
+                let there: HashSet<_> = members::living().map(|one| one.session).collect();
+                for session in sessions {
+                    if !there.contains(&session.pid) {
+                        session.left.store(false, Ordering::Relaxed);
+                    }
+                }
+            }
+        });
     }
 
     /// Drops the oldest ended sessions while all of them together hold too much.

@@ -196,7 +196,7 @@ async fn wait(
         tokio::select! {
             ended = &mut ended => break ended,
             read = client.read(&mut signal) => match read {
-                Ok(1) => reaper.signal_group(pid, i32::from(signal[0].min(64))),
+                Ok(1) => drop(reaper.signal_group(pid, i32::from(signal[0].min(64)))),
                 _ => {
                     // SIGCONT, since a stopped command would not see the others.
                     for signal in [libc::SIGHUP, libc::SIGTERM, libc::SIGCONT] {

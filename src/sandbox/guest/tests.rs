@@ -113,6 +113,23 @@ fn text(bytes: &[u8]) -> &str {
     std::str::from_utf8(bytes).unwrap()
 }
 
+/// Whether a process is there; a zombie is as good as gone, its parent has other things to do.
+fn runs(pid: &str) -> bool {
+    let stat = std::fs::read_to_string(format!("/proc/{pid}/stat"));
+    stat.is_ok_and(|stat| !stat.contains(") Z "))
+}
+
+async fn gone(pid: &str) -> bool {
+    let started = Instant::now();
+    while runs(pid) {
+        if started.elapsed() > Duration::from_secs(5) {
+            return false;
+        }
+        tokio::time::sleep(Duration::from_millis(10)).await;
+    }
+    true
+}
+
 /// Reads to the exit; answers stdout, whether the replay ended before it, and the code.
 async fn to_exit(attachment: &mut Attachment) -> (Vec<u8>, bool, i32) {
     let (mut stdout, mut replayed) = (Vec::new(), false);

@@ -203,6 +203,74 @@ async fn a_background_process_outlives_its_session() {
     assert_eq!(std::fs::read_to_string(note).unwrap(), "late\n");
 }
 
+/// Goal: a session's name reaches what its command left running, whatever group that is in, for every
+/// signal; who left the session is left alone, and so is everybody else.
+#[tokio::test]
+async fn a_signal_reaches_what_the_command_left() {
+    let guest = Fixture::start().await;
+    // The second one is a job with a group of its own, the third in a session of its own.
+    let cmd = "trap '' HUP; sleep 300.1 & echo $!; set -m; sleep 300.2 & echo $!; set +m; \
+               setsid sleep 5.3 & sleep 0.2; echo $!";
+    let bash = |id| StartSession {
+        direct: true,
+        args: vec!["-c".into(), cmd.into()],
+        ..shell(id, "bash")
+    };
+    guest.client.start(shell(9, "sleep 300.9")).await.unwrap();
+    for (id, signal) in [(1, libc::SIGTERM), (2, libc::SIGKILL), (3, libc::SIGUSR1)] {
+        guest.client.start(bash(id)).await.unwrap();
+        let name = format!("{id:08x}");
+        let mut client = guest.client.attach(&name).await.unwrap();
+        let (stdout, _, code) = to_exit(&mut client).await;
+        assert_eq!(code, 0);
+        let pids: Vec<&str> = text(&stdout).lines().collect();
+        let [own, job, away] = pids[..] else {
+            panic!("{pids:?}")
+        };
+        for pid in &pids {
+            assert!(runs(pid), "{pid} of {cmd} outlives it");
+        }
+        // Longer than the pause between two looks at what is left.
+        tokio::time::sleep(Duration::from_millis(1300)).await;
+        guest.client.signal(&name, signal).await.unwrap();
+        assert!(gone(own).await && gone(job).await, "{signal}");
+        assert!(runs(away), "who left the session is not signalled");
+        // Once all are gone the number may be anybody's.
+        tokio::time::sleep(Duration::from_millis(1300)).await;
+        guest.client.signal(&name, signal).await.unwrap();
+    }
+    let sessions = guest.client.sessions().await.unwrap();
+    assert!(sessions[0].exit_code.is_none(), "{:?}", sessions[0]);
+}
+
+/// Goal: a kill and a time limit end jobs that made groups of their own too.
+#[tokio::test]
+async fn an_end_by_force_ends_all_jobs() {
+    let guest = Fixture::start().await;
+    let cmd = "set -m; sleep 300.4 & echo $!; sleep 300.5 & echo $!; echo; wait";
+    let jobs = |id, timeout| StartSession {
+        direct: true,
+        args: vec!["-c".into(), cmd.into()],
+        timeout,
+        ..shell(id, "bash")
+    };
+    for (id, timeout) in [(1, None), (2, Some(Duration::from_secs(1)))] {
+        guest.client.start(jobs(id, timeout)).await.unwrap();
+        let name = format!("{id:08x}");
+        let mut client = guest.client.attach(&name).await.unwrap();
+        let shown = wait_for(&mut client, b"\n\n").await;
+        let pids: Vec<&str> = text(&shown).split_whitespace().collect();
+        assert_eq!(pids.len(), 2);
+        if timeout.is_none() {
+            guest.client.signal(&name, libc::SIGTERM).await.unwrap();
+            assert!(runs(pids[0]), "only the group is signalled");
+            guest.client.signal(&name, libc::SIGKILL).await.unwrap();
+        }
+        to_exit(&mut client).await;
+        assert!(gone(pids[0]).await && gone(pids[1]).await, "{timeout:?}");
+    }
+}
+
 /// Goal: a client that reads nothing slows the process, takes no memory, and gets it all later.
 #[tokio::test]
 async fn a_slow_client_gets_every_byte() {

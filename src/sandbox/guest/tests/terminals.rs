@@ -67,22 +67,6 @@ impl Screen {
     }
 }
 
-async fn gone(pid: &str) -> bool {
-    let started = Instant::now();
-    while PathBuf::from(format!("/proc/{pid}")).exists() {
-        // A zombie is as good as gone: its parent has other things to do.
-        let stat = std::fs::read_to_string(format!("/proc/{pid}/stat")).unwrap_or_default();
-        if stat.contains(") Z ") {
-            return true;
-        }
-        if started.elapsed() > Duration::from_secs(5) {
-            return false;
-        }
-        tokio::time::sleep(Duration::from_millis(10)).await;
-    }
-    true
-}
-
 /// Types `command` and a question for the process id in `$variable`; answers it.
 async fn pid(screen: &mut Screen, command: &str, variable: &str) -> String {
     screen
