@@ -178,18 +178,19 @@ fn print(frame: &Frame) -> io::Result<()> {
     }
 }
 
-/// Sends our standard input to the process until either ends.
-async fn forward_input(mut socket: impl Sink<Message> + Unpin, close_stdin: bool) {
-    let (queue, mut chunks) = mpsc::channel::<Bytes>(INPUT_QUEUE_MAX);
+/// What is read from our standard input until its end, each read as a message that `frame` makes of it.
+pub fn read_stdin(frame: fn(&[u8]) -> Bytes) -> mpsc::Receiver<Bytes> {
+    let (queue, chunks) = mpsc::channel(INPUT_QUEUE_MAX);
     // A read of a terminal can't be cancelled, so it has a thread that the end of the program ends.
     std::thread::spawn(move || {
         let mut buffer = vec![0; INPUT_BYTES_MAX];
         loop {
             match io::stdin().lock().read(&mut buffer) {
                 Err(error) if error.kind() == io::ErrorKind::Interrupted => {}
+                // A terminal that is gone tells by a signal as well.
                 Ok(0) | Err(_) => return,
                 Ok(length) => {
-                    let chunk = frame::stdin(buffer.get(..length).unwrap_or_default());
+                    let chunk = frame(buffer.get(..length).unwrap_or_default());
                     if queue.blocking_send(chunk).is_err() {
                         return;
                     }
@@ -197,6 +198,12 @@ async fn forward_input(mut socket: impl Sink<Message> + Unpin, close_stdin: bool
             }
         }
     });
+    chunks
+}
+
+/// Sends our standard input to the process until either ends.
+async fn forward_input(mut socket: impl Sink<Message> + Unpin, close_stdin: bool) {
+    let mut chunks = read_stdin(frame::stdin);
     while let Some(chunk) = chunks.recv().await {
         if socket.send(Message::Binary(chunk)).await.is_err() {
             return;

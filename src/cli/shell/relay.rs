@@ -3,7 +3,7 @@
 //! Invariants: every queue is bounded; a terminal that takes no output, and a server that is not
 //! heard, leave signals heard; all output is on the screen before the end is told.
 
-use std::io::{self, Read, Write};
+use std::io::{self, Write};
 use std::ops::ControlFlow;
 use std::time::Duration;
 
@@ -21,12 +21,8 @@ use super::raw::{Raw, Size, size};
 use crate::cli::client::{Api, body};
 use crate::cli::error::CliError;
 use crate::cli::exec::frame::Frame;
-use crate::cli::exec::stream::{connect, start_printer};
+use crate::cli::exec::stream::{connect, read_stdin, start_printer};
 
-/// Reads of the keyboard waiting for the socket.
-const INPUT_QUEUE_MAX: usize = 8;
-/// One read of the keyboard, in bytes.
-const INPUT_BYTES_MAX: usize = 16 * 1024;
 /// How often the server is asked whether it is still there.
 const PING: Duration = Duration::from_secs(15);
 /// A server that said nothing for so long is not there.
@@ -185,24 +181,7 @@ fn start_resizer(api: Api, path: [String; 4]) -> watch::Sender<Option<Size>> {
 
 /// Sends the keys to the shell until either ends, and asks now and then whether it is there.
 async fn forward_keys(mut socket: impl Sink<Message> + Unpin) {
-    let (queue, mut chunks) = mpsc::channel::<Bytes>(INPUT_QUEUE_MAX);
-    // A read of a terminal can't be cancelled, so it has a thread that the end of the program ends.
-    std::thread::spawn(move || {
-        let mut buffer = vec![0; INPUT_BYTES_MAX];
-        loop {
-            match io::stdin().lock().read(&mut buffer) {
-                Err(error) if error.kind() == io::ErrorKind::Interrupted => {}
-                // A terminal that is gone tells by a signal as well.
-                Ok(0) | Err(_) => return,
-                Ok(length) => {
-                    let keys = Bytes::copy_from_slice(buffer.get(..length).unwrap_or_default());
-                    if queue.blocking_send(keys).is_err() {
-                        return;
-                    }
-                }
-            }
-        }
-    });
+    let mut chunks = read_stdin(Bytes::copy_from_slice);
     let mut pings = interval_at(Instant::now() + PING, PING);
     let mut typing = true;
     loop {
