@@ -1,15 +1,18 @@
 //! Lines that are added to files below `/var/log`.
 //!
-//! Once a second the files are looked at; what they got since is read, whole lines at a time. Bounds:
+//! Once a second the files are looked at; what they got since is read, whole lines at a time. Whoever
+//! follows them goes on after the batch it took last, or where the last one stopped, the first one at
+//! the guest's start. Bounds:
 //! so many files, so deep, so many bytes a look; the rest comes with the next one. A file is known by
 //! its inode, so that one that is rotated away is read to its end. Files that hold NUL bytes are no
 //! text and are passed over. Whatever else is there (links, pipes, devices) is left alone.
 
-use std::collections::HashMap;
+use std::collections::{HashMap, VecDeque};
 use std::fs::{self, OpenOptions};
 use std::io::{Read, Seek, SeekFrom};
 use std::os::unix::fs::{MetadataExt, OpenOptionsExt};
 use std::path::{Path, PathBuf};
+use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::time::Duration;
 
 use oc_guest::v1::{LogLine, LogLines};
@@ -30,11 +33,54 @@ const LOOK_BYTES_MAX: usize = 512 * 1024;
 /// Longest line, in bytes; a longer one is cut.
 const LINE_BYTES_MAX: usize = 8 * 1024;
 
-/// The lines that are added from now on, until the receiver is gone.
-pub fn follow() -> ReceiverStream<Result<LogLines, Status>> {
+/// Batches that may have been sent and not taken: one on each queue on the way.
+const BATCHES_KEPT: usize = 8;
+
+/// How far the files were told of to whoever followed them last. Clones are the same one.
+#[derive(Clone, Default)]
+pub struct Told(Arc<Mutex<State>>);
+
+/// The newest batches by their numbers, each with how far the files were told of after it.
+#[derive(Default)]
+struct State(VecDeque<(u64, Files)>);
+
+impl Told {
+    /// Takes what is there now for told. Blocks.
+    pub fn begin(&self) {
+        let (_, mut files) = self.after(0);
+        files.look(Path::new(FOLDER));
+        self.add(files);
+    }
+
+    fn state(&self) -> MutexGuard<'_, State> {
+        self.0.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+
+    /// Where to go on after a batch, or after the newest one.
+    fn after(&self, batch: u64) -> (u64, Files) {
+        let state = self.state();
+        let known = state.0.iter().find(|(number, _)| *number == batch);
+        known.or(state.0.back()).cloned().unwrap_or_default()
+    }
+
+    /// The number of the next batch, after which the files are told of so far.
+    fn add(&self, files: Files) -> u64 {
+        let mut state = self.state();
+        let number = state.0.back().map_or(0, |(number, _)| *number) + 1;
+        if state.0.len() == BATCHES_KEPT {
+            state.0.pop_front();
+        }
+        state.0.push_back((number, files));
+        number
+    }
+}
+
+/// The lines that are added and nobody was told of, until the receiver is gone; with the number of the
+/// newest batch that was taken, those that came after it.
+pub fn follow(told: Told, after: u64) -> ReceiverStream<Result<LogLines, Status>> {
     let (sender, receiver) = mpsc::channel(1);
     tokio::spawn(async move {
-        let mut files = Files::default();
+        let (_, mut files) = told.after(after);
         loop {
             let looked = tokio::task::spawn_blocking(move || {
                 let lines = files.look(Path::new(FOLDER));
@@ -44,8 +90,12 @@ pub fn follow() -> ReceiverStream<Result<LogLines, Status>> {
                 return;
             };
             files = back;
-            if !lines.is_empty() && sender.send(Ok(LogLines { lines })).await.is_err() {
-                return;
+            if !lines.is_empty() {
+                let Ok(room) = sender.reserve().await else {
+                    return;
+                };
+                let batch = told.add(files.clone());
+                room.send(Ok(LogLines { lines, batch }));
             }
             tokio::select! {
                 () = tokio::time::sleep(PAUSE) => {}
@@ -57,7 +107,7 @@ pub fn follow() -> ReceiverStream<Result<LogLines, Status>> {
 }
 
 /// How far each file was read, by device and inode. `None` before the first look.
-#[derive(Default)]
+#[derive(Clone, Default)]
 struct Files(Option<HashMap<(u64, u64), u64>>);
 
 impl Files {
@@ -166,6 +216,20 @@ mod tests {
         use std::io::Write;
         let file = OpenOptions::new().create(true).append(true).open(path);
         file.unwrap().write_all(text).unwrap();
+    }
+
+    /// Goal: who names a batch goes on after it, who names none or one of long ago after the newest.
+    #[test]
+    fn who_comes_again_goes_on() {
+        let told = Told::default();
+        assert!(told.after(0).1.0.is_none(), "the first one has no news");
+        let files = |at| Files(Some(HashMap::from([((1, 1), at)])));
+        let place = |after| told.after(after).1.0.unwrap()[&(1, 1)];
+        for at in 1..=BATCHES_KEPT as u64 + 2 {
+            assert_eq!(told.add(files(at)), at);
+        }
+        assert_eq!(place(5), 5);
+        assert_eq!((place(0), place(1), place(99)), (10, 10, 10));
     }
 
     /// Goal: only what is added is told, in whole lines, across rotation and truncation; what is no

@@ -19,15 +19,21 @@ pub struct Service {
     started: Instant,
     table: Arc<Table>,
     files: files::Files,
+    logs: logs::Told,
 }
 
 impl Service {
     /// A service over the given sessions and files.
     pub fn new(table: Arc<Table>, files: files::Files) -> Self {
+        let logs = logs::Told::default();
+        let begin = logs.clone();
+        // Beside the start, which does not wait for it.
+        tokio::task::spawn_blocking(move || begin.begin());
         Self {
             started: Instant::now(),
             table,
             files,
+            logs,
         }
     }
 }
@@ -92,9 +98,10 @@ impl guest_server::Guest for Service {
 
     async fn follow_logs(
         &self,
-        _: Request<v1::FollowLogsRequest>,
+        request: Request<v1::FollowLogsRequest>,
     ) -> Reply<Self::FollowLogsStream> {
-        Ok(Response::new(logs::follow()))
+        let after = request.into_inner().after;
+        Ok(Response::new(logs::follow(self.logs.clone(), after)))
     }
 
     async fn list_sessions(

@@ -15,7 +15,6 @@ use super::aggregate::Reject;
 use super::create::check_envs;
 use super::entity::Failure;
 use super::live::LiveSandbox;
-use super::oom;
 use super::platform::Platform;
 use crate::ids::SandboxId;
 use crate::sandbox::{GuestError, SessionOutput, StartSession};
@@ -74,7 +73,7 @@ impl Captured {
         let (stream, bytes) = match output {
             SessionOutput::Stdout(bytes) => (&mut self.stdout, bytes),
             SessionOutput::Stderr(bytes) => (&mut self.stderr, bytes),
-            SessionOutput::ReplayEnd => return,
+            SessionOutput::ReplayEnd | SessionOutput::Position(_) => return,
             SessionOutput::Exit {
                 code, timed_out, ..
             } => {
@@ -259,8 +258,7 @@ impl Platform {
     ) {
         let (captured, limit) = (handle.clone(), self.limits.exec_output_bytes_max);
         tokio::spawn(async move {
-            let before = oom::Before::of(&*live.gauges);
-            let logged = live.log.of(&session);
+            let logged = live.log.of(&session).captured();
             let push = |output| {
                 logged.output(&output);
                 captured.update(|all| all.push(output, limit));
@@ -280,8 +278,8 @@ impl Platform {
                 Err(error) => captured.update(|output| fail(output, error)),
                 Ok(()) => captured.update(Captured::require_exit),
             }
-            let exit_code = captured.captured_exit();
-            if let Some(note) = before.note(&*live.gauges, exit_code) {
+            let exit_code = captured.captured_exit().unwrap_or(-1);
+            if let Some(note) = live.kills.note(&captured.id, exit_code) {
                 captured.update(|output| output.stderr.extend_from_slice(note.as_bytes()));
             }
             captured.finished.send_replace(Some(Instant::now()));

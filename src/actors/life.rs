@@ -11,6 +11,7 @@ use ulid::Ulid;
 use super::activity::Activity;
 use super::create::SEALED_KIND;
 use super::entity::Failure;
+use super::kills::Kills;
 use super::live::{LiveSandbox, base_environment};
 use super::logs::SandboxLog;
 use super::metadata::Metadata;
@@ -177,16 +178,21 @@ impl Platform {
             },
             &self.proxy_arbiters.next(),
         );
+        let kills = Arc::new(Kills::new(gauges.clone()));
         let live = Arc::new(LiveSandbox {
             details: details.clone(),
-            log: SandboxLog::start(self.driver.log_folder(id), &guest),
+            log: SandboxLog::start(
+                self.driver.log_folder(id),
+                (&guest, uptime),
+                &kills,
+                &self.heard_of(id),
+            ),
             guest,
             proxy,
             base: base_environment(governed && details.network_enabled),
             injected,
             policy_revision: revision.into(),
-            // What was killed while no server looked is in the count, and not told of again.
-            oom_told: gauges.oom_kills().unwrap_or_default().into(),
+            kills,
             gauges,
             limits: enforced,
             traffic,
@@ -195,9 +201,15 @@ impl Platform {
         });
         self.keep_live(id, &live);
         let (platform, watched) = (self.clone(), id.clone());
+        // Not kept by who waits for its end: it holds a connection to the guest, and each wake has
+        // one of its own.
+        let (left, live) = (live.log.ended(), Arc::downgrade(&live));
         tokio::spawn(async move {
-            exited.wait().await;
-            platform.ended_by_itself(&watched, &live).await;
+            if left.run_until_cancelled(exited.wait()).await.is_some()
+                && let Some(live) = live.upgrade()
+            {
+                platform.ended_by_itself(&watched, &live).await;
+            }
         });
         // A secret that was rotated while the sandbox came up found no proxy to tell.
         let now = self.sandboxes.inspect(&Sandbox::stream(id)).await?;
@@ -350,6 +362,7 @@ impl Platform {
     /// Leaves nothing of the sandbox in the world.
     pub(super) async fn take_down(&self, id: &SandboxId) -> Result<(), Failure> {
         self.drop_live(id).await;
+        self.forget_heard(id);
         self.driver.destroy(id).await.map_err(internal)
     }
 

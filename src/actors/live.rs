@@ -8,6 +8,7 @@ use std::sync::atomic::{AtomicU64, Ordering};
 use actix::Addr;
 
 use super::activity::Activity;
+use super::kills::Kills;
 use super::logs::SandboxLog;
 use super::proxy::{ProxyActor, SetPolicy};
 use super::scaler::Samples;
@@ -40,8 +41,8 @@ pub struct LiveSandbox {
     pub policy_revision: AtomicU64,
     /// What it uses.
     pub gauges: Arc<dyn Gauges>,
-    /// Kills for memory that were told of.
-    pub oom_told: AtomicU64,
+    /// What was killed in it for memory.
+    pub kills: Arc<Kills>,
     /// How far its limits reach.
     pub limits: Limits,
     /// What its connections have carried.

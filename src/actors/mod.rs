@@ -20,6 +20,7 @@ mod forking;
 mod fsck;
 mod history;
 mod idempotency;
+mod kills;
 mod layering;
 mod life;
 mod live;

@@ -1,11 +1,6 @@
 //! Telling a sandbox's owner that processes were killed for memory: an event a sandbox and round, in
-//! the stream `resource-<sandbox>`, and a note in the output of the command that was killed.
-//!
-//! The kernel counts kills for each sandbox and says no more. So a note is written when a command
-//! died of SIGKILL and the count rose while it ran: who else in the sandbox was killed in that time,
-//! and by whom, nobody knows.
+//! the stream `resource-<sandbox>`. What is said to whoever ran the program is in [`super::kills`].
 
-use std::sync::atomic::Ordering;
 use std::sync::{Arc, PoisonError, Weak};
 use std::time::Duration;
 
@@ -16,34 +11,9 @@ use super::platform::Platform;
 use super::sealing::off_runtime;
 use crate::events::StreamId;
 use crate::events::families::{OomKilled, ResourceEvent, observed};
-use crate::sandbox::Gauges;
 
 /// Time between looks; also the pace of a sandbox's events, however much is killed in it.
 const ROUND: Duration = Duration::from_secs(2);
-
-/// What a shell answers for a command that SIGKILL ended, and the guest does.
-const KILLED: i32 = 128 + 9;
-
-/// How many kills there had been when a command was started.
-pub(super) struct Before(Option<u64>);
-
-impl Before {
-    /// Looks at the count.
-    pub fn of(gauges: &dyn Gauges) -> Self {
-        Self(gauges.oom_kills())
-    }
-
-    /// The note for a command that ended with `exit_code`, if it was killed for memory.
-    pub fn note(&self, gauges: &dyn Gauges, exit_code: Option<i32>) -> Option<String> {
-        let rose = || Some(gauges.oom_kills()? > self.0?);
-        if exit_code != Some(KILLED) || rose() != Some(true) {
-            return None;
-        }
-        let limit = gauges.read().memory_limit_bytes;
-        let limit = limit.map_or_else(String::new, |bytes| format!(" (limit {} MiB)", bytes >> 20));
-        Some(format!("\nProcess killed: out of memory{limit}"))
-    }
-}
 
 /// Looks at every sandbox again and again, as long as the platform lives.
 pub(super) async fn watch(platform: Weak<Platform>) {
@@ -65,9 +35,7 @@ pub(super) async fn watch(platform: Weak<Platform>) {
 
 /// What is new about a sandbox. Reads a small file of the kernel.
 fn risen(live: Arc<LiveSandbox>) -> Option<OomKilled> {
-    let total = live.gauges.oom_kills()?;
-    let told = live.oom_told.swap(total, Ordering::Relaxed);
-    let kills = total.checked_sub(told).filter(|kills| *kills > 0)?;
+    let (kills, total) = live.kills.look()?;
     Some(OomKilled {
         sandbox_id: live.details.sandbox_id.clone(),
         org_id: live.details.org_id,
@@ -90,49 +58,5 @@ impl Platform {
         if let Err(error) = self.log.append(append).await {
             tracing::error!(%error, sandbox = %id, "kills for memory could not be recorded");
         }
-    }
-}
-
-#[cfg(test)]
-mod tests {
-    use std::sync::atomic::AtomicU64;
-
-    use super::*;
-    use crate::sandbox::Stats;
-
-    #[derive(Debug)]
-    struct Fixed(AtomicU64);
-
-    impl Gauges for Fixed {
-        fn read(&self) -> Stats {
-            Stats {
-                memory_limit_bytes: Some(256 << 20),
-                ..Stats::default()
-            }
-        }
-
-        fn oom_kills(&self) -> Option<u64> {
-            match self.0.load(Ordering::Relaxed) {
-                u64::MAX => None,
-                kills => Some(kills),
-            }
-        }
-    }
-
-    /// Goal: only a command that SIGKILL ended while the count rose is said to have died of memory.
-    #[test]
-    fn only_a_kill_while_the_count_rose_is_out_of_memory() {
-        let note = |then, now, code| {
-            let gauges = Fixed(AtomicU64::new(then));
-            let before = Before::of(&gauges);
-            gauges.0.store(now, Ordering::Relaxed);
-            before.note(&gauges, code)
-        };
-        let text = "\nProcess killed: out of memory (limit 256 MiB)";
-        assert_eq!(note(1, 2, Some(137)).as_deref(), Some(text));
-        assert_eq!(note(1, 1, Some(137)), None);
-        assert_eq!(note(1, 2, Some(0)), None);
-        assert_eq!(note(1, 2, None), None);
-        assert_eq!(note(u64::MAX, 2, Some(137)), None);
     }
 }

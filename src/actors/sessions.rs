@@ -96,7 +96,7 @@ impl Platform {
             self.give_back(&caller, claim).await;
         }
         let info = started?;
-        logged.observe(live.guest.clone(), false);
+        logged.observe(live.guest.clone(), Some(0));
         Ok(Session {
             info,
             replayed: false,

@@ -114,6 +114,7 @@ async fn start(
             shell: shell.clone(),
             ..terminal.clone()
         };
+        live.kills.began(&terminal.terminal_id);
         match live.guest.start_terminal(terminal).await {
             Ok(_) => return Ok(()),
             Err(GuestError::CommandNotFound(_) | GuestError::Refused(_)) if !given => {}

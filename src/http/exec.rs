@@ -248,6 +248,9 @@ async fn kill(
         )));
     }
     let live = api.platform.live_sandbox(&who.caller, &who.id).await?;
+    if signal == SIGKILL {
+        live.kills.asked(&path.1);
+    }
     live.guest.signal(&path.1, signal).await?;
     Ok(HttpResponse::Ok().json(json!({})))
 }

@@ -35,6 +35,7 @@ mod server;
 mod signed_urls;
 mod stats;
 mod stop;
+mod wire;
 
 use std::sync::Arc;
 

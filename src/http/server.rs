@@ -30,7 +30,7 @@ use super::metrics::{self, with_count};
 use super::request_id::{REQUEST_ID, with_request_id};
 use super::signed_urls::UrlSigner;
 use super::stop::{serve_until, told_to_stop};
-use super::{Api, routes};
+use super::{Api, routes, wire};
 use crate::actors::{Failure, NewKey, Parts, Platform, Reconciler};
 use crate::config::{AuditMode, Config, Egress, EgressTls};
 use crate::events::{
@@ -237,6 +237,7 @@ pub async fn serve(config: Config, first_key: impl FnOnce(FirstKey<'_>)) -> Resu
             .configure(routes)
     })
     .workers(2)
+    .on_connect(wire::remember)
     // An answer that is streamed goes out in several writes; without this the last of them would
     // wait some 40 ms for the client's acknowledgement of the one before.
     .tcp_nodelay(true)

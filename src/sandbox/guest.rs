@@ -22,7 +22,7 @@ use oc_guest::v1::{self, guest_client};
 use tonic::transport::Channel;
 use tonic::{Request, Status};
 
-pub use attach::{Attachment, LEAVE_TIME_MAX, SessionOutput, StdinSink};
+pub use attach::{Attachment, LEAVE_TIME_MAX, LogBatch, SessionOutput, StdinSink};
 pub use error::GuestError;
 pub use files::{DirEntry, LIST_ENTRIES_MAX};
 pub use run::RunOutput;

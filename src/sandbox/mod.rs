@@ -24,8 +24,8 @@ use serde::{Deserialize, Serialize};
 use crate::ids::{CheckpointId, SandboxId};
 
 pub use guest::{
-    Attachment, DirEntry, GuestClient, GuestError, LEAVE_TIME_MAX, SessionInfo, SessionOutput,
-    StartSession, StartTerminal, StdinSink, TerminalSize,
+    Attachment, DirEntry, GuestClient, GuestError, LEAVE_TIME_MAX, LogBatch, SessionInfo,
+    SessionOutput, StartSession, StartTerminal, StdinSink, TerminalSize,
 };
 pub use namespace::attachment::{EgressAttachment, EgressConnection, ExitWatch};
 pub use namespace::diff::Differences;

@@ -70,6 +70,99 @@ async fn every_signal_reaches_the_group() {
     );
 }
 
+/// Goal: what a session leaves running when its command ends runs on, and is killed by the session's
+/// name; what runs elsewhere is not.
+#[actix_rt::test]
+async fn what_a_session_left_is_killed_by_its_name() {
+    let server = Server::start();
+    let Some(sandbox) = Sandbox::make(&server.api(), &json!({ "memoryMB": 256 })).await else {
+        return;
+    };
+    let other = start(&sandbox, &json!({ "cmd": "sleep", "args": ["8650"] })).await;
+    let left = "sleep 8651 & (sleep 8651 &); exit 5";
+    let session = script(&sandbox, left).await;
+    let ended = Socket::attach(&server, &sandbox, &session)
+        .await
+        .until_end()
+        .await;
+    assert_eq!(ended.exit, Some(5));
+    let count = "pgrep -c -f '^sleep 865[1]'; true";
+    assert_eq!(sandbox.run(count).await, "2");
+    let kill = sandbox.path(&format!("/exec/{session}/kill"));
+    sandbox
+        .api
+        .post(&kill, &json!({ "signal": 15 }))
+        .await
+        .ok(200);
+    for _ in 0..100 {
+        if sandbox.run(count).await == "0" {
+            break;
+        }
+        actix_rt::time::sleep(Duration::from_millis(50)).await;
+    }
+    assert_eq!(sandbox.run(count).await, "0");
+    sandbox.api.post(&kill, &json!({})).await.ok(200);
+    let row = listed(&sandbox, &session).await.expect("it is listed");
+    assert_eq!(
+        (&row["running"], &row["exitCode"]),
+        (&json!(false), &json!(5))
+    );
+    let row = listed(&sandbox, &other).await.expect("it is listed");
+    assert_eq!(row["running"], true, "{row}");
+}
+
+/// Goal: a session that was killed for memory says so at its end, to whoever is there, to whoever
+/// comes later and in the log; one that was killed on request does not.
+#[actix_rt::test]
+async fn a_session_killed_for_memory_says_so() {
+    let server = Server::start();
+    let Some(sandbox) = Sandbox::make(&server.api(), &json!({ "memoryMB": 128 })).await else {
+        return;
+    };
+    let stats = sandbox
+        .api
+        .get(&sandbox.path("/stats"))
+        .await
+        .ok(200)
+        .json();
+    if stats["memory"]["enforced"] != "sandbox" {
+        println!("skipped: memory is not limited for the whole sandbox here");
+        return;
+    }
+    let asked = script(&sandbox, "echo up; exec sleep 8652").await;
+    let mut waiting = Socket::attach(&server, &sandbox, &asked).await;
+    waiting.until("up\n").await;
+    let session = script(
+        &sandbox,
+        "read go; exec python3 -c 'x = bytearray(1 << 30)'",
+    )
+    .await;
+    let mut first = Socket::attach(&server, &sandbox, &session).await;
+    first.send(b"go\n").await;
+    let note = "\nProcess killed: out of memory (limit 128 MiB)";
+    for socket in [first, Socket::attach(&server, &sandbox, &session).await] {
+        let ended = socket.until_end().await;
+        assert_eq!(ended.exit, Some(137));
+        assert_eq!(String::from_utf8_lossy(&ended.stderr), note);
+    }
+    let late = Socket::attach(&server, &sandbox, &session).await;
+    assert_eq!(late.until_end().await.stderr, note.as_bytes());
+    let logs = sandbox.path("/logs?tail=false&q=out%20of%20memory");
+    for _ in 0..100 {
+        let text = sandbox.api.get(&logs).await.ok(200).text;
+        if text.contains(&session) {
+            break;
+        }
+        actix_rt::time::sleep(Duration::from_millis(50)).await;
+    }
+    let text = sandbox.api.get(&logs).await.ok(200).text;
+    assert!(text.contains(&session), "{text}");
+    let kill = sandbox.path(&format!("/exec/{asked}/kill"));
+    sandbox.api.post(&kill, &json!({})).await.ok(200);
+    let ended = waiting.until_end().await;
+    assert_eq!((ended.exit, ended.stderr), (Some(137), Vec::new()));
+}
+
 /// Goal: a hundred orphans leave no zombie.
 #[actix_rt::test]
 async fn a_hundred_orphans_are_reaped() {

@@ -83,6 +83,17 @@ impl Socket {
         self.stream.send(message).await.expect("the server reads");
     }
 
+    /// Its connection is gone, without a word and without waiting for what is on its way to it.
+    pub fn lose(self, reset: bool) {
+        let MaybeTlsStream::Plain(stream) = self.stream.get_ref() else {
+            panic!("no TLS here")
+        };
+        if reset {
+            let at_once = Some(Duration::ZERO);
+            rustix::net::sockopt::set_socket_linger(stream, at_once).expect("a socket");
+        }
+    }
+
     /// Waits for the answer to a ping, passing over everything else.
     pub async fn pong(&mut self, payload: &[u8]) {
         loop {

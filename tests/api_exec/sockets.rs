@@ -111,6 +111,46 @@ async fn sixty_four_mebibytes_of_input_arrive() {
     );
 }
 
+/// Goal: what a client sent before its connection was lost reaches the process, however the loss shows
+/// and whatever the process says meanwhile.
+#[actix_rt::test]
+async fn what_a_lost_client_sent_arrives() {
+    let server = Server::start();
+    let Some(sandbox) = Sandbox::make(&server.api(), &json!({ "memoryMB": 256 })).await else {
+        return;
+    };
+    for (name, noise) in [("quiet", "echo up"), ("loud", "seq 1000; sleep 0.01")] {
+        let cat = format!("(while :; do {noise}; sleep 0.05; done) & exec cat > /tmp/{name}");
+        let session = script(&sandbox, &cat).await;
+        let mut wanted = Vec::new();
+        for number in 0..40 {
+            let mut socket = Socket::attach(&server, &sandbox, &session).await;
+            let rest = "x".repeat(number * 500);
+            let line = format!("{number} {rest}");
+            socket.send(format!("{line}\n").as_bytes()).await;
+            socket.lose(number % 2 == 0);
+            wanted.push(line);
+        }
+        wanted.sort();
+        let started = Instant::now();
+        loop {
+            let text = sandbox.read(&format!("/tmp/{name}")).await.ok(200).text;
+            let mut lines: Vec<_> = text.lines().map(str::to_owned).collect();
+            lines.sort();
+            if lines == wanted {
+                break;
+            }
+            let numbers: Vec<_> = lines
+                .iter()
+                .filter_map(|line| line.split(' ').next())
+                .collect();
+            let late = started.elapsed() > Duration::from_secs(20);
+            assert!(!late, "{name}: {} of 40 came: {numbers:?}", lines.len());
+            actix_rt::time::sleep(Duration::from_millis(100)).await;
+        }
+    }
+}
+
 /// Goal: a client that reads nothing holds up neither other sessions nor, for long, its own; the
 /// other client of its session gets every byte.
 #[actix_rt::test]

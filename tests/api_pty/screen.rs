@@ -219,6 +219,17 @@ impl Screen {
         tokio::time::timeout(PATIENCE, wait).await.expect("a pong");
     }
 
+    /// Its connection is gone, without a word and without waiting for what is on its way to it.
+    pub fn lose(self, reset: bool) {
+        let MaybeTlsStream::Plain(stream) = self.socket.get_ref() else {
+            panic!("no TLS here")
+        };
+        if reset {
+            let at_once = Some(Duration::ZERO);
+            rustix::net::sockopt::set_socket_linger(stream, at_once).expect("a socket");
+        }
+    }
+
     /// Closes from this side, in order.
     pub async fn close(mut self) {
         self.socket.close(None).await.expect("the socket is open");

@@ -84,6 +84,55 @@ async fn clients_share_a_terminal_and_come_back_to_it() {
     assert_eq!(code, 1000);
 }
 
+/// Goal: what was typed before a connection was lost is typed.
+#[actix_rt::test]
+async fn what_was_typed_before_a_loss_is_typed() {
+    let Some(world) = World::new(&json!({ "memoryMB": 256 })).await else {
+        return;
+    };
+    let (id, screen) = world.shell(&json!({})).await;
+    screen.close().await;
+    for number in 0..30 {
+        let mut screen = world.attach(&id).await;
+        screen
+            .keys(&format!("seq 100; echo {number} >> /tmp/typed\r"))
+            .await;
+        screen.lose(number % 2 == 0);
+        // In order: the next client may be heard before what the last one left behind is typed.
+        let count = format!("grep -c '^{number}$' /tmp/typed 2>/dev/null; true");
+        let started = Instant::now();
+        while world.run(&count).await.trim() != "1" {
+            assert!(
+                started.elapsed() < Duration::from_secs(20),
+                "{number} is lost"
+            );
+        }
+    }
+}
+
+/// Goal: a shell that was killed for memory says so before it closes, also to whoever comes later.
+#[actix_rt::test]
+async fn a_shell_killed_for_memory_says_so() {
+    let Some(world) = World::new(&json!({ "memoryMB": 128 })).await else {
+        return;
+    };
+    let stats = world.api.get(&world.path("/stats")).await.ok(200).json();
+    if stats["memory"]["enforced"] != "sandbox" {
+        println!("skipped: memory is not limited for the whole sandbox here");
+        return;
+    }
+    let (id, mut screen) = world.shell(&json!({})).await;
+    screen
+        .keys("exec python3 -c 'x = bytearray(1 << 30)'\r")
+        .await;
+    for mut screen in [screen, world.attach(&id).await] {
+        let (text, code) = screen.end().await;
+        let note = "\r\nProcess killed: out of memory (limit 128 MiB)\r\n";
+        assert!(text.ends_with(note), "{text:?}");
+        assert_eq!(code, 1000);
+    }
+}
+
 /// Goal: a client that takes nothing holds the shell back for its time and no longer.
 #[actix_rt::test]
 async fn a_frozen_client_does_not_stall_the_shell_for_ever() {

@@ -106,6 +106,7 @@ fn message(piece: Piece) -> Result<AttachOutput, Status> {
     let output = match piece {
         Piece::Data(Stream::Stdout, data) => attach_output::Output::Stdout(data),
         Piece::Data(Stream::Stderr, data) => attach_output::Output::Stderr(data),
+        Piece::At(position) => attach_output::Output::Position(position),
         Piece::ReplayEnd => attach_output::Output::ReplayEnd(true),
         Piece::Exit(exit) => attach_output::Output::Exit(v1::Exit {
             code: exit.code,

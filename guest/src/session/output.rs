@@ -32,6 +32,8 @@ pub struct Exit {
 
 /// What a reader is given, in this order: data, `ReplayEnd`, data, `Exit`.
 pub enum Piece {
+    /// To an observer: where in the output the next data begins. First, and after a gap.
+    At(u64),
     Data(Stream, Vec<u8>),
     ReplayEnd,
     Exit(Exit),
@@ -180,7 +182,7 @@ impl Output {
         drop(state);
         Reader {
             output: self.clone(),
-            place: Place::Own(start),
+            place: Place::Own(start, false),
             replay_until: Some(end),
             grown,
         }
@@ -191,8 +193,8 @@ impl Output {
 enum Place {
     /// In the output's own table, by this number: what comes next waits for the reader.
     Held(u64),
-    /// Here: nothing waits.
-    Own(u64),
+    /// Here: nothing waits. Whether the observer knows of the place.
+    Own(u64, bool),
 }
 
 /// One attached client's view of the output.
@@ -223,7 +225,15 @@ impl Reader {
                 Some(position) => *position,
                 None => return Some(Piece::Dropped),
             },
-            Place::Own(position) => position.max(state.scrollback.start()),
+            Place::Own(position, known) => {
+                let start = state.scrollback.start();
+                if !known || position < start {
+                    let position = position.max(start);
+                    self.place = Place::Own(position, true);
+                    return Some(Piece::At(position));
+                }
+                position
+            }
         };
         if self.replay_until.is_some_and(|until| position >= until) {
             self.replay_until = None;
@@ -239,7 +249,7 @@ impl Reader {
             let next = position + piece.len() as u64;
             match &mut self.place {
                 Place::Held(id) => drop(state.positions.insert(*id, next)),
-                Place::Own(own) => *own = next,
+                Place::Own(own, _) => *own = next,
             }
             drop(state);
             self.output.taken.notify_one();
@@ -342,19 +352,26 @@ mod tests {
         assert!(pumped(&abandoned));
     }
 
-    /// Goal: an observer holds nothing back, misses what it doesn't take, and ends with the exit.
+    /// Goal: an observer holds nothing back, misses what it doesn't take and is told how much, and ends
+    /// with the exit.
     #[tokio::test]
     async fn an_observer_holds_nothing_back() {
         let output = output(false);
         let mut observer = output.observer();
+        assert!(matches!(observer.next().await, Piece::At(0)));
         assert!(matches!(observer.next().await, Piece::ReplayEnd));
-        assert!((0..10).all(|_| pumped(&output)));
+        assert!(pumped(&output));
+        assert_eq!(data(observer.next().await), CHUNK.len());
+        assert!((0..9).all(|_| pumped(&output)));
         output.append(Stream::Stderr, b"last");
         output.finish(Exit {
             code: 3,
             signal: 0,
             timed_out: false,
         });
+        let Piece::At(at) = observer.next().await else {
+            panic!("the gap is told")
+        };
         let mut seen = 0;
         let exit = loop {
             match observer.next().await {
@@ -364,6 +381,7 @@ mod tests {
             }
         };
         assert_eq!((seen, exit.code), (BYTES_MAX, 3));
+        assert_eq!(at as usize + seen, 10 * CHUNK.len() + "last".len());
     }
 
     /// Goal: alternating streams byte by byte neither drops unread bytes nor blocks for good.

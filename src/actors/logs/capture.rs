@@ -1,20 +1,22 @@
 //! From a sandbox's programs to its log.
 
+use std::collections::HashMap;
 use std::path::PathBuf;
 use std::sync::Arc;
-use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
+use std::sync::atomic::{AtomicU64, Ordering};
 use std::time::{Duration, SystemTime};
 
 use futures_util::StreamExt;
 use tokio::sync::mpsc;
+use tokio_util::sync::CancellationToken;
 
 use super::LogSource;
-use super::writer::{Exec, LINE_BYTES_MAX, Piece, write};
+use super::heard::{Heard, Walk};
+use super::writer::{Exec, LINE_BYTES_MAX, Piece};
 use crate::actors::exec::TIMED_OUT;
+use crate::actors::kills::Kills;
 use crate::sandbox::{GuestClient, SessionOutput, StartSession};
 
-/// Pieces on their way to the writer; one is 32 KiB at most.
-const PIECES_MAX: usize = 256;
 /// What of a command and of its arguments is kept with each line, in bytes.
 const COMMAND_BYTES_MAX: usize = 1024;
 /// What an argument counts beside its text.
@@ -31,28 +33,45 @@ const AGAIN: Duration = Duration::from_secs(5);
 pub struct SandboxLog {
     pieces: mpsc::Sender<Piece>,
     dropped: Arc<AtomicU64>,
-    ended: Arc<AtomicBool>,
+    ended: CancellationToken,
+    kills: Arc<Kills>,
+    heard: Arc<Heard>,
 }
 
 impl SandboxLog {
-    /// A log in `folder`, which takes what the sandbox's files below `/var/log` get from now on.
-    pub fn start(folder: PathBuf, guest: &GuestClient) -> Self {
-        let (pieces, receiver) = mpsc::channel(PIECES_MAX);
-        let dropped = Arc::new(AtomicU64::new(0));
-        tokio::spawn(write(folder, receiver, dropped.clone()));
+    /// A log in `folder`, which goes on with the sessions of the sandbox where `heard` says, and takes
+    /// what its files below `/var/log` get. `uptime`: how long the guest has been there.
+    pub fn start(
+        folder: PathBuf,
+        (guest, uptime): (&GuestClient, Duration),
+        kills: &Arc<Kills>,
+        heard: &Arc<Heard>,
+    ) -> Self {
+        let (pieces, dropped) = heard.writer(folder);
         let log = Self {
             pieces,
             dropped,
-            ended: Arc::default(),
+            ended: CancellationToken::new(),
+            kills: kills.clone(),
+            heard: heard.clone(),
         };
-        tokio::spawn(follow(log.downgrade(), guest.clone(), SystemTime::now()));
+        let known = heard.known();
+        let pause = AFTER_START.saturating_sub(uptime);
+        let (follower, guest) = (log.downgrade(), guest.clone());
+        tokio::spawn(follow(follower, guest, known, SystemTime::now(), pause));
         log
     }
 
-    /// Takes nothing more: the server lets go of the sandbox, and what its programs go on to print is
-    /// for the log that is opened when it is held again.
+    /// Observes nothing more: the server lets go of the sandbox, and what its sessions go on to print
+    /// is for the log that is opened when it is held again. Commands that are captured stay with this
+    /// one, and have the same writer.
     pub fn end(&self) {
-        self.ended.store(true, Ordering::Release);
+        self.ended.cancel();
+    }
+
+    /// Cancelled by [`SandboxLog::end`].
+    pub fn ended(&self) -> CancellationToken {
+        self.ended.clone()
     }
 
     fn downgrade(&self) -> WeakLog {
@@ -60,11 +79,14 @@ impl SandboxLog {
             pieces: self.pieces.downgrade(),
             dropped: self.dropped.clone(),
             ended: self.ended.clone(),
+            kills: self.kills.clone(),
+            heard: self.heard.clone(),
         }
     }
 
     /// The way into the log of a process that is about to be started.
     pub fn of(&self, session: &StartSession) -> LoggedExec {
+        self.kills.began(&session.session_id);
         self.exec(&session.session_id, &session.cmd, &session.args)
     }
 
@@ -82,12 +104,14 @@ impl SandboxLog {
         LoggedExec {
             log: self.clone(),
             exec: Arc::new(exec),
+            captured: false,
         }
     }
 
-    fn put(&self, piece: Piece) {
-        if self.ended.load(Ordering::Acquire) {
-            return;
+    /// False when the log takes nothing more from observers.
+    fn put(&self, piece: Piece, captured: bool) -> bool {
+        if !captured && self.ended.is_cancelled() {
+            return false;
         }
         let bytes = match &piece {
             Piece::Output { data, .. } => data.len(),
@@ -96,6 +120,7 @@ impl SandboxLog {
         if self.pieces.try_send(piece).is_err() {
             self.dropped.fetch_add(bytes as u64, Ordering::Relaxed);
         }
+        true
     }
 }
 
@@ -103,18 +128,22 @@ impl SandboxLog {
 struct WeakLog {
     pieces: mpsc::WeakSender<Piece>,
     dropped: Arc<AtomicU64>,
-    ended: Arc<AtomicBool>,
+    ended: CancellationToken,
+    kills: Arc<Kills>,
+    heard: Arc<Heard>,
 }
 
 impl WeakLog {
     fn upgrade(&self) -> Option<SandboxLog> {
-        if self.ended.load(Ordering::Acquire) {
+        if self.ended.is_cancelled() {
             return None;
         }
         Some(SandboxLog {
             pieces: self.pieces.upgrade()?,
             dropped: self.dropped.clone(),
             ended: self.ended.clone(),
+            kills: self.kills.clone(),
+            heard: self.heard.clone(),
         })
     }
 }
@@ -129,88 +158,156 @@ fn cut(text: &str, bytes_max: usize) -> &str {
 pub struct LoggedExec {
     log: SandboxLog,
     exec: Arc<Exec>,
+    captured: bool,
+}
+
+impl Drop for LoggedExec {
+    fn drop(&mut self) {
+        if self.captured {
+            self.log.heard.set_captured(&self.exec.id, false);
+        }
+    }
 }
 
 impl LoggedExec {
-    /// Takes a piece; never waits.
-    pub fn output(&self, output: &SessionOutput) {
+    /// All of its output comes to this one, whatever becomes of the sandbox meanwhile: no observer is
+    /// wanted.
+    pub fn captured(mut self) -> Self {
+        self.log.heard.set_captured(&self.exec.id, true);
+        self.captured = true;
+        self
+    }
+
+    /// Takes a piece; never waits. False when the log takes nothing more.
+    pub fn output(&self, output: &SessionOutput) -> bool {
         let (source, data) = match output {
             SessionOutput::Stdout(data) => (LogSource::ExecStdout, data.clone()),
             SessionOutput::Stderr(data) => (LogSource::ExecStderr, data.clone()),
-            SessionOutput::ReplayEnd => return,
+            SessionOutput::ReplayEnd | SessionOutput::Position(_) => return true,
             SessionOutput::Exit {
                 code, timed_out, ..
             } => {
                 if *timed_out {
                     self.put(LogSource::ExecStderr, TIMED_OUT.into());
                 }
+                if let Some(note) = self.log.kills.note(&self.exec.id, *code) {
+                    self.put(LogSource::ExecStderr, note.into());
+                }
                 let exec = self.exec.clone();
-                return self.log.put(Piece::Exit { exec, code: *code });
+                let exit = Piece::Exit { exec, code: *code };
+                return self.log.put(exit, self.captured);
             }
         };
-        self.put(source, data);
+        self.put(source, data)
     }
 
-    fn put(&self, source: LogSource, data: bytes::Bytes) {
+    fn put(&self, source: LogSource, data: bytes::Bytes) -> bool {
         let exec = self.exec.clone();
-        self.log.put(Piece::Output { exec, source, data });
+        let output = Piece::Output { exec, source, data };
+        self.log.put(output, self.captured)
     }
 
-    /// Takes what a session puts out, for as long as it runs and the sandbox is held here. With
-    /// `only_new`, what was put out before is left out.
-    pub fn observe(self, guest: GuestClient, only_new: bool) {
+    /// Takes what a session puts out from a place on (or from now on), for as long as it runs and the
+    /// sandbox is held here.
+    pub fn observe(self, guest: GuestClient, from: Option<u64>) {
         // An observer that kept the log would go on beside the one that comes after a sleep.
-        let (log, exec) = (self.log.downgrade(), self.exec);
+        let (log, exec) = (self.log.downgrade(), self.exec.clone());
         tokio::spawn(async move {
-            let Ok(mut output) = guest.observe(&exec.id).await else {
-                return;
-            };
-            let mut old = only_new;
-            while let Ok(Some(piece)) = output.next().await {
-                let Some(log) = log.upgrade() else {
-                    return;
-                };
-                let exec = exec.clone();
-                match piece {
-                    SessionOutput::ReplayEnd => old = false,
-                    piece if !old => Self { log, exec }.output(&piece),
-                    _ => {}
-                }
-            }
+            let ended = log.ended.clone();
+            // Ends with the log also while the session is silent: it holds a connection to the guest.
+            let observe = ended.run_until_cancelled(log.observe(exec, guest, from));
+            observe.await;
         });
     }
 }
 
-/// Takes what comes without anybody starting it: sessions from before the server did, and files;
-/// until the log or the guest is gone.
-async fn follow(log: WeakLog, guest: GuestClient, since: SystemTime) {
-    // A sandbox that was just made is not slowed down by it.
-    tokio::time::sleep(AFTER_START).await;
-    for session in guest.sessions().await.unwrap_or_default() {
-        if session.exit_code.is_none()
-            && session.started < since
-            && let Some(log) = log.upgrade()
-        {
-            let logged = log.exec(&session.session_id, &session.cmd, &session.args);
-            logged.observe(guest.clone(), true);
-        }
-    }
-    while let Ok(lines) = guest.follow_logs().await {
-        let mut lines = std::pin::pin!(lines);
-        while let Some(Ok((path, line))) = lines.next().await {
-            let Some(log) = log.upgrade() else {
+impl WeakLog {
+    async fn observe(&self, exec: Arc<Exec>, guest: GuestClient, from: Option<u64>) {
+        let Ok(mut output) = guest.observe(&exec.id).await else {
+            return;
+        };
+        let (mut walk, mut place) = (Walk::from(from), None);
+        while let Ok(Some(piece)) = output.next().await {
+            let Some(log) = self.upgrade() else {
                 return;
             };
-            let line = cut(&line, LINE_BYTES_MAX).to_owned();
-            let path = cut(&path, PATH_BYTES_MAX).to_owned();
-            // Waits: what is in a file is not lost, the guest reads it later.
-            if log.pieces.send(Piece::File { path, line }).await.is_err() {
+            let (new, missed) = walk.take(piece);
+            log.dropped.fetch_add(missed, Ordering::Relaxed);
+            let ended = matches!(new, Some(SessionOutput::Exit { .. }));
+            let logged = LoggedExec {
+                log,
+                exec: exec.clone(),
+                captured: false,
+            };
+            // What the log did not take any more is for the next one.
+            if new.is_some_and(|new| !logged.output(&new)) {
                 return;
             }
+            if let Some(at) = walk.at() {
+                let place = place.get_or_insert_with(|| self.heard.place(&exec.id));
+                place.fetch_max(at, Ordering::Relaxed);
+            }
+            if ended {
+                self.heard.forget(&exec.id);
+            }
         }
-        if log.upgrade().is_none() {
-            return;
-        }
-        tokio::time::sleep(AGAIN).await;
     }
+
+    /// Takes what is added to files, until the log has ended or the guest is gone.
+    async fn take_files(&self, guest: &GuestClient) -> Option<()> {
+        let ended = &self.ended;
+        loop {
+            let after = self.heard.batch.load(Ordering::Relaxed);
+            let following = ended.run_until_cancelled(guest.follow_logs(after));
+            let mut batches = std::pin::pin!(following.await?.ok()?);
+            while let Some(Ok(batch)) = ended.run_until_cancelled(batches.next()).await? {
+                let log = self.upgrade()?;
+                // Whole, or it would come again.
+                for (path, line) in batch.lines {
+                    let line = cut(&line, LINE_BYTES_MAX).to_owned();
+                    let path = cut(&path, PATH_BYTES_MAX).to_owned();
+                    // Waits: what is in a file is not lost, the guest reads it later.
+                    log.pieces.send(Piece::File { path, line }).await.ok()?;
+                }
+                self.heard.batch.store(batch.number, Ordering::Relaxed);
+            }
+            ended.run_until_cancelled(tokio::time::sleep(AGAIN)).await?;
+        }
+    }
+}
+
+/// Takes what comes without anybody starting it: sessions from before this log was opened, and files;
+/// until the log or the guest is gone.
+async fn follow(
+    log: WeakLog,
+    guest: GuestClient,
+    mut known: HashMap<String, u64>,
+    since: SystemTime,
+    pause: Duration,
+) {
+    // A sandbox that was just made is not slowed down by it.
+    tokio::time::sleep(pause).await;
+    for session in guest.sessions().await.unwrap_or_default() {
+        let from = known.remove(&session.session_id);
+        let runs = session.exit_code.is_none() && session.started < since;
+        let Some(log) = log.upgrade().filter(|_| runs || from.is_some()) else {
+            continue;
+        };
+        if runs {
+            log.kills.began(&session.session_id);
+        }
+        if log.heard.is_captured(&session.session_id) {
+            continue;
+        }
+        let logged = log.exec(&session.session_id, &session.cmd, &session.args);
+        logged.observe(guest.clone(), from);
+    }
+    // A guest that started anew has none of them.
+    known.keys().for_each(|gone| log.heard.forget(gone));
+    for terminal in guest.terminals().await.unwrap_or_default() {
+        if terminal.exit_code.is_none() && terminal.started < since {
+            log.kills.began(&terminal.session_id);
+        }
+    }
+    log.take_files(&guest).await;
 }

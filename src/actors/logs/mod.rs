@@ -3,14 +3,15 @@
 //! Kept are the newest 8 to 16 MiB of
 //! - standard output and error of commands (`run`, `run-async`) and exec sessions, seen from here: what
 //!   is printed while the server is away is not in it, nor what came faster than it could be written
-//!   (the log then says how much);
-//! - lines that are added to files below `/var/log`, told by the guest.
+//!   (the log then says how much). A sandbox's sleep takes nothing of it;
+//! - lines that are added to files below `/var/log`, told by the guest, which remembers how far it was.
 //!
 //! Invariants: nobody who runs a program waits for the log ([`SandboxLog`] drops and counts instead);
 //! memory and disk are bounded whatever is printed; the log goes with the sandbox. It is no part of
 //! the event log and proves nothing. Programs hold tokens, never values, so their output does too.
 
 mod capture;
+mod heard;
 mod read;
 mod segments;
 #[cfg(test)]
@@ -21,6 +22,7 @@ use serde::{Deserialize, Serialize};
 use time::OffsetDateTime;
 
 pub use capture::SandboxLog;
+pub use heard::Heard;
 pub use read::{LogQuery, LogReader};
 
 /// Where a line comes from.

@@ -4,11 +4,12 @@ use std::collections::VecDeque;
 use std::io;
 use std::ops::ControlFlow;
 use std::path::PathBuf;
+use std::sync::{Arc, PoisonError};
 
 use time::OffsetDateTime;
 
 use super::segments::{Place, read};
-use super::{LogLine, LogSource};
+use super::{Heard, LogLine, LogSource};
 use crate::actors::aggregate::Reject;
 use crate::actors::entity::Failure;
 use crate::actors::platform::{Caller, Platform};
@@ -118,6 +119,18 @@ impl LogReader {
 }
 
 impl Platform {
+    /// How far the sandbox's log has got, also while it sleeps.
+    pub(in crate::actors) fn heard_of(&self, id: &SandboxId) -> Arc<Heard> {
+        let mut heard = self.heard.lock().unwrap_or_else(PoisonError::into_inner);
+        heard.entry(id.clone()).or_default().clone()
+    }
+
+    /// The sandbox is gone for good.
+    pub(in crate::actors) fn forget_heard(&self, id: &SandboxId) {
+        let mut heard = self.heard.lock().unwrap_or_else(PoisonError::into_inner);
+        heard.remove(id);
+    }
+
     /// A reader of a sandbox's log, which is there for as long as the sandbox is, asleep or not.
     ///
     /// # Errors

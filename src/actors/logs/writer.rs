@@ -15,6 +15,8 @@ use super::{LogLine, LogSource};
 
 /// Longest line kept as one, in bytes; a longer one is cut into several.
 pub const LINE_BYTES_MAX: usize = 8 * 1024;
+/// Pieces on their way to the writer; one is 32 KiB at most.
+pub const PIECES_MAX: usize = 256;
 /// Pieces written at once.
 const BATCH_MAX: usize = 8;
 /// Records written at once, in bytes (4 MiB) and one record more: short lines take much more room than

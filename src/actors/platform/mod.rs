@@ -19,6 +19,7 @@ use super::entity::{Beside, Done, Failure};
 use super::exec::Handles;
 use super::idempotency::Keys;
 use super::live::LiveSandbox;
+use super::logs::Heard;
 use super::org::Org;
 use super::project::Project;
 use super::quota::Places;
@@ -98,6 +99,8 @@ pub struct Platform {
     pub(super) checkpoints: Registry<Checkpoint>,
     pub(super) copying: Copying,
     pub(super) live: Mutex<HashMap<SandboxId, Arc<LiveSandbox>>>,
+    /// How far each sandbox's log has got.
+    pub(super) heard: Mutex<HashMap<SandboxId, Arc<Heard>>>,
     /// Who is starting or stopping which sandbox right now.
     pub(super) turns: Arc<Turns>,
     pub(super) places: Places,
@@ -132,6 +135,7 @@ impl Platform {
             snapshots,
             catalog,
             live: Mutex::default(),
+            heard: Mutex::default(),
             turns: Arc::default(),
             places: Places::default(),
             to_shred: Mutex::default(),

@@ -25,6 +25,9 @@ pub enum SessionOutput {
     Stdout(Bytes),
     /// The process wrote to its standard error.
     Stderr(Bytes),
+    /// To observers only: what follows begins so many bytes into the session's output. Comes first,
+    /// and again after bytes that were missed. A guest of an older version does not say it.
+    Position(u64),
     /// What came before was written before this client attached. Sent once, before any `Exit`.
     ReplayEnd,
     /// Always the last piece.
@@ -127,13 +130,22 @@ impl Attachment {
     }
 }
 
-fn lines(batch: Result<v1::LogLines, tonic::Status>) -> Vec<Result<(String, String), GuestError>> {
-    match batch {
-        Ok(batch) => {
-            let lines = batch.lines.into_iter();
-            lines.map(|line| Ok((line.path, line.line))).collect()
+/// Lines that were added to files, each with its file.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct LogBatch {
+    /// Paths and lines.
+    pub lines: Vec<(String, String)>,
+    /// Names it to a later call. 0: the guest is of an older version, and numbers none.
+    pub number: u64,
+}
+
+impl From<v1::LogLines> for LogBatch {
+    fn from(batch: v1::LogLines) -> Self {
+        let lines = batch.lines.into_iter();
+        Self {
+            lines: lines.map(|line| (line.path, line.line)).collect(),
+            number: batch.batch,
         }
-        Err(status) => vec![Err(status.into())],
     }
 }
 
@@ -141,6 +153,7 @@ fn piece(output: attach_output::Output) -> SessionOutput {
     match output {
         attach_output::Output::Stdout(data) => SessionOutput::Stdout(data.into()),
         attach_output::Output::Stderr(data) => SessionOutput::Stderr(data.into()),
+        attach_output::Output::Position(at) => SessionOutput::Position(at),
         attach_output::Output::ReplayEnd(_) => SessionOutput::ReplayEnd,
         attach_output::Output::Exit(v1::Exit {
             code,
@@ -155,21 +168,23 @@ fn piece(output: attach_output::Output) -> SessionOutput {
 }
 
 impl GuestClient {
-    /// Lines that are added to the sandbox's files below `/var/log` from now on, each with its file,
-    /// until the connection ends. Texts are the guest's, at most a message long.
+    /// Lines that are added to the sandbox's files below `/var/log` after the batch of that number (0:
+    /// that nobody was sent yet), until the connection ends. Texts are the guest's, at most a message
+    /// long.
     ///
     /// # Errors
     /// When the guest can't be reached, or knows no such call.
     pub async fn follow_logs(
         &self,
+        after: u64,
     ) -> Result<
-        impl futures_util::Stream<Item = Result<(String, String), GuestError>> + Send + use<>,
+        impl futures_util::Stream<Item = Result<LogBatch, GuestError>> + Send + use<>,
         GuestError,
     > {
         let mut client = self.client();
-        let call = client.follow_logs(v1::FollowLogsRequest {});
+        let call = client.follow_logs(v1::FollowLogsRequest { after });
         let batches = within(CALL_TIME_MAX, call).await?.into_inner();
-        Ok(batches.flat_map(|batch| futures_util::stream::iter(lines(batch))))
+        Ok(batches.map(|batch| batch.map(LogBatch::from).map_err(GuestError::from)))
     }
 
     /// Attaches to a session: its scrollback, then its live output, then its exit.

@@ -83,7 +83,7 @@ impl RunOutput {
             SessionOutput::Stderr(data) => {
                 self.truncated |= !keep(&mut self.stderr, &data, bytes_max);
             }
-            SessionOutput::ReplayEnd => {}
+            SessionOutput::ReplayEnd | SessionOutput::Position(_) => {}
             SessionOutput::Exit {
                 code, timed_out, ..
             } => {

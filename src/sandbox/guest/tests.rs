@@ -136,7 +136,7 @@ async fn to_exit(attachment: &mut Attachment) -> (Vec<u8>, bool, i32) {
     loop {
         match attachment.next().await.unwrap() {
             Some(SessionOutput::Stdout(data)) => stdout.extend_from_slice(&data),
-            Some(SessionOutput::Stderr(_)) => {}
+            Some(SessionOutput::Stderr(_) | SessionOutput::Position(_)) => {}
             Some(SessionOutput::ReplayEnd) => replayed = true,
             Some(SessionOutput::Exit { code, .. }) => {
                 assert_eq!(attachment.next().await.unwrap(), None);
