@@ -102,14 +102,16 @@ impl Kills {
     pub fn note(&self, id: &str, exit_code: i32) -> Option<String> {
         let count = self.gauges.oom_kills();
         let mut state = self.state();
-        let recent = state.looks.front().copied().unwrap_or_default();
+        // Before so many looks nothing is long ago.
+        let whole = state.looks.len() == LOOKS_MAX;
+        let recent = state.looks.front().filter(|_| whole).copied();
         let mut programs = state.programs.iter_mut();
         let (_, program) = programs.find(|(known, _)| known == id)?;
         let before = match program {
             Program::Ended(note) => return note.clone(),
             Program::Runs(before) => *before,
         };
-        let rose = || Some(count? > before?.max(recent));
+        let rose = || Some(count? > before?.max(recent.unwrap_or_default()));
         let killed = exit_code == KILLED && rose() == Some(true);
         let note = killed.then(|| self.text());
         *program = Program::Ended(note.clone());

@@ -42,6 +42,32 @@ async fn a_late_client_gets_the_newest_mebibyte() {
     );
 }
 
+/// Goal: who starts a loud session and then attaches gets all of it; one that nobody comes for is not
+/// held back for long.
+#[actix_rt::test]
+async fn the_first_client_gets_everything() {
+    const BYTES: usize = 20_000_000;
+    let server = Server::start();
+    let Some(sandbox) = Sandbox::make(&server.api(), &json!({ "memoryMB": 256 })).await else {
+        return;
+    };
+    let loud = format!("head -c {BYTES} /dev/zero; touch /tmp/written");
+    let session = script(&sandbox, &loud).await;
+    assert_eq!(sandbox.run("sleep 1; ls /tmp").await, "", "it is held back");
+    let socket = Socket::attach(&server, &sandbox, &session).await;
+    let ended = socket.until_end().await;
+    assert_eq!((ended.stdout.len(), ended.exit), (BYTES, Some(0)));
+    let session = script(&sandbox, &loud).await;
+    let started = Instant::now();
+    while listed(&sandbox, &session).await.expect("listed")["running"] == true {
+        assert!(
+            started.elapsed() < Duration::from_secs(60),
+            "it waits for ever"
+        );
+        actix_rt::time::sleep(Duration::from_millis(100)).await;
+    }
+}
+
 /// Goal: all clients of a session get all of it, their inputs are one, and they are counted; what is
 /// no input is ignored; an empty input closes it.
 #[actix_rt::test]

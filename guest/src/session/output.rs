@@ -2,8 +2,8 @@
 //!
 //! Invariants: there is no queue per reader. Each reader is a position in the scrollback, and the
 //! pump reads from the process only as much as drops no byte an attached reader has yet to see, so
-//! memory is the scrollback whatever the number of readers. With nobody attached nothing holds the
-//! process back. With readers the slowest one does, as at the end of any pipe, but a reader that
+//! memory is the scrollback whatever the number of readers. Until the first reader comes the process is
+//! held back for [`FIRST_READER_MAX`] at most; with nobody attached after that, nothing holds it back. With readers the slowest one does, as at the end of any pipe, but a reader that
 //! takes nothing for [`READER_STALL_MAX`] while the process waits for it is dropped: one frozen
 //! client can't stop a process others depend on.
 
@@ -18,6 +18,10 @@ use super::scrollback::{Scrollback, Stream};
 
 /// How long a reader may hold the process back without taking a byte.
 pub const READER_STALL_MAX: Duration = Duration::from_secs(30);
+
+/// How long the place of a session's first reader is kept: who starts a session and then attaches to it
+/// gets all of its output, and what nobody comes for is held back for so long, once.
+pub const FIRST_READER_MAX: Duration = Duration::from_secs(5);
 
 /// How a session ended.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -41,7 +45,7 @@ pub enum Piece {
     Dropped,
 }
 
-/// The place held for the first reader of a one-shot session.
+/// The place held for the first reader.
 const RESERVED: u64 = 0;
 
 struct State {
@@ -73,15 +77,14 @@ pub struct Output {
     grown: watch::Sender<()>,
     /// Wakes the pump.
     taken: Notify,
+    /// How long the first reader's place may hold the process back.
+    first_reader_max: Duration,
 }
 
 impl Output {
-    /// `reserve_first`: hold every byte until the first reader comes (or stalls).
-    pub fn new(bytes_max: u32, reserve_first: bool) -> Self {
-        let mut positions = HashMap::new();
-        if reserve_first {
-            positions.insert(RESERVED, 0);
-        }
+    /// Every byte is held until the first reader comes, or the process has waited so long for it.
+    pub fn new(bytes_max: u32, first_reader_max: Duration) -> Self {
+        let positions = HashMap::from([(RESERVED, 0)]);
         let scrollback = Scrollback::new(bytes_max);
         let state = State {
             scrollback,
@@ -93,6 +96,7 @@ impl Output {
             state: Mutex::new(state),
             grown: watch::Sender::new(()),
             taken: Notify::new(),
+            first_reader_max,
         }
     }
 
@@ -109,7 +113,11 @@ impl Output {
     /// Waits until a reader took something, after [`Output::room`] answered 0. Readers that stand
     /// in the way and stall are dropped.
     pub async fn room_made(&self) {
-        if tokio::time::timeout(READER_STALL_MAX, self.taken.notified())
+        let stall_max = match self.state().positions.contains_key(&RESERVED) {
+            true => self.first_reader_max,
+            false => READER_STALL_MAX,
+        };
+        if tokio::time::timeout(stall_max, self.taken.notified())
             .await
             .is_err()
         {
@@ -276,8 +284,15 @@ mod tests {
     const BYTES_MAX: usize = 2 * oc_guest::OUTPUT_BYTES_MAX;
     static CHUNK: [u8; oc_guest::OUTPUT_BYTES_MAX] = [b'x'; oc_guest::OUTPUT_BYTES_MAX];
 
-    fn output(reserve_first: bool) -> Arc<Output> {
-        Arc::new(Output::new(BYTES_MAX as u32, reserve_first))
+    fn output() -> Arc<Output> {
+        Arc::new(Output::new(BYTES_MAX as u32, FIRST_READER_MAX))
+    }
+
+    /// One whose first reader has come and gone.
+    fn left() -> Arc<Output> {
+        let output = output();
+        drop(output.reader());
+        output
     }
 
     /// Appends a chunk when there is room for it, as the pump does.
@@ -297,7 +312,7 @@ mod tests {
     /// Goal: nobody attached holds nothing back; a reader does, and what it has not read is kept.
     #[tokio::test]
     async fn only_readers_hold_the_process_back() {
-        let output = output(false);
+        let output = left();
         assert!((0..10).all(|_| pumped(&output)));
         assert_eq!(output.bytes(), BYTES_MAX as u64);
         let mut reader = output.reader();
@@ -313,7 +328,7 @@ mod tests {
     /// Goal: one frozen client is dropped after its time; the other one misses nothing.
     #[tokio::test(start_paused = true)]
     async fn a_stalled_reader_is_dropped() {
-        let output = output(false);
+        let output = left();
         let (mut frozen, mut live) = (output.reader(), output.reader());
         assert!(matches!(live.next().await, Piece::ReplayEnd));
         let mut seen = 0;
@@ -334,10 +349,10 @@ mod tests {
         assert!(matches!(frozen.next().await, Piece::Dropped));
     }
 
-    /// Goal: a one-shot session's first output waits for its one reader, though not for ever.
+    /// Goal: a session's first output waits for its first reader, though not for ever.
     #[tokio::test(start_paused = true)]
     async fn the_first_place_is_reserved() {
-        let held = output(true);
+        let held = output();
         while pumped(&held) {}
         let mut reader = held.reader();
         assert_eq!(
@@ -346,17 +361,19 @@ mod tests {
         );
         assert!(pumped(&held));
 
-        let abandoned = output(true);
+        let abandoned = output();
         while pumped(&abandoned) {}
+        let before = tokio::time::Instant::now();
         abandoned.room_made().await;
-        assert!(pumped(&abandoned));
+        assert!(before.elapsed() >= FIRST_READER_MAX);
+        assert!((0..10).all(|_| pumped(&abandoned)));
     }
 
     /// Goal: an observer holds nothing back, misses what it doesn't take and is told how much, and ends
     /// with the exit.
     #[tokio::test]
     async fn an_observer_holds_nothing_back() {
-        let output = output(false);
+        let output = left();
         let mut observer = output.observer();
         assert!(matches!(observer.next().await, Piece::At(0)));
         assert!(matches!(observer.next().await, Piece::ReplayEnd));
@@ -387,7 +404,7 @@ mod tests {
     /// Goal: alternating streams byte by byte neither drops unread bytes nor blocks for good.
     #[tokio::test]
     async fn crowding_holds_the_process_back_too() {
-        let output = output(false);
+        let output = left();
         let mut reader = output.reader();
         assert!(matches!(reader.next().await, Piece::ReplayEnd));
         let mut written = 0;

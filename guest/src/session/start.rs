@@ -15,7 +15,7 @@ use tokio::sync::watch;
 use tonic::Status;
 
 use super::io::{Input, Source};
-use super::output::Output;
+use super::output::{FIRST_READER_MAX, Output, READER_STALL_MAX};
 use super::pump::Sources;
 use super::{Kind, Limits, Session};
 use crate::reaper::Reaper;
@@ -129,6 +129,10 @@ pub fn start(
         0 => SCROLLBACK_BYTES_DEFAULT,
         asked => asked.clamp(SCROLLBACK_BYTES_MIN, SCROLLBACK_BYTES_MAX),
     };
+    let first_reader_max = match request.one_shot {
+        true => READER_STALL_MAX,
+        false => FIRST_READER_MAX,
+    };
     let session = Session {
         id: request.session_id,
         kind: match terminal {
@@ -141,7 +145,7 @@ pub fn start(
         one_shot: request.one_shot,
         pid,
         reaper: reaper.clone(),
-        output: Arc::new(Output::new(scrollback, request.one_shot)),
+        output: Arc::new(Output::new(scrollback, first_reader_max)),
         stdin: tokio::sync::Mutex::new(input),
         terminal: Mutex::new(terminal),
         attached: watch::Sender::new(0),
