@@ -223,6 +223,11 @@ impl LoggedExec {
 
 impl WeakLog {
     async fn observe(&self, exec: Arc<Exec>, guest: GuestClient, from: Option<u64>) {
+        if let Some(from) = from {
+            // Before anything is heard: it may fall asleep first.
+            let place = self.heard.place(&exec.id);
+            place.fetch_max(from, Ordering::Relaxed);
+        }
         let Ok(mut output) = guest.observe(&exec.id).await else {
             return;
         };
@@ -247,7 +252,8 @@ impl WeakLog {
                 let place = place.get_or_insert_with(|| self.heard.place(&exec.id));
                 place.fetch_max(at, Ordering::Relaxed);
             }
-            if ended {
+            // A guest that says no positions can't be asked to go on at one.
+            if ended || walk.at().is_none() {
                 self.heard.forget(&exec.id);
             }
         }
@@ -287,7 +293,9 @@ async fn follow(
 ) {
     // A sandbox that was just made is not slowed down by it.
     tokio::time::sleep(pause).await;
-    for session in guest.sessions().await.unwrap_or_default() {
+    let sessions = guest.sessions().await;
+    let listed = sessions.is_ok();
+    for session in sessions.unwrap_or_default() {
         let from = known.remove(&session.session_id);
         let runs = session.exit_code.is_none() && session.started < since;
         let Some(log) = log.upgrade().filter(|_| runs || from.is_some()) else {
@@ -303,7 +311,9 @@ async fn follow(
         logged.observe(guest.clone(), from);
     }
     // A guest that started anew has none of them.
-    known.keys().for_each(|gone| log.heard.forget(gone));
+    if listed && log.upgrade().is_some() {
+        known.keys().for_each(|gone| log.heard.forget(gone));
+    }
     for terminal in guest.terminals().await.unwrap_or_default() {
         if terminal.exit_code.is_none() && terminal.started < since {
             log.kills.began(&terminal.session_id);
