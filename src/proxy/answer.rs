@@ -17,9 +17,8 @@ use super::ahead::Ahead;
 use super::body::{StreamError, TransformedBody};
 use super::content;
 use super::decision::Record;
-use super::head::{
-    check_response_framing, drop_fields, rewrite_response, sweep_fields, takes_trailers,
-};
+use super::grants::sweep_fields;
+use super::head::{check_response_framing, drop_fields, rewrite_response, takes_trailers};
 use super::placement::drop_cookies;
 use super::policy::HostRules;
 use super::refusal::Refusal;
@@ -82,8 +81,8 @@ pub(crate) async fn incoming(
         false => None,
     };
     rewrite_response(&mut headers, patterns, &record.tally)?;
-    if let Some(sweep) = rules.sweep() {
-        sweep_fields(&mut headers, &sweep, &record.tally)?;
+    if let Some(grants) = rules.grants_sealed_here() {
+        sweep_fields(&mut headers, grants, &record.tally)?;
     }
     if rules.keeps_cookies() {
         drop_cookies(&mut headers);
@@ -94,7 +93,7 @@ pub(crate) async fn incoming(
             inner: Some(body),
             lease: Some(lease),
         };
-        let trailers = trailers::of_response(patterns, &record.tally);
+        let trailers = trailers::of_response(rules, &record.tally);
         match change {
             Some(change) => {
                 drop_digests(&mut headers);

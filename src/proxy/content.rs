@@ -12,7 +12,7 @@ use http::{HeaderMap, HeaderValue, Method, request};
 use super::body::{Transform, Work};
 use super::coding::{Coding, Series, offered};
 use super::escape::Place;
-use super::grants::{Chain, FieldSealer, Sweeper, Syntax};
+use super::grants::{Chain, FieldSealer, NameGuard, Sweeper, Syntax};
 use super::grpc;
 use super::multipart::Multipart;
 use super::policy::HostRules;
@@ -43,7 +43,13 @@ pub(crate) fn of_request(
         None if changes => return Err(Refusal::RequestCoding),
         _ => return Ok(None),
     };
-    let substituter = |place| Substituter::new(rules.clone(), place, tally.clone());
+    let substituter = |place| {
+        let substituter = Substituter::new(rules.clone(), place, tally.clone());
+        match place {
+            Place::Json | Place::Url => substituter.with_grants(),
+            _ => substituter,
+        }
+    };
     let essence = essence(headers);
     let plain: Box<dyn Transform> = if !changes {
         Box::new(substituter(Place::Raw))
@@ -79,13 +85,16 @@ pub(crate) fn of_response(
     if let Some(patterns) = patterns {
         patterns.check_guesses()?;
     }
+    if let Some(grants) = rules.grants_sealed_here() {
+        grants.check()?;
+    }
     let codings = Series::of(headers).ok_or(Refusal::ResponseCoding)?;
     if headers.get_all(CONTENT_TYPE).iter().count() > 1 {
         return Err(Refusal::ResponseType);
     }
     let essence = essence(headers);
     let plain: Box<dyn Transform> = match patterns {
-        Some(patterns) if messages && grpc::is_grpc(&essence) => {
+        Some(patterns) if messages && grpc::is_grpc(&essence) && !rules.seals_grants() => {
             let coding = grpc::coding(headers).ok_or(Refusal::ResponseCoding)?;
             Box::new(grpc::response(&essence, coding, patterns, tally))
         }
@@ -102,30 +111,25 @@ fn text_of_response(essence: &[u8], rules: &HostRules, tally: &Arc<Tally>) -> Bo
     let secrets = rules
         .patterns()
         .map(|patterns| Box::new(Resealer::new(patterns.clone(), tally.clone())));
-    let Some(parent) = rules.handed_out_for() else {
+    let Some(parents) = rules.handed_out_for() else {
         return match secrets {
             Some(secrets) => secrets,
             None => Box::new(Chain::new(Vec::new())),
         };
     };
-    let syntax = match place_of(essence) {
-        Place::Url => Syntax::Form,
-        _ => Syntax::Json,
-    };
+    let grants = rules.grants();
+    let sealer = |syntax| FieldSealer::new(grants.clone(), parents.clone(), tally.clone(), syntax);
     let mut links: Vec<Box<dyn Transform>> = Vec::new();
     if let Some(secrets) = secrets {
         links.push(secrets);
     }
-    let grants = rules.grants().clone();
-    links.push(Box::new(FieldSealer::new(
-        grants,
-        parent,
-        tally.clone(),
-        syntax,
-    )));
-    if let Some(sweep) = rules.sweep() {
-        links.push(Box::new(Sweeper::new(sweep, tally.clone())));
-    }
+    links.push(match place_of(essence) {
+        Place::Url => Box::new(sealer(Syntax::Form)),
+        // Lines of JSON may come for as long as they like.
+        Place::Json if essence != b"application/x-ndjson" => Box::new(sealer(Syntax::Json)),
+        _ => Box::new(NameGuard::new(tally.clone())),
+    });
+    links.push(Box::new(Sweeper::new(grants.clone(), tally.clone())));
     Box::new(Chain::new(links))
 }
 

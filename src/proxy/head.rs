@@ -18,7 +18,6 @@ use zeroize::Zeroizing;
 use super::connection::HEAD_FIELDS_MAX;
 use super::content::limit_codings;
 use super::escape::Place;
-use super::grants::Sweep;
 use super::origin::Origin;
 use super::policy::HostRules;
 use super::refusal::Refusal;
@@ -329,20 +328,6 @@ pub(crate) fn reseal_fields(
     }
     for value in headers.values_mut() {
         if let Some(clean) = reseal_all(patterns, tally, value.as_bytes()) {
-            *value = HeaderValue::from_bytes(&clean).map_err(|_| Refusal::Internal)?;
-        }
-    }
-    Ok(())
-}
-
-/// Leaves nothing that was handed out in the value of any field.
-pub(crate) fn sweep_fields(
-    headers: &mut HeaderMap,
-    sweep: &Arc<Sweep>,
-    tally: &Arc<Tally>,
-) -> Result<(), Refusal> {
-    for value in headers.values_mut() {
-        if let Some(clean) = sweep.all(tally, value.as_bytes()) {
             *value = HeaderValue::from_bytes(&clean).map_err(|_| Refusal::Internal)?;
         }
     }

@@ -292,11 +292,14 @@ pub(crate) fn foreign_behind<'a>(
 /// Whether a token is one of `bindings`, or of something that was handed out for one.
 fn is_ours<'a>(
     token: &SealedToken,
-    bindings: impl Iterator<Item = &'a Binding>,
+    bindings: impl Iterator<Item = &'a Binding> + Clone,
     grants: &Grants,
 ) -> bool {
-    let of = grants.find(token).map_or(*token, |grant| grant.parent);
-    bindings.into_iter().any(|binding| binding.token == of)
+    let is_one = |token| bindings.clone().any(|binding| binding.token == token);
+    match grants.find(token) {
+        Some(grant) => grant.parents.iter().all(|parent| is_one(parent.token)),
+        None => is_one(*token),
+    }
 }
 
 /// Takes the cookies out of an answer.

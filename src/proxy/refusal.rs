@@ -149,9 +149,16 @@ pub enum Refusal {
     /// cut in two by them could not be recognised.
     #[error("the host answered with a part of the content that was not asked for")]
     ResponsePart,
-    /// A token that was handed out, without its end or too long.
+    /// A token that was handed out in a way in which it can't be sealed: without its end, too long, too
+    /// easy to guess, one too many, in another type of answer than JSON and forms, or overlapping another.
     #[error("the host handed out a token that can't be sealed")]
     ResponseGrant,
+    /// gRPC or WebSocket with a host whose tokens are sealed.
+    #[error(
+        "the tokens that this host hands out are sealed; it is spoken to in plain HTTP only, not in gRPC \
+         or WebSocket"
+    )]
+    GrantProtocol,
     /// A request outside of what a confined secret permits at its hosts.
     #[error(
         "requests to this host must have the method and be below the path of the secret `{secret}`"
@@ -265,6 +272,7 @@ impl Refusal {
             Self::ResponseType => ("response_type", S::BAD_GATEWAY),
             Self::ResponsePart => ("response_part", S::BAD_GATEWAY),
             Self::ResponseGrant => ("response_token", S::BAD_GATEWAY),
+            Self::GrantProtocol => ("token_protocol", S::FORBIDDEN),
             Self::Confined { .. } => ("secret_confined", S::FORBIDDEN),
             Self::Expansion => ("compression_ratio", S::PAYLOAD_TOO_LARGE),
             Self::BodyMemory => ("body_memory", S::TOO_MANY_REQUESTS),

@@ -4,6 +4,7 @@
 //! token is held back, and only bytes that may be the beginning of one. However much longer than
 //! its token a value is, one step's output stays in the order of a mebibyte.
 
+use std::iter::once;
 use std::sync::{Arc, LazyLock};
 
 use http::header::HeaderName;
@@ -33,6 +34,8 @@ pub(crate) struct Substituter {
     tally: Arc<Tally>,
     place: Place,
     field: Option<HeaderName>,
+    /// Tokens of what hosts handed out are replaced too.
+    grants: bool,
     held: Vec<u8>,
     step_bytes_max: usize,
 }
@@ -47,9 +50,16 @@ impl Substituter {
             tally,
             place,
             field: None,
+            grants: false,
             held: Vec::new(),
             step_bytes_max: step.clamp(TOKEN_BYTES, STEP_BYTES_MAX),
         }
+    }
+
+    /// Replaces the tokens of what hosts handed out too: the caller is a field, a form or JSON.
+    pub fn with_grants(mut self) -> Self {
+        self.grants = true;
+        self
     }
 
     /// Copies `bytes` to `out` with the tokens in it replaced; returns where the tail begins
@@ -89,17 +99,23 @@ impl Substituter {
 
     fn look_up(&self, token: SealedToken) -> Result<Option<Zeroizing<Vec<u8>>>, Refusal> {
         match self.rules.look_up(&token, self.field.as_ref()) {
-            Lookup::Bound(binding) => self.replace(token, binding),
-            Lookup::Granted(grant) => self.replace(grant.parent, &grant.binding),
+            Lookup::Bound(binding) => self.replace(once((token, &*binding.name)), binding),
+            Lookup::Granted(grant) if self.grants => {
+                let parents = grant.parents.iter();
+                let parents = parents.map(|parent| (parent.token, &*parent.name));
+                self.replace(parents, &grant.binding)
+            }
+            Lookup::Granted(grant) => self.pass(&grant.binding.name, Some(Why::Place)),
             Lookup::Unbound(binding, why) => self.pass(&binding.name, Some(why)),
             Lookup::Revoked(name) => self.pass(&name, Some(Why::Revoked)),
             Lookup::Unknown => self.pass(UNKNOWN_TOKEN, None),
         }
     }
 
-    fn replace(
+    /// The value of `binding`, which goes as the secrets `of` do.
+    fn replace<'a>(
         &self,
-        token: SealedToken,
+        of: impl Iterator<Item = (SealedToken, &'a str)> + Clone,
         binding: &Binding,
     ) -> Result<Option<Zeroizing<Vec<u8>>>, Refusal> {
         let name = &binding.name;
@@ -112,10 +128,12 @@ impl Substituter {
             secret: name.clone(),
             place: self.place.describe(),
         })?;
-        self.tally.names().substituted.insert(name.clone());
+        let names = of.clone().map(|(_, name)| name.to_owned());
+        self.tally.names().substituted.extend(names);
         // Told first, asked then: either this sees that the secret was taken away, or whoever takes
         // it away sees that the request carries it and cuts it.
-        match self.rules.withdrawn(&token, name) {
+        let mut of = of;
+        match of.find_map(|(token, name)| self.rules.withdrawn(&token, name)) {
             Some(refusal) => Err(refusal),
             None => Ok(Some(value)),
         }
@@ -212,6 +230,7 @@ fn substitute_in(
     }
     let mut substituter = Substituter::new(rules.clone(), place, tally.clone());
     substituter.field = field.cloned();
+    substituter.grants = field.is_some();
     let mut out = Zeroizing::new(Vec::with_capacity(bytes.len()));
     let tail = substituter.scan(bytes, &mut out, FIELD_BYTES_MAX)?;
     out.extend_from_slice(&bytes[tail..]);

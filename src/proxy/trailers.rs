@@ -12,9 +12,9 @@ use http::header::{self, HeaderMap, HeaderName};
 use http_body::{Body, Frame, SizeHint};
 
 use super::body::{StreamError, TrailerChange};
+use super::grants::sweep_fields;
 use super::head::{drop_hop_by_hop, reseal_fields, substitute_fields};
 use super::policy::HostRules;
-use super::reseal::Patterns;
 use super::tally::Tally;
 
 /// Fields that mean nothing, or harm, behind a body.
@@ -46,13 +46,18 @@ pub(crate) fn of_request(rules: &Arc<HostRules>, tally: &Arc<Tally>) -> TrailerC
     })
 }
 
-/// The trailers of a host's answer: no value in them.
-pub(crate) fn of_response(patterns: Option<&Arc<Patterns>>, tally: &Arc<Tally>) -> TrailerChange {
-    let (patterns, tally) = (patterns.cloned(), tally.clone());
+/// The trailers of a host's answer: no value in them, and nothing that was handed out.
+pub(crate) fn of_response(rules: &HostRules, tally: &Arc<Tally>) -> TrailerChange {
+    let (patterns, tally) = (rules.patterns().cloned(), tally.clone());
+    let grants = rules.grants_sealed_here().cloned();
     Box::new(move |trailers| {
         drop_forbidden(trailers);
         if let Some(patterns) = &patterns {
             reseal_fields(trailers, patterns, &tally)
+                .inspect_err(|refusal| tally.refuse(refusal.clone()))?;
+        }
+        if let Some(grants) = &grants {
+            sweep_fields(trailers, grants, &tally)
                 .inspect_err(|refusal| tally.refuse(refusal.clone()))?;
         }
         Ok(())
@@ -147,7 +152,7 @@ mod tests {
             ("transfer-encoding", "chunked"),
             ("x-real-value-0001", "1"),
         ]);
-        of_response(fixture.rules.patterns(), &tally)(&mut down).unwrap();
+        of_response(&fixture.rules, &tally)(&mut down).unwrap();
         assert_eq!(down, fields(&[("grpc-message", &token)]));
         let mut strict = fields(&[("x-sum", &fixture.elsewhere.to_string())]);
         assert!(of_request(&fixture.strict, &tally)(&mut strict).is_err());

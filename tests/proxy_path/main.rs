@@ -10,6 +10,7 @@ mod clients;
 mod codings;
 mod edges;
 mod ending;
+mod granted;
 mod grants;
 mod grpc;
 mod hosts;

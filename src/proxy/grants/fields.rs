@@ -1,11 +1,16 @@
 //! Where an answer hands out credentials (RFC 6749, section 5.1), and their tokens in their place.
 //!
-//! Found are the members `access_token`, `refresh_token` and `id_token`, in any case and with or
-//! without their marks, at any depth of a JSON text or in a form. Every quotation mark may begin the
-//! name of a member, so nothing before it can hide one.
+//! Found are the members `access_token`, `refresh_token`, `id_token` and `token`, in any case and with
+//! or without their marks, at any depth of a JSON text or in a form. Every quotation mark may begin the
+//! name of a member, so nothing before it can hide one. A `token` that is too easy to guess to be
+//! searched for is none: APIs call words so.
+//!
+//! An answer is held to its end, so that what it hands out can be taken out of all of it: some do it
+//! twice, under other names. A longer one passes on, and is broken off where it hands something out.
 //!
 //! Invariant: the output does not depend on how the input was cut, and nothing of such a member's
-//! value is given out; one that does not end breaks off the answer.
+//! value is given out; one that does not end breaks off the answer, and so does one of JSON that is
+//! written in a string.
 
 use std::sync::Arc;
 
@@ -14,6 +19,7 @@ use zeroize::Zeroizing;
 
 use super::{Grants, Parent};
 use crate::proxy::body::{StreamError, Transform};
+use crate::proxy::entropy::reseal_possible;
 use crate::proxy::refusal::Refusal;
 use crate::proxy::tally::Tally;
 use crate::proxy::token::SealedToken;
@@ -22,14 +28,18 @@ use crate::secret::SecretValue;
 /// Longest credential as it is written.
 const WRITTEN_BYTES_MAX: usize = 64 * 1024;
 /// Longest name of a member that is looked at, as it is written: each letter may be an escape.
-const NAME_BYTES_MAX: usize = 96;
+pub(super) const NAME_BYTES_MAX: usize = 96;
+/// Longest answer that is held to its end.
+const HELD_BYTES_MAX: usize = 128 * 1024;
 /// Names without marks, in lower case.
 const NAMES: [&str; 3] = ["accesstoken", "refreshtoken", "idtoken"];
+/// One that means a credential only where it is like one.
+const COMMON_NAME: &[u8] = b"token";
 
 /// How the members of an answer are written.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub(crate) enum Syntax {
-    /// As in JSON. Also what is called something else.
+    /// As in JSON.
     Json,
     /// `application/x-www-form-urlencoded`.
     Form,
@@ -52,29 +62,44 @@ enum Stage {
 /// Seals what an answer hands out.
 pub(crate) struct FieldSealer {
     grants: Arc<Grants>,
-    parent: Parent,
+    parents: Arc<[Parent]>,
     tally: Arc<Tally>,
     syntax: Syntax,
+    /// What came of the answer; `None` when it is longer than what is held.
+    held: Option<Zeroizing<Vec<u8>>>,
+    /// It was longer than what is held: nothing can be sealed any more.
+    long: bool,
     stage: Stage,
+    /// The name that was read last, and whether its text is in a string.
     name: Vec<u8>,
+    nested: bool,
     value: Zeroizing<Vec<u8>>,
     /// The last byte of the value takes the next one's meaning away.
     escaped: bool,
 }
 
 impl FieldSealer {
-    pub fn new(grants: Arc<Grants>, parent: Parent, tally: Arc<Tally>, syntax: Syntax) -> Self {
+    /// Seals for `parents`, one at least.
+    pub fn new(
+        grants: Arc<Grants>,
+        parents: Arc<[Parent]>,
+        tally: Arc<Tally>,
+        syntax: Syntax,
+    ) -> Self {
         let stage = match syntax {
             Syntax::Json => Stage::Text,
             Syntax::Form => Stage::Name,
         };
         Self {
             grants,
-            parent,
+            parents,
             tally,
             syntax,
+            held: Some(Zeroizing::default()),
+            long: false,
             stage,
             name: Vec::new(),
+            nested: false,
             value: Zeroizing::default(),
             escaped: false,
         }
@@ -83,14 +108,21 @@ impl FieldSealer {
     fn json(&mut self, byte: u8, out: &mut Vec<u8>) -> Result<(), StreamError> {
         self.stage = match (self.stage, byte) {
             (Stage::Value, b'"') if !self.escaped => {
-                self.seal(out);
+                self.seal(out)?;
                 Stage::Text
             }
             (Stage::Value, _) => {
                 self.escaped = byte == b'\\' && !self.escaped;
                 return self.hold(byte);
             }
-            (Stage::Name, b'"') if is_credential(&self.name) => Stage::Colon,
+            (Stage::Name, b'"') if is_credential(&self.name) => {
+                self.nested = false;
+                Stage::Colon
+            }
+            (Stage::Name, b'"') if is_named(unquoted(&self.name)) => {
+                self.nested = true;
+                Stage::Colon
+            }
             (Stage::Text | Stage::Name | Stage::Colon, b'"') => {
                 self.name.clear();
                 Stage::Name
@@ -100,6 +132,7 @@ impl FieldSealer {
                 Stage::Name
             }
             (Stage::Colon | Stage::Quote, b' ' | b'\t' | b'\r' | b'\n') => self.stage,
+            (Stage::Colon, b':') if self.nested => return Err(self.refuse()),
             (Stage::Colon, b':') => Stage::Quote,
             (Stage::Quote, b'"') => Stage::Value,
             _ => Stage::Text,
@@ -112,7 +145,7 @@ impl FieldSealer {
         self.stage = match (self.stage, byte) {
             (stage, b'&') => {
                 if stage == Stage::Value {
-                    self.seal(out);
+                    self.seal(out)?;
                 }
                 self.name.clear();
                 Stage::Name
@@ -146,27 +179,7 @@ impl FieldSealer {
         Refusal::ResponseGrant.into()
     }
 
-    /// Gives out the token for the value, which is complete.
-    fn seal(&mut self, out: &mut Vec<u8>) {
-        let written = std::mem::take(&mut self.value);
-        let value = match self.syntax {
-            Syntax::Json => json_text(&written),
-            Syntax::Form => form_text(&written),
-        };
-        if value.is_empty() || value == written && is_token(&value) {
-            out.extend_from_slice(&written);
-            return;
-        }
-        let token = self
-            .grants
-            .seal(SecretValue::new(value.to_vec()), &self.parent);
-        out.extend_from_slice(token.to_string().as_bytes());
-        self.tally.names().resealed.insert(self.parent.name.clone());
-    }
-}
-
-impl Transform for FieldSealer {
-    fn push(&mut self, input: &[u8], out: &mut Vec<u8>) -> Result<(), StreamError> {
+    fn read(&mut self, input: &[u8], out: &mut Vec<u8>) -> Result<(), StreamError> {
         for &byte in input {
             match self.syntax {
                 Syntax::Json => self.json(byte, out)?,
@@ -176,12 +189,57 @@ impl Transform for FieldSealer {
         Ok(())
     }
 
-    fn finish(&mut self, out: &mut Vec<u8>) -> Result<(), StreamError> {
-        match (self.stage, self.syntax) {
-            (Stage::Value, Syntax::Form) => {
-                self.seal(out);
-                Ok(())
+    /// Gives out the token for the value, which is complete.
+    fn seal(&mut self, out: &mut Vec<u8>) -> Result<(), StreamError> {
+        let written = std::mem::take(&mut self.value);
+        let value = match self.syntax {
+            Syntax::Json => json_text(&written),
+            Syntax::Form => form_text(&written),
+        };
+        let word = plain_name(&self.name) == COMMON_NAME && !reseal_possible(&value);
+        if value.is_empty() || word || value == written && is_token(&value) {
+            out.extend_from_slice(&written);
+            return Ok(());
+        }
+        if self.long {
+            return Err(self.refuse());
+        }
+        let token = self
+            .grants
+            .seal(SecretValue::new(value.to_vec()), &self.parents)
+            .inspect_err(|refusal| self.tally.refuse(refusal.clone()))?;
+        out.extend_from_slice(token.to_string().as_bytes());
+        let names = self.parents.iter().map(|parent| parent.name.clone());
+        self.tally.names().resealed.extend(names);
+        Ok(())
+    }
+}
+
+impl Transform for FieldSealer {
+    fn push(&mut self, input: &[u8], out: &mut Vec<u8>) -> Result<(), StreamError> {
+        if let Some(held) = &mut self.held {
+            if held.len() + input.len() <= HELD_BYTES_MAX {
+                // Without a copy left behind by one that grows.
+                if held.capacity() == 0 {
+                    held.reserve_exact(HELD_BYTES_MAX);
+                }
+                held.extend_from_slice(input);
+                return Ok(());
             }
+            self.long = true;
+        }
+        if let Some(held) = self.held.take() {
+            self.read(&held, out)?;
+        }
+        self.read(input, out)
+    }
+
+    fn finish(&mut self, out: &mut Vec<u8>) -> Result<(), StreamError> {
+        if let Some(held) = self.held.take() {
+            self.read(&held, out)?;
+        }
+        match (self.stage, self.syntax) {
+            (Stage::Value, Syntax::Form) => self.seal(out),
             (Stage::Value, Syntax::Json) => Err(self.refuse()),
             _ => Ok(()),
         }
@@ -194,16 +252,33 @@ fn is_token(bytes: &[u8]) -> bool {
 
 /// Whether a member of this name, as it is written, holds a credential.
 fn is_credential(name: &[u8]) -> bool {
+    is_named(name) || plain_name(name) == COMMON_NAME
+}
+
+/// The same of those that never mean anything else.
+pub(super) fn is_named(name: &[u8]) -> bool {
+    let plain = plain_name(name);
+    NAMES.iter().any(|known| known.as_bytes() == plain)
+}
+
+/// A member's name, as it is written, without marks and in lower case.
+fn plain_name(name: &[u8]) -> Vec<u8> {
     let name = match name.contains(&b'%') {
         true => Zeroizing::new(percent_decode(name).collect()),
         false => json_text(name),
     };
-    let plain: Vec<u8> = name
-        .iter()
+    name.iter()
         .filter(|byte| !matches!(byte, b'_' | b'-'))
         .map(u8::to_ascii_lowercase)
-        .collect();
-    NAMES.iter().any(|known| known.as_bytes() == plain)
+        .collect()
+}
+
+/// What was read up to a quotation mark that is one of a string's text.
+fn unquoted(mut name: &[u8]) -> &[u8] {
+    while let [rest @ .., b'\\'] = name {
+        name = rest;
+    }
+    name
 }
 
 /// The text that a JSON string stands for; as it is written where it stands for none.

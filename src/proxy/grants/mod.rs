@@ -2,35 +2,49 @@
 //! the secret itself.
 //!
 //! Where its owner asks for it, an answer of a secret's hosts that hands one out has a sealed token in
-//! its place ([`FieldSealer`]). The proxy remembers what that stands for, puts it into requests to the
-//! secret's hosts, and takes it out of their answers ([`Sweeper`]).
+//! its place ([`FieldSealer`]), or is refused where none can be put there ([`NameGuard`]). The proxy
+//! remembers what that stands for, puts it into requests to the secret's hosts, and takes it out of
+//! their answers ([`Sweeper`]).
 //!
 //! Invariants:
-//! - What is remembered is in this process's memory alone, and ends with the sandbox's proxy. A token
-//!   whose grant is forgotten is inert.
-//! - A grant goes where its secret may go, and is as revoked as that is.
+//! - What is remembered is in this process's memory alone, and ends with the sandbox's proxy, not
+//!   before: whoever could have one forgotten could read its echo. A token whose grant is gone is inert.
+//! - Whatever is remembered is searched for, in all its usual spellings: what can't be is not sealed,
+//!   and its answer is refused.
+//! - A grant goes where all secrets it may have been handed out for may go, and is as revoked as any.
 //! - Whoever makes a host hand out what it chooses learns nothing of other values by it: secrets are
-//!   taken out of an answer before grants, and finds of grants that overlap are taken out together.
+//!   taken out of an answer before grants, and a find that overlaps another grant's ends the answer.
 
 mod chain;
 mod fields;
+mod guard;
 mod sweep;
 
+use std::sync::atomic::{AtomicU32, Ordering};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 
 pub(crate) use self::chain::Chain;
 pub(crate) use self::fields::{FieldSealer, Syntax};
-pub(crate) use self::sweep::{Sweep, Sweeper};
+pub(crate) use self::guard::NameGuard;
+use self::sweep::Sweep;
+pub(crate) use self::sweep::{Sweeper, sweep_fields};
+use super::entropy::reseal_possible;
+use super::forms::common_spellings;
 use super::placement::Placement;
 use super::policy::Binding;
+use super::refusal::Refusal;
 use super::reseal::Guesses;
 use super::token::SealedToken;
 use crate::secret::SecretValue;
 
-/// Grants remembered for one sandbox; beyond it the one unused the longest is forgotten.
-const GRANTS_MAX: usize = 16;
+/// Grants remembered for one sandbox.
+const GRANTS_MAX: usize = 64;
+/// Bytes of all their spellings; the automaton over them takes ten times as much.
+const SPELLINGS_BYTES_MAX: usize = 512 * 1024;
+/// Answers in which finds of two grants may overlap, for one sandbox.
+const OVERLAPS_MAX: u32 = 3;
 
-/// The secret for which something is handed out.
+/// A secret for which something may have been handed out.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub(crate) struct Parent {
     /// Its token.
@@ -41,71 +55,82 @@ pub(crate) struct Parent {
 
 /// Something that was handed out.
 pub(crate) struct Grant {
-    /// The secret it was handed out for.
-    pub parent: SealedToken,
-    /// Token and value. It has its secret's name, and may stand anywhere in requests.
+    /// The secrets it may have been handed out for; one at least.
+    pub parents: Arc<[Parent]>,
+    /// Token and value. It has its first secret's name.
     pub binding: Binding,
 }
 
 /// What was handed out to one sandbox.
 #[derive(Default)]
-pub(crate) struct Grants(Mutex<Kept>);
+pub(crate) struct Grants {
+    kept: Mutex<Kept>,
+    /// For as long as the sandbox's proxy is there: new grants make no new guesses.
+    guesses: Guesses,
+    /// Answers in which finds of two grants overlapped.
+    overlaps: AtomicU32,
+}
 
 #[derive(Default)]
 struct Kept {
-    /// The one used last is the last.
     all: Vec<Arc<Grant>>,
+    /// Bytes of their spellings.
+    bytes: usize,
     /// Made when it is needed; absent when `all` changed since.
-    sweep: Option<Option<Arc<Sweep>>>,
-    /// For as long as the sandbox's proxy is there: new grants make no new guesses.
-    guesses: Arc<Guesses>,
+    sweep: Option<Arc<Sweep>>,
 }
 
 impl Grants {
     fn lock(&self) -> MutexGuard<'_, Kept> {
         // Changed in steps that each leave it whole.
-        self.0.lock().unwrap_or_else(PoisonError::into_inner)
+        self.kept.lock().unwrap_or_else(PoisonError::into_inner)
     }
 
-    /// The token that stands for `value`, handed out for `parent`: the same as before if it was.
-    pub fn seal(&self, value: SecretValue, parent: &Parent) -> SealedToken {
+    /// The token that stands for `value`, handed out for `parents`: the same as before if it was.
+    /// [`Refusal::ResponseGrant`] for one too many, too long or too easy to guess to be searched for.
+    pub fn seal(
+        &self,
+        value: SecretValue,
+        parents: &Arc<[Parent]>,
+    ) -> Result<SealedToken, Refusal> {
+        self.check()?;
         let mut kept = self.lock();
-        let known = kept.all.iter().position(|one| {
-            one.parent == parent.token && one.binding.value.expose() == value.expose()
-        });
-        if let Some(known) = known {
-            let known = kept.all.remove(known);
-            let token = known.binding.token;
-            kept.all.push(known);
-            return token;
+        let same = |one: &&Arc<Grant>| {
+            one.parents == *parents && one.binding.value.expose() == value.expose()
+        };
+        if let Some(known) = kept.all.iter().find(same) {
+            return Ok(known.binding.token);
         }
-        if kept.all.len() >= GRANTS_MAX {
-            kept.all.remove(0);
+        let first = parents.first().ok_or(Refusal::Internal)?;
+        if kept.all.len() >= GRANTS_MAX || !reseal_possible(value.expose()) {
+            return Err(Refusal::ResponseGrant);
         }
         let token = SealedToken::generate();
+        let spellings = common_spellings(value.expose(), &token);
+        let bytes = spellings.map(|(spelling, _)| spelling.bytes().len());
+        let bytes = kept.bytes + bytes.sum::<usize>();
+        if bytes > SPELLINGS_BYTES_MAX {
+            return Err(Refusal::ResponseGrant);
+        }
         let binding = Binding {
-            name: parent.name.clone(),
+            name: first.name.clone(),
             token,
             value,
             hosts: Vec::new(),
             placement: Placement::default(),
         };
-        let parent = parent.token;
-        kept.all.push(Arc::new(Grant { parent, binding }));
+        let parents = parents.clone();
+        kept.all.push(Arc::new(Grant { parents, binding }));
+        kept.bytes = bytes;
         kept.sweep = None;
-        token
+        Ok(token)
     }
 
     /// What `token` stands for.
     pub fn find(&self, token: &SealedToken) -> Option<Arc<Grant>> {
-        let mut kept = self.lock();
-        let at = kept
-            .all
-            .iter()
-            .position(|one| one.binding.token == *token)?;
-        let found = kept.all.remove(at);
-        kept.all.push(found.clone());
-        Some(found)
+        let kept = self.lock();
+        let mut all = kept.all.iter();
+        all.find(|one| one.binding.token == *token).cloned()
     }
 
     /// Bytes of the longest of them.
@@ -115,15 +140,30 @@ impl Grants {
         lengths.max().unwrap_or(0)
     }
 
+    /// Refuses when a program was stopped from guessing grants.
+    pub fn check(&self) -> Result<(), Refusal> {
+        match self.overlaps.load(Ordering::Relaxed) {
+            0..OVERLAPS_MAX => self.guesses.check(),
+            _ => Err(Refusal::Guessing),
+        }
+    }
+
+    /// Counts an answer that can't go on, since finds of two grants overlap in it.
+    fn overlap(&self) -> Refusal {
+        self.overlaps.fetch_add(1, Ordering::Relaxed);
+        Refusal::ResponseGrant
+    }
+
     /// What to take out of answers; `None` when there is nothing.
-    pub fn sweep(&self) -> Option<Arc<Sweep>> {
+    fn sweep(&self) -> Result<Option<Arc<Sweep>>, Refusal> {
         let mut kept = self.lock();
-        let Kept {
-            all,
-            sweep,
-            guesses,
-        } = &mut *kept;
-        sweep.get_or_insert_with(|| Sweep::of(all, guesses)).clone()
+        if kept.all.is_empty() {
+            return Ok(None);
+        }
+        if kept.sweep.is_none() {
+            kept.sweep = Sweep::of(&kept.all).map(Arc::new);
+        }
+        kept.sweep.clone().map(Some).ok_or(Refusal::Internal)
     }
 }
 

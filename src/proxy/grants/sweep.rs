@@ -1,59 +1,54 @@
 //! Grants to tokens, as a stream.
 //!
-//! Invariant: finds that overlap are taken out together, with one token in their place. A program that
-//! makes a host hand out guesses can't have a part of another grant left over by one.
+//! Invariants:
+//! - Finds of one grant that overlap are taken out together. Where one overlaps another grant's, the
+//!   answer ends: a program that makes a host hand out guesses sees nothing of what they lie in.
+//! - A grant is searched for from the moment it is made, also in answers that began before.
 
 use std::collections::HashMap;
 use std::sync::Arc;
 
 use aho_corasick::automaton::StateID;
+use http::{HeaderMap, HeaderName, HeaderValue};
+use memchr::memmem;
 use zeroize::Zeroizing;
 
-use super::Grant;
+use super::{Grant, Grants};
 use crate::proxy::body::{StreamError, Transform};
-use crate::proxy::entropy::reseal_possible;
 use crate::proxy::forms::{Spelling, common_spellings};
-use crate::proxy::reseal::{Guesses, Machine};
+use crate::proxy::refusal::Refusal;
+use crate::proxy::reseal::Machine;
 use crate::proxy::tally::Tally;
 
-/// Bytes of all spellings that are searched for; of grants beyond it only those as they are.
-const SPELLINGS_BYTES_MAX: usize = 256 * 1024;
-
 /// What is searched for.
-pub(crate) struct Sweep {
+pub(super) struct Sweep {
     machine: Machine,
     finds: Vec<Find>,
-    guesses: Arc<Guesses>,
+    /// The values as they look in the name of a field, which has no upper case.
+    names: Vec<Zeroizing<Vec<u8>>>,
 }
 
 struct Find {
     length: usize,
     replacement: Vec<u8>,
-    secret: String,
+    grant: Arc<Grant>,
 }
 
 impl Sweep {
-    /// `None` when none of the grants can be told from other text.
-    pub fn of(grants: &[Arc<Grant>], guesses: &Arc<Guesses>) -> Option<Arc<Self>> {
+    /// All spellings of all `grants`; `None` when no automaton can be made of them.
+    pub fn of(grants: &[Arc<Grant>]) -> Option<Self> {
         let mut all: HashMap<Spelling, Find> = HashMap::new();
-        let mut bytes = 0;
-        for grant in grants.iter().rev() {
-            let binding = &grant.binding;
-            let value = binding.value.expose();
-            if !reseal_possible(value) {
-                continue;
-            }
-            for (spelling, replacement) in common_spellings(value, &binding.token) {
+        let mut names = Vec::new();
+        for grant in grants {
+            let value = grant.binding.value.expose();
+            names.push(Zeroizing::new(value.to_ascii_lowercase()));
+            for (spelling, replacement) in common_spellings(value, &grant.binding.token) {
                 let length = spelling.bytes().len();
-                let plain = spelling.bytes() == value;
-                if !plain && bytes + length > SPELLINGS_BYTES_MAX {
-                    continue;
-                }
-                bytes += length;
+                // The same value may have been handed out for other secrets before.
                 all.entry(spelling).or_insert(Find {
                     length,
                     replacement,
-                    secret: binding.name.clone(),
+                    grant: grant.clone(),
                 });
             }
         }
@@ -61,22 +56,45 @@ impl Sweep {
             .into_iter()
             .map(|(spelling, find)| (spelling.into_bytes(), find));
         let (spellings, finds): (Vec<_>, Vec<_>) = all.unzip();
-        let machine = (!spellings.is_empty()).then(|| Machine::of(&spellings))??;
-        Some(Arc::new(Self {
+        let machine = Machine::of(&spellings)?;
+        Some(Self {
             machine,
             finds,
-            guesses: guesses.clone(),
-        }))
+            names,
+        })
     }
 
-    /// `bytes` without grants, or `None` when there was none.
-    pub fn all(self: &Arc<Self>, tally: &Arc<Tally>, bytes: &[u8]) -> Option<Vec<u8>> {
-        let mut sweeper = Sweeper::new(self.clone(), tally.clone());
-        sweeper.held.extend_from_slice(bytes);
-        let mut out = Vec::new();
-        sweeper.run(true, &mut out);
-        (out != bytes).then_some(out)
+    fn is_in_name(&self, name: &HeaderName) -> bool {
+        let mut names = self.names.iter();
+        names.any(|value| memmem::find(name.as_str().as_bytes(), value).is_some())
     }
+}
+
+/// Leaves nothing that was handed out in any field.
+pub(crate) fn sweep_fields(
+    fields: &mut HeaderMap,
+    grants: &Arc<Grants>,
+    tally: &Arc<Tally>,
+) -> Result<(), Refusal> {
+    grants.check()?;
+    let Some(sweep) = grants.sweep()? else {
+        return Ok(());
+    };
+    let named = fields.keys().filter(|name| sweep.is_in_name(name));
+    for name in named.cloned().collect::<Vec<_>>() {
+        fields.remove(name);
+    }
+    for value in fields.values_mut() {
+        let mut sweeper = Sweeper::new(grants.clone(), tally.clone());
+        sweeper.sweep = Some(sweep.clone());
+        sweeper.held.extend_from_slice(value.as_bytes());
+        let mut clean = Zeroizing::default();
+        sweeper.run(true, &mut clean)?;
+        if clean.as_slice() != value.as_bytes() {
+            *value = HeaderValue::from_bytes(&clean).map_err(|_| Refusal::Internal)?;
+        }
+    }
+    Ok(())
 }
 
 /// Bytes that are part of finds.
@@ -91,7 +109,9 @@ struct Cover {
 
 /// Turns grants into tokens in one stream.
 pub(crate) struct Sweeper {
-    sweep: Arc<Sweep>,
+    grants: Arc<Grants>,
+    /// `None` when nothing was handed out yet.
+    sweep: Option<Arc<Sweep>>,
     tally: Arc<Tally>,
     state: Option<StateID>,
     /// Bytes not yet given out.
@@ -105,9 +125,10 @@ pub(crate) struct Sweeper {
 }
 
 impl Sweeper {
-    pub fn new(sweep: Arc<Sweep>, tally: Arc<Tally>) -> Self {
+    pub fn new(grants: Arc<Grants>, tally: Arc<Tally>) -> Self {
         Self {
-            sweep,
+            grants,
+            sweep: None,
             tally,
             state: None,
             held: Zeroizing::default(),
@@ -117,58 +138,81 @@ impl Sweeper {
         }
     }
 
+    /// Searches for what was handed out until now from the first byte that was not given out.
+    fn renew(&mut self) -> Result<(), Refusal> {
+        let newest = self.grants.sweep()?;
+        let of = |sweep: &Option<Arc<Sweep>>| sweep.as_ref().map(Arc::as_ptr);
+        if of(&newest) == of(&self.sweep) {
+            return Ok(());
+        }
+        if !self.covers.is_empty() {
+            // The rest of a find, of which the new automaton would not know the beginning.
+            return Err(Refusal::ResponseGrant);
+        }
+        (self.sweep, self.state, self.read) = (newest, None, 0);
+        Ok(())
+    }
+
     /// Runs, and counts a beginning at which the answer had paused when it comes to nothing.
     fn run_on(&mut self, last: bool, out: &mut Vec<u8>) -> Result<(), StreamError> {
-        self.sweep.guesses.check()?;
+        self.grants.check()?;
+        self.renew()?;
         let beginning = self.held.get(..self.paused).map(<[u8]>::to_vec);
         let beginning = beginning.map(Zeroizing::new).unwrap_or_default();
         let before = out.len();
-        self.run(last, out);
+        self.run(last, out)?;
         let given = out.get(before..).unwrap_or_default();
         if !given.is_empty() {
             self.paused = 0;
             // A find would have its token there.
             if given.starts_with(&beginning) {
-                self.sweep.guesses.count(beginning.len());
+                self.grants.guesses.count(beginning.len());
             }
         }
         Ok(())
     }
 
-    fn run(&mut self, last: bool, out: &mut Vec<u8>) {
+    fn run(&mut self, last: bool, out: &mut Vec<u8>) -> Result<(), Refusal> {
+        let Some(sweep) = self.sweep.clone() else {
+            out.append(&mut self.held);
+            return Ok(());
+        };
         while let Some(&byte) = self.held.get(self.read) {
-            self.state = self.sweep.machine.next(self.state, byte);
+            self.state = sweep.machine.next(self.state, byte);
             self.read += 1;
-            self.note();
+            self.note(&sweep)?;
         }
-        let depth = self
-            .state
-            .map_or(0, |state| self.sweep.machine.depth(state));
+        let depth = self.state.map_or(0, |state| sweep.machine.depth(state));
         let settled = match last {
             true => self.read,
             false => self.read.saturating_sub(depth),
         };
-        self.give(settled, out);
+        self.give(&sweep, settled, out);
+        Ok(())
     }
 
     /// Notes what ends with the byte that was read last.
-    fn note(&mut self) {
-        let machine = &self.sweep.machine;
-        let ended = self
-            .state
-            .into_iter()
-            .flat_map(|state| machine.ended(state));
-        let finds = ended.filter_map(|find| Some((self.sweep.finds.get(find)?.length, find)));
-        let Some((length, find)) = finds.max() else {
-            return;
+    fn note(&mut self, sweep: &Sweep) -> Result<(), Refusal> {
+        let ended = self.state.into_iter();
+        let ended = ended.flat_map(|state| sweep.machine.ended(state));
+        let ended = ended.filter_map(|find| Some((sweep.finds.get(find)?, find)));
+        let Some((longest, find)) = ended.clone().max_by_key(|(one, _)| one.length) else {
+            return Ok(());
         };
+        let same = |one: &Find| Arc::ptr_eq(&one.grant, &longest.grant);
+        if !ended.clone().all(|(one, _)| same(one)) {
+            return Err(self.grants.overlap());
+        }
         let mut cover = Cover {
-            start: self.read.saturating_sub(length),
+            start: self.read.saturating_sub(longest.length),
             end: self.read,
             find,
             told: false,
         };
         while let Some(before) = self.covers.pop_if(|before| before.end > cover.start) {
+            if !sweep.finds.get(before.find).is_some_and(same) {
+                return Err(self.grants.overlap());
+            }
             cover.told |= before.told;
             // Whatever else begins where `before` does is shorter than what ended just now.
             if before.start < cover.start {
@@ -176,10 +220,11 @@ impl Sweeper {
             }
         }
         self.covers.push(cover);
+        Ok(())
     }
 
     /// Gives out everything before `settled`, in which no further find begins.
-    fn give(&mut self, settled: usize, out: &mut Vec<u8>) {
+    fn give(&mut self, sweep: &Sweep, settled: usize, out: &mut Vec<u8>) {
         let mut given = 0;
         let mut over = 0;
         for cover in &mut self.covers {
@@ -187,11 +232,13 @@ impl Sweeper {
                 break;
             }
             out.extend_from_slice(&self.held[given..cover.start]);
-            if let Some(find) = self.sweep.finds.get(cover.find)
+            if let Some(find) = sweep.finds.get(cover.find)
                 && !std::mem::replace(&mut cover.told, true)
             {
                 out.extend_from_slice(&find.replacement);
-                self.tally.names().resealed.insert(find.secret.clone());
+                let parents = find.grant.parents.iter();
+                let names = parents.map(|parent| parent.name.clone());
+                self.tally.names().resealed.extend(names);
             }
             given = cover.end.min(settled);
             cover.start = given;
@@ -211,7 +258,7 @@ impl Sweeper {
 impl Drop for Sweeper {
     fn drop(&mut self) {
         // Broken off where it paused: as good as an answer to a guess.
-        self.sweep.guesses.count(self.paused);
+        self.grants.guesses.count(self.paused);
     }
 }
 

@@ -2,12 +2,13 @@
 
 use std::sync::{Arc, OnceLock};
 
-use http::header::{HeaderMap, HeaderName};
+use http::header::{HeaderMap, HeaderName, UPGRADE};
 use http::request;
 use tokio::task::spawn_blocking;
 
 use super::{Binding, Secrets};
-use crate::proxy::grants::{Grant, Grants, Parent, Sweep};
+use crate::proxy::content::asks_for_messages;
+use crate::proxy::grants::{Grant, Grants, Parent};
 use crate::proxy::name::Host;
 use crate::proxy::placement::{Judged, Why, confining, foreign, foreign_behind};
 use crate::proxy::refusal::Refusal;
@@ -75,6 +76,10 @@ impl HostRules {
         if !self.applicable.narrowed {
             return Ok(self);
         }
+        if self.seals_grants() && (asks_for_messages(parts) || parts.headers.contains_key(UPGRADE))
+        {
+            return Err(Refusal::GrantProtocol);
+        }
         if let Some(secret) = confining(parts, self.applicable.bindings()) {
             let secret = secret.to_owned();
             return Err(Refusal::Confined { secret });
@@ -124,37 +129,57 @@ impl HostRules {
         }
     }
 
-    /// The same of a token that was made here. It may stand anywhere in requests to its secret's hosts.
+    /// The same of a token that was made here: it goes where every secret goes that it may have been
+    /// handed out for, as long as all of them have such tokens sealed.
     fn look_up_grant(&self, token: &SealedToken) -> Lookup<'_> {
         let Some(grant) = self.grants.find(token) else {
             return Lookup::Unknown;
         };
-        if let Some(name) = self.revoked.name(&grant.parent) {
+        let tokens = || grant.parents.iter().map(|parent| &parent.token);
+        if let Some(name) = tokens().find_map(|token| self.revoked.name(token)) {
             return Lookup::Revoked(name);
         }
         let Applicable { secrets, set, .. } = &*self.applicable;
-        let Some((index, parent)) = secrets.find(&grant.parent) else {
-            return Lookup::Unknown;
-        };
-        let applies = set.get(index).copied().unwrap_or(false);
-        match (applies && self.still_binds(&grant.parent), self.substitute) {
-            (true, true) => Lookup::Granted(grant),
-            (true, false) => Lookup::Unbound(parent, Why::Plain),
-            (false, _) => Lookup::Unbound(parent, Why::Host),
+        let mut first = None;
+        for token in tokens() {
+            let Some((index, parent)) = secrets.find(token) else {
+                return Lookup::Unknown;
+            };
+            let applies = set.get(index).copied().unwrap_or(false);
+            if !applies || !parent.placement.seals_tokens() || !self.still_binds(token) {
+                return Lookup::Unbound(parent, Why::Host);
+            }
+            first.get_or_insert(parent);
+        }
+        match first {
+            Some(parent) if !self.substitute => Lookup::Unbound(parent, Why::Plain),
+            Some(_) => Lookup::Granted(grant),
+            None => Lookup::Unknown,
         }
     }
 
-    /// The secret whose hosts hand out tokens that are to be sealed, when this is one of them.
-    pub fn handed_out_for(&self) -> Option<Parent> {
-        if !self.applicable.narrowed || !self.substitute {
+    /// The secrets for which this host may hand out tokens that are to be sealed; `None` when there
+    /// are none. One of another secret of the host can't be told from theirs.
+    pub fn handed_out_for(&self) -> Option<Arc<[Parent]>> {
+        if !self.seals_grants() {
             return None;
         }
-        let mut bindings = self.applicable.bindings();
-        let binding = bindings.find(|one| one.placement.seals_tokens())?;
-        Some(Parent {
+        let sealing = self.applicable.bindings();
+        let sealing = sealing.filter(|one| one.placement.seals_tokens());
+        let parents = sealing.map(|binding| Parent {
             token: binding.token,
             name: binding.name.clone(),
-        })
+        });
+        Some(parents.collect())
+    }
+
+    /// Whether tokens that this host hands out are sealed.
+    pub fn seals_grants(&self) -> bool {
+        self.applicable.narrowed
+            && self
+                .applicable
+                .bindings()
+                .any(|one| one.placement.seals_tokens())
     }
 
     /// What was handed out to this sandbox.
@@ -162,14 +187,14 @@ impl HostRules {
         &self.grants
     }
 
-    /// What of that is to be taken out of this host's answers.
-    pub fn sweep(&self) -> Option<Arc<Sweep>> {
-        self.handed_out_for().and_then(|_| self.grants.sweep())
+    /// The same where it is to be taken out of this host's answers.
+    pub fn grants_sealed_here(&self) -> Option<&Arc<Grants>> {
+        self.seals_grants().then_some(&self.grants)
     }
 
     /// Whether answers are looked into.
     pub fn looks_into_answers(&self) -> bool {
-        self.patterns().is_some() || self.handed_out_for().is_some()
+        self.patterns().is_some() || self.seals_grants()
     }
 
     fn misfit(&self, index: usize, binding: &Binding, field: Option<&HeaderName>) -> Option<Why> {

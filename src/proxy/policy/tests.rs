@@ -96,3 +96,55 @@ fn narrowing_fails_closed() {
     // One that goes elsewhere carries nothing that could be moved.
     assert!(request("/v2/x").check_target("/v2/..%2Fadmin").is_ok());
 }
+
+/// Goal: what may have been handed out for any of several secrets of a host goes where all of them go,
+/// while all of them have it sealed, and is as revoked as any. Method: two secrets that share a host;
+/// one has another, too.
+#[test]
+fn a_grant_goes_where_all_its_secrets_go() {
+    let sealing = |seal_tokens| {
+        let text = PlacementText {
+            seal_tokens,
+            ..PlacementText::default()
+        };
+        Placement::new(&text).unwrap()
+    };
+    let (first, second) = (SealedToken::generate(), SealedToken::generate());
+    let (revoked, grants) = (Arc::default(), Arc::default());
+    let policy = |second_seals: bool| {
+        let mut wide = secret(first, "real-value-0001", "api.example");
+        wide.hosts.push("more.example".parse().unwrap());
+        wide.placement = sealing(true);
+        let mut narrow = secret(second, "real-value-0002", "api.example");
+        narrow.placement = sealing(second_seals);
+        Policy::new(Vec::new(), vec![wide, narrow], true, true)
+    };
+    let rules = |policy: Policy, host: &str, tls| {
+        let policy = policy.joined(&revoked, &grants);
+        policy.rules_for(&host.parse().unwrap(), tls, false)
+    };
+    let api = rules(policy(true), "api.example", true);
+    let parents = api.handed_out_for().unwrap();
+    assert_eq!(parents.len(), 2);
+    let value = || "Q7xW2vK9-Zt4uP".to_owned().into();
+    let both = grants.seal(value(), &parents).unwrap();
+    let more = rules(policy(true), "more.example", true);
+    let one = grants.seal(value(), &more.handed_out_for().unwrap());
+    let one = one.unwrap();
+    assert_ne!(one, both);
+    let granted =
+        |rules: &HostRules, token| matches!(rules.look_up(token, None), Lookup::Granted(_));
+    assert!(granted(&api, &both) && granted(&api, &one) && granted(&more, &one));
+    assert!(!granted(&more, &both));
+    // Neither without TLS nor once an owner asks for it no more.
+    assert!(!granted(&rules(policy(true), "api.example", false), &both));
+    let narrowed = rules(policy(false), "api.example", true);
+    assert!(!granted(&narrowed, &both) && granted(&narrowed, &one));
+    rules(
+        policy(true).with_revoked(vec![(second, "KEY".into())]),
+        "api.example",
+        true,
+    );
+    assert!(matches!(api.look_up(&both, None), Lookup::Revoked(_)));
+    assert!(granted(&api, &one));
+}

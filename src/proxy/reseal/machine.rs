@@ -77,7 +77,7 @@ impl Machine {
     }
 
     /// The patterns that end in `state`.
-    pub fn ended(&self, state: StateID) -> impl Iterator<Item = usize> {
+    pub fn ended(&self, state: StateID) -> impl Iterator<Item = usize> + Clone {
         let count = match self.nfa.is_match(state) {
             true => self.nfa.match_len(state),
             false => 0,
