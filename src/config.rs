@@ -83,6 +83,8 @@ struct File {
     limits: Limits,
     #[serde(default)]
     egress: EgressFile,
+    #[serde(default)]
+    images: Images,
 }
 
 /// Socket of the server's own machine, in the data folder.
@@ -137,6 +139,34 @@ impl Default for Limits {
             requests_per_sec: 0,
             upload_bytes_max: 2 * 1024 * 1024 * 1024,
             hibernated_memory_mb_max: 0,
+        }
+    }
+}
+
+/// How images are built.
+#[derive(Debug, Clone, Deserialize)]
+#[serde(deny_unknown_fields, default)]
+pub struct Images {
+    /// Hosts that builds may reach; empty: any that sandboxes may.
+    pub egress_allowlist: Vec<String>,
+    /// Lines of apt's `sources.list`; empty: those of the host's distribution.
+    pub apt_sources: String,
+    /// Where pip finds packages; empty: its own default.
+    pub pip_index_url: String,
+    /// Images built at once.
+    pub concurrent_builds_max: usize,
+    /// Images without a name kept for each organization, those used last.
+    pub cached_images_max: usize,
+}
+
+impl Default for Images {
+    fn default() -> Self {
+        Self {
+            egress_allowlist: Vec::new(),
+            apt_sources: String::new(),
+            pip_index_url: String::new(),
+            concurrent_builds_max: 4,
+            cached_images_max: 32,
         }
     }
 }
@@ -261,6 +291,8 @@ pub struct Config {
     pub limits: Limits,
     /// Egress settings.
     pub egress: Egress,
+    /// How images are built.
+    pub images: Images,
     /// Logs as JSON lines.
     pub log_json: bool,
 }
@@ -367,6 +399,7 @@ impl Config {
             disk_store: args.disk_store.unwrap_or(file.disks.store),
             limits: file.limits,
             egress,
+            images: file.images,
             log_json: args.log_json,
         })
     }

@@ -85,6 +85,10 @@ uuid_id!(
     PatchId, "patch"
 );
 uuid_id!(
+    /// An image, with or without a name.
+    ImageId, "image"
+);
+uuid_id!(
     /// An API key's record (never the key itself).
     KeyId, "API key"
 );

@@ -58,6 +58,7 @@ const PRINTERS: &[(&str, &str)] = &[
 const PURE: &[&str] = &[
     "src/actors/aggregate.rs",
     "src/actors/checkpoint.rs",
+    "src/actors/images/image.rs",
     "src/actors/model.rs",
     "src/actors/org.rs",
     "src/actors/project.rs",

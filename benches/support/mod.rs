@@ -224,6 +224,7 @@ pub fn sandbox(org: OrgId, id: &SandboxId, events: usize, stops: bool) -> Vec<Sa
             egress_allowlist: vec!["*.example.com".to_owned()],
             own_allowlist: None,
             origin: None,
+            builds: None,
             at: at(),
         }),
         SandboxEvent::Sealed(SandboxSealed {
@@ -231,6 +232,7 @@ pub fn sandbox(org: OrgId, id: &SandboxId, events: usize, stops: bool) -> Vec<Sa
             ca_certificate: "-----BEGIN CERTIFICATE-----\n".repeat(16),
             ca_key: sealed(),
             envs: sealed(),
+            image: None,
         }),
         start.clone(),
         started.clone(),

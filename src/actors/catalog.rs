@@ -12,6 +12,7 @@ use time::OffsetDateTime;
 use tokio::sync::watch;
 
 use super::checkpoint::{Checkpoint, CheckpointPhase};
+use super::images::Image;
 use super::model::{Change, Grant, Model};
 use super::org::Org;
 use super::project::Project;
@@ -21,7 +22,7 @@ use crate::events::families::{
     DecodeError, Kept, LayerKind, ProjectCreated, SandboxCreated, StoreCreated,
 };
 use crate::events::{EventLog, ReadError, Recorded, StreamId, VerifyError};
-use crate::ids::{CheckpointId, KeyId, OrgId, ProjectId, SandboxId};
+use crate::ids::{CheckpointId, ImageId, KeyId, OrgId, ProjectId, SandboxId};
 
 /// Longest a reply waits for the model to catch up with its own write.
 const CATCH_UP_MAX: Duration = Duration::from_secs(5);
@@ -40,6 +41,8 @@ pub struct Unsettled {
     pub sealed_revision: u64,
     /// One of its secrets was set anew since it was given it.
     pub has_old_values: bool,
+    /// The image that it only exists to build.
+    pub builds: Option<ImageId>,
 }
 
 /// The read models of the whole server.
@@ -258,7 +261,7 @@ impl Catalog {
     ) -> Vec<Sandbox> {
         self.read(|model| {
             let rows = model.sandboxes.values().rev();
-            rows.filter(|row| row.visible_to(org).is_ok() && takes(row))
+            rows.filter(|row| row.is_of(org) && takes(row))
                 .skip(offset)
                 .take(limit)
                 .cloned()
@@ -307,6 +310,7 @@ impl Catalog {
                     runs: row.phase == Phase::Running,
                     sealed_revision: row.sealed_revision,
                     has_old_values: model.versions.has_old_values(id),
+                    builds: details.builds,
                 })
             });
             known.collect()
@@ -394,7 +398,7 @@ impl Catalog {
         self.read(|model| {
             let mut found: BTreeMap<&str, (usize, BTreeSet<&str>)> = BTreeMap::new();
             let rows = model.sandboxes.values();
-            for row in rows.filter(|row| row.visible_to(org).is_ok() && !row.phase.is_final()) {
+            for row in rows.filter(|row| row.is_of(org) && !row.phase.is_final()) {
                 for (key, value) in &row.tags.all {
                     let (count, values) = found.entry(key).or_default();
                     *count += 1;
@@ -417,9 +421,11 @@ impl Catalog {
                 .iter()
                 .filter(|(_, row)| row.phase.is_final());
             let checkpoints = model.checkpoints.iter().filter(|(_, row)| !row.counts());
+            let images = model.images.iter().filter(|(_, row)| !row.is_there());
             projects
                 .map(|(id, _)| Project::stream(id))
                 .chain(checkpoints.map(|(id, _)| Checkpoint::stream(id)))
+                .chain(images.map(|(id, _)| Image::stream(id)))
                 .chain(stores.map(|(id, _)| SecretStore::stream(id)))
                 .chain(sandboxes.map(|(id, _)| Sandbox::stream(id)))
                 .collect()
@@ -442,7 +448,7 @@ impl Catalog {
     pub fn live_count(&self, org: &OrgId) -> usize {
         self.read(|model| {
             let live = model.sandboxes.values().filter(|row| row.phase.is_live());
-            live.filter(|row| row.visible_to(org).is_ok()).count()
+            live.filter(|row| row.is_of(org)).count()
         })
     }
 }

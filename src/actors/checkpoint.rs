@@ -191,7 +191,7 @@ fn name_stream(org: &OrgId, sandbox: &SandboxId, name: &str) -> StreamId {
 impl Aggregate for Checkpoint {
     type Command = CheckpointCommand;
     type Event = CheckpointEvent;
-    const STATE_VERSION: u32 = 1;
+    const STATE_VERSION: u32 = 2;
 
     fn decide(&self, command: &CheckpointCommand) -> Result<Decision<CheckpointEvent>, Reject> {
         use CheckpointCommand as C;

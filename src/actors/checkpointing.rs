@@ -14,6 +14,7 @@ use super::aggregate::Reject;
 use super::checkpoint::{Checkpoint, CheckpointCommand as C, CheckpointPhase};
 use super::create::SEALED_KIND;
 use super::entity::Failure;
+use super::images::DEFAULTS;
 use super::platform::{Caller, Platform};
 use super::sandbox::{Phase, Sandbox, SandboxCommand};
 use super::sealing::{internal, off_runtime};
@@ -61,6 +62,18 @@ fn limit_of(kind: CheckpointKind) -> (usize, &'static str) {
     }
 }
 
+/// Keeps the reconciler away from a checkpoint that somebody copies.
+pub(super) struct CopyingMark {
+    id: CheckpointId,
+    platform: Arc<Platform>,
+}
+
+impl Drop for CopyingMark {
+    fn drop(&mut self) {
+        self.platform.copying().remove(&self.id);
+    }
+}
+
 impl Platform {
     /// Asks for a checkpoint of a running sandbox. It is copied after this returns; what else is to
     /// happen to the sandbox waits for that.
@@ -92,9 +105,16 @@ impl Platform {
             let key = platform.unseal(&from, SEALED_KIND, "ca-key", &sealed.ca_key)?;
             let envs = platform.seal(&own, REQUESTED_KIND, "envs", &envs)?;
             let key = platform.seal(&own, REQUESTED_KIND, "ca-key", &key)?;
-            Ok((envs, sealed.ca_certificate.clone(), key))
+            let image = match &sealed.image {
+                None => None,
+                Some(said) => {
+                    let said = platform.unseal(&from, SEALED_KIND, DEFAULTS, said)?;
+                    Some(platform.seal(&own, REQUESTED_KIND, DEFAULTS, &said)?)
+                }
+            };
+            Ok((envs, image, sealed.ca_certificate.clone(), key))
         });
-        let (envs, ca_certificate, ca_key) = envs.await?;
+        let (envs, image, ca_certificate, ca_key) = envs.await?;
         let request = C::Request(Box::new(CheckpointRequested {
             checkpoint_id,
             org_id: caller.org,
@@ -103,6 +123,7 @@ impl Platform {
             config: config.clone(),
             revision,
             envs,
+            image,
             ca_certificate,
             ca_key,
             at: OffsetDateTime::now_utc(),
@@ -156,7 +177,7 @@ impl Platform {
     }
 
     /// Records an outcome; unless the checkpoint is ready now, nothing is left of it after.
-    async fn settle_checkpoint(
+    pub(super) async fn settle_checkpoint(
         &self,
         id: &CheckpointId,
         outcome: C,
@@ -171,6 +192,15 @@ impl Platform {
             self.shred_or_keep(&stream).await;
         }
         Ok(())
+    }
+
+    /// Marks a checkpoint as being copied until the mark is dropped.
+    pub(super) fn begin_copying(self: &Arc<Self>, id: CheckpointId) -> CopyingMark {
+        self.copying().insert(id);
+        CopyingMark {
+            id,
+            platform: self.clone(),
+        }
     }
 
     fn copying(&self) -> std::sync::MutexGuard<'_, HashSet<CheckpointId>> {
@@ -265,6 +295,15 @@ impl Platform {
         if details.config.sandbox_id != *sandbox {
             return Err(Reject::not_found("checkpoint").into());
         }
+        self.remove_checkpoint(caller, id).await
+    }
+
+    /// Deletes a checkpoint and all it takes of the disk.
+    pub(super) async fn remove_checkpoint(
+        &self,
+        caller: &Caller,
+        id: &CheckpointId,
+    ) -> Result<(), Failure> {
         let delete = C::Delete {
             org: caller.org,
             at: OffsetDateTime::now_utc(),

@@ -10,6 +10,7 @@ use ulid::Ulid;
 use super::aggregate::Reject;
 use super::entity::{Beside, Failure};
 use super::idempotency::{Begun, Created, First, Keyed};
+use super::images::{BASE_NAMES, DEFAULTS, ImageDefaults};
 use super::layering::{LayerSecret, add, layer, unite};
 use super::platform::{Caller, Platform};
 use super::project::{Project, TIMEOUT_SEC_DEFAULT, check_name, check_size};
@@ -21,7 +22,7 @@ use crate::events::families::{
     Layer, LayerKind, Origin, ProjectCreated, SandboxCreated, SandboxSealed, SealedEntry,
 };
 use crate::events::{EVENT_DATA_BYTES_MAX, Expected, StreamId};
-use crate::ids::SandboxId;
+use crate::ids::{ImageId, SandboxId};
 use crate::proxy::{SandboxCa, SealedToken};
 use crate::secret::{SECRET_VALUE_BYTES_MAX, SecretValue};
 
@@ -35,7 +36,7 @@ const METADATA_BYTES_MAX: usize = 64 * 1024;
 /// Most projects and stores of one sandbox; forks of forks carry all of theirs on.
 const LAYERS_MAX: usize = 16;
 /// Templates that mean the built-in base.
-const BASE_TEMPLATES: [&str; 3] = ["", "base", "default"];
+const BASE_TEMPLATES: [&str; 4] = BASE_NAMES;
 
 /// A sandbox as a caller asks for it.
 #[derive(Clone, Default)]
@@ -68,6 +69,10 @@ pub struct CreateSandbox {
     pub network_enabled: Option<bool>,
     /// What a fork has of its source; `None`: it is no fork.
     pub inherited: Option<Inherited>,
+    /// What the image that it is made from says of its processes.
+    pub image: Option<ImageDefaults>,
+    /// The image that it only exists to build.
+    pub builds: Option<ImageId>,
 }
 
 /// What a fork has of its source.
@@ -77,8 +82,8 @@ pub struct Inherited {
     pub layers: Vec<Layer>,
     /// The checkpoint, and its sandbox.
     pub origin: Origin,
-    /// Revision of the sandbox's stream that the fork branches off at.
-    pub revision: u64,
+    /// Revision of the sandbox's stream that the fork branches off at; `None`: it has its disk only.
+    pub revision: Option<u64>,
     /// Certificate of the authority that the disk trusts, PEM.
     pub ca_certificate: String,
     /// Its key.
@@ -111,12 +116,18 @@ impl Platform {
         let id = SandboxId::generate();
         let _turn = self.take_turn(&id).await;
         let (created, secrets) = self.plan(caller, &id, &request).await?;
-        let place = self.take_place(caller)?;
+        // What only builds is nobody's sandbox; builds have places of their own.
+        let place = match request.builds {
+            None => Some(self.take_place(caller)?),
+            Some(_) => None,
+        };
         let stream = Sandbox::stream(&id);
         let mut beside = first.beside(&stream)?;
-        if let Some(inherited) = &request.inherited {
+        if let Some(inherited) = &request.inherited
+            && let Some(revision) = inherited.revision
+        {
             let parent = Sandbox::stream(&inherited.origin.sandbox_id);
-            let branch = self.log.branch_event(&stream, &parent, inherited.revision);
+            let branch = self.log.branch_event(&stream, &parent, revision);
             beside.push(Beside {
                 expected: Expected::NoStream,
                 event: branch.await.map_err(internal)?,
@@ -151,6 +162,16 @@ impl Platform {
                 Err(failure)
             }
         }
+    }
+
+    /// Refuses what [`Platform::create_sandbox`] would refuse, before anything is done for it.
+    pub async fn check_sandbox(
+        &self,
+        caller: &Caller,
+        request: &CreateSandbox,
+    ) -> Result<(), Failure> {
+        let id = SandboxId::generate();
+        self.plan(caller, &id, request).await.map(drop)
     }
 
     /// Settles every setting and finds the secrets; changes nothing.
@@ -266,6 +287,13 @@ impl Platform {
             ca_certificate: ca.certificate_pem().to_owned(),
             ca_key: self.seal(stream, SEALED_KIND, "ca-key", &ca.key_to_secret())?,
             envs: self.seal(stream, SEALED_KIND, "envs", &envs)?,
+            image: match &request.image {
+                None => None,
+                Some(defaults) => {
+                    let said = SecretValue::new(serde_json::to_vec(defaults)?);
+                    Some(self.seal(stream, SEALED_KIND, DEFAULTS, &said)?)
+                }
+            },
         };
         // The set is one event; each secret alone is within its bound, all together may not be.
         if serde_json::to_vec(&set)?.len() > EVENT_DATA_BYTES_MAX {
@@ -405,70 +433,11 @@ fn settle(
         egress_allowlist,
         own_allowlist: Some(request.egress_allowlist.clone()),
         origin: request.inherited.as_ref().map(|from| from.origin.clone()),
+        builds: request.builds,
         at: OffsetDateTime::now_utc(),
     })
 }
 
 #[cfg(test)]
-mod tests {
-    use super::*;
-    use crate::ids::OrgId;
-
-    fn settled(request: &CreateSandbox, project: Option<&ProjectCreated>) -> SandboxCreated {
-        let caller = Caller {
-            org: OrgId::generate(),
-            key: None,
-        };
-        let id = SandboxId::generate();
-        settle(&caller, &id, request, project, Vec::new(), Vec::new()).unwrap()
-    }
-
-    /// Goal: what counts as explicit beside a project's defaults (contract 23.4).
-    #[test]
-    fn a_request_wins_over_its_project_where_it_says_something() {
-        let project = ProjectCreated {
-            project_id: crate::ids::ProjectId::generate(),
-            org_id: OrgId::generate(),
-            name: "p".to_owned(),
-            template: "default".to_owned(),
-            cpu_count: 2,
-            memory_mb: 2048,
-            timeout_sec: 900,
-            egress_allowlist: Vec::new(),
-            at: OffsetDateTime::UNIX_EPOCH,
-        };
-        let silent = CreateSandbox {
-            timeout: Some(0),
-            cpu_count: Some(0),
-            memory_mb: Some(-1),
-            ..CreateSandbox::default()
-        };
-        let with = settled(&silent, Some(&project));
-        let without = settled(&silent, None);
-        let sizes = |s: &SandboxCreated| (s.cpu_count, s.memory_mb, s.timeout_sec);
-        assert_eq!(sizes(&with), (2, 2048, 900));
-        assert_eq!(sizes(&without), (1, 1024, 0));
-        let loud = CreateSandbox {
-            timeout: Some(60),
-            cpu_count: Some(4),
-            memory_mb: Some(512),
-            ..CreateSandbox::default()
-        };
-        assert_eq!(sizes(&settled(&loud, Some(&project))), (4, 512, 60));
-        assert_eq!(
-            settled(&CreateSandbox::default(), None).timeout_sec,
-            TIMEOUT_SEC_DEFAULT
-        );
-    }
-
-    /// Goal: an environment that can't be sealed is refused before anything exists.
-    #[test]
-    fn an_environment_over_the_sealing_limit_is_refused() {
-        let with = |bytes| CreateSandbox {
-            envs: BTreeMap::from([("A".to_owned(), "x".repeat(bytes))]),
-            ..CreateSandbox::default()
-        };
-        assert!(check_request(&with(SECRET_VALUE_BYTES_MAX - 64)).is_ok());
-        assert!(check_request(&with(SECRET_VALUE_BYTES_MAX)).is_err());
-    }
-}
+#[path = "create_tests.rs"]
+mod tests;

@@ -81,6 +81,9 @@ pub enum Failure {
     /// The sandbox is stopped or failed for good.
     #[error("sandbox is {0}")]
     Gone(&'static str),
+    /// An image could not be built; the text is for its user.
+    #[error("build failed: {0}")]
+    BuildFailed(String),
     /// Something outside the log failed.
     #[error("{0}")]
     Internal(String),

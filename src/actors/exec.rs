@@ -342,10 +342,7 @@ pub(super) fn session(
         cmd: request.cmd,
         args,
         env: live.environment(&request.envs),
-        cwd: request
-            .cwd
-            .filter(|cwd| !cwd.is_empty())
-            .unwrap_or_else(|| "/home/sandbox".into()),
+        cwd: live.start_in(request.cwd),
         timeout: seconds("timeout", request.timeout)?,
         kill_after_detach: seconds("maxRunAfterDisconnect", request.max_run_after_disconnect)?,
         ..StartSession::default()

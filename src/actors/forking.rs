@@ -11,10 +11,12 @@ use super::checkpointing::REQUESTED_KIND;
 use super::create::{CreateSandbox, Inherited};
 use super::entity::Failure;
 use super::idempotency::{Created, Keyed};
+use super::images::DEFAULTS;
 use super::platform::{Caller, Platform};
 use super::project::TIMEOUT_SEC_DEFAULT;
 use super::sandbox::Sandbox;
 use super::sealing::off_runtime;
+use crate::events::Actor as Who;
 use crate::events::families::{CheckpointKind, Origin};
 use crate::ids::CheckpointId;
 
@@ -58,11 +60,20 @@ impl Platform {
         if made.replayed {
             return Ok(made);
         }
+        self.with_patches(made, &caller.who()).await
+    }
+
+    /// Runs the patches of what a sandbox was just made from.
+    pub(super) async fn with_patches(
+        self: &Arc<Self>,
+        made: Created<Sandbox>,
+        who: &Who,
+    ) -> Result<Created<Sandbox>, Failure> {
         let details = made.state.details.as_ref();
         let Some(id) = details.map(|details| details.sandbox_id.clone()) else {
             return Ok(made);
         };
-        let patched = self.apply_patches(&id, &caller.who()).await?;
+        let patched = self.apply_patches(&id, who).await?;
         Ok(Created {
             state: patched.unwrap_or(made.state),
             replayed: false,
@@ -102,14 +113,22 @@ impl Platform {
         let own = details.org_id == caller.org;
         let (platform, envs, key) = (self.clone(), details.envs, details.ca_key);
         let stream = Checkpoint::stream(&details.checkpoint_id);
-        let (mut envs, ca_key) = off_runtime(move || {
+        let said = details.image;
+        let (mut envs, image, ca_key) = off_runtime(move || {
             let mut carried = BTreeMap::new();
             if own {
                 let envs = platform.unseal(&stream, REQUESTED_KIND, "envs", &envs)?;
                 carried = serde_json::from_slice::<BTreeMap<String, String>>(envs.expose())?;
             }
             let key = platform.unseal(&stream, REQUESTED_KIND, "ca-key", &key)?;
-            Ok((carried, Arc::new(key)))
+            let image = match said.filter(|_| own) {
+                None => None,
+                Some(said) => {
+                    let said = platform.unseal(&stream, REQUESTED_KIND, DEFAULTS, &said)?;
+                    Some(serde_json::from_slice(said.expose())?)
+                }
+            };
+            Ok((carried, image, Arc::new(key)))
         })
         .await?;
         envs.extend(fork.envs);
@@ -144,13 +163,15 @@ impl Platform {
             egress_allowlist: if own { own_allowlist } else { Vec::new() },
             port: Some(config.port.into()),
             network_enabled: Some(config.network_enabled),
+            image,
+            builds: None,
             inherited: Some(Inherited {
                 layers: if own { config.layers } else { Vec::new() },
                 origin: Origin {
                     checkpoint_id: details.checkpoint_id,
                     sandbox_id: config.sandbox_id,
                 },
-                revision: details.revision,
+                revision: Some(details.revision),
                 ca_certificate: details.ca_certificate,
                 ca_key,
             }),

@@ -16,6 +16,7 @@ use time::format_description::well_known::Rfc3339;
 use tokio::sync::Semaphore;
 
 use super::checkpoint::Checkpoint;
+use super::images::Image;
 use super::model::{Keep, Model};
 use super::org::{Org, OrgKey};
 use super::project::Project;
@@ -33,7 +34,7 @@ const TURN_WAIT_MAX: Duration = match cfg!(test) {
     false => Duration::from_secs(10),
 };
 /// Families of streams that have a state.
-const FAMILIES: [&str; 5] = ["project", "store", "sandbox", "checkpoint", "org"];
+const FAMILIES: [&str; 6] = ["project", "store", "sandbox", "checkpoint", "image", "org"];
 
 /// Text that is no point of the log.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, thiserror::Error)]
@@ -213,6 +214,7 @@ impl Past {
         let mut stores = self.model.stores.values().filter_map(store);
         let mut sandboxes = self.model.sandboxes.values().filter_map(sandbox);
         let mut checkpoints = self.model.checkpoints.values().filter_map(checkpoint);
+        let mut images = self.model.images.values().filter_map(image);
         let list = |rows: &mut dyn Iterator<Item = (OrgId, Value)>| -> Vec<Value> {
             let own = rows.filter(|(org, _)| owned(org));
             own.map(|(_, row)| row).collect()
@@ -225,6 +227,7 @@ impl Past {
             "secretStores": list(&mut stores),
             "sandboxes": list(&mut sandboxes),
             "checkpoints": list(&mut checkpoints),
+            "images": list(&mut images),
             "skipped": self.model.skipped,
         })
     }
@@ -354,6 +357,23 @@ fn checkpoint(row: &Checkpoint) -> Option<(OrgId, Value)> {
     Some((details.org_id, shown))
 }
 
+fn image(row: &Image) -> Option<(OrgId, Value)> {
+    let details = row.details.as_ref().filter(|_| row.is_there())?;
+    let layers = row.layers.iter().map(|layer| layer.checkpoint_id);
+    let shown = json!({
+        "id": details.image_id,
+        "orgId": details.org_id,
+        "name": details.name,
+        "status": row.status(),
+        "contentHash": details.content_hash,
+        "checkpointId": details.checkpoint_id,
+        "layers": layers.collect::<Vec<_>>(),
+        "createdAt": timestamp(details.at),
+        "lastUsedAt": row.last_used().and_then(timestamp),
+    });
+    Some((details.org_id, shown))
+}
+
 fn sandbox(row: &Sandbox) -> Option<(OrgId, Value)> {
     let (phase, reason) = match &row.phase {
         Phase::Absent | Phase::Stopped | Phase::NeverStarted => return None,
@@ -402,6 +422,7 @@ fn sandbox(row: &Sandbox) -> Option<(OrgId, Value)> {
         "hibernatedAt": row.slept.as_ref().and_then(|slept| timestamp(slept.at)),
         "kept": row.slept.as_ref().map(|slept| slept.kept),
         "origin": details.origin,
+        "builds": details.builds,
         "patchError": row.patched.error,
         "createdAt": timestamp(details.at),
         "startedAt": row.started_at.and_then(timestamp),

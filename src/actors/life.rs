@@ -9,8 +9,10 @@ use time::OffsetDateTime;
 use ulid::Ulid;
 
 use super::activity::Activity;
+use super::aggregate::Reject;
 use super::create::SEALED_KIND;
 use super::entity::Failure;
+use super::images::{DEFAULTS, ImageDefaults};
 use super::kills::Kills;
 use super::live::{LiveSandbox, base_environment};
 use super::logs::SandboxLog;
@@ -36,6 +38,7 @@ const RECORDED_MAX: Duration = Duration::from_secs(3);
 struct Opened {
     ca: SandboxCa,
     envs: BTreeMap<String, String>,
+    image: ImageDefaults,
     policy: Policy,
 }
 
@@ -138,7 +141,12 @@ impl Platform {
         opened: Opened,
     ) -> Result<serde_json::Value, Failure> {
         let (details, sealed) = parts_of(state)?;
-        let Opened { ca, envs, policy } = opened;
+        let Opened {
+            ca,
+            envs,
+            image,
+            policy,
+        } = opened;
         let revision = state.sealed_revision;
         let guest = GuestClient::connect(&running.guest_socket)
             .await
@@ -161,6 +169,8 @@ impl Platform {
         let governed =
             !envs.is_empty() || !injected.is_empty() || !details.egress_allowlist.is_empty();
         injected.extend(envs);
+        let mut base = base_environment(governed && details.network_enabled);
+        base.extend(image.env);
         let exited = running.exit_watch();
         let (proxy, traffic) = ProxyActor::start(
             ProxyParts {
@@ -189,7 +199,8 @@ impl Platform {
             ),
             guest,
             proxy,
-            base: base_environment(governed && details.network_enabled),
+            base,
+            workdir: image.workdir,
             injected,
             policy_revision: revision.into(),
             kills,
@@ -226,6 +237,13 @@ impl Platform {
         Ok(Opened {
             ca: SandboxCa::load(&sealed.ca_certificate, &ca_key).map_err(internal)?,
             envs: serde_json::from_slice(envs.expose())?,
+            image: match &sealed.image {
+                None => ImageDefaults::default(),
+                Some(said) => {
+                    let said = self.unseal(&stream, SEALED_KIND, DEFAULTS, said)?;
+                    serde_json::from_slice(said.expose())?
+                }
+            },
             policy: self.policy(state)?,
         })
     }
@@ -433,8 +451,10 @@ impl Platform {
         id: &SandboxId,
     ) -> Result<Arc<Sandbox>, Failure> {
         let state = self.sandboxes.inspect(&Sandbox::stream(id)).await?;
-        state.visible_to(&caller.org)?;
-        Ok(state)
+        match state.is_of(&caller.org) {
+            true => Ok(state),
+            false => Err(Reject::not_found("sandbox").into()),
+        }
     }
 }
 

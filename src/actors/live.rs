@@ -20,6 +20,8 @@ use crate::sandbox::{Gauges, GuestClient, Limits};
 pub const PROXY_URL: &str = "http://169.254.169.253:3128";
 /// The trust bundle inside a sandbox: public roots and the sandbox's own authority.
 pub const CA_BUNDLE: &str = "/usr/local/share/ca-certificates/opensandbox-proxy.crt";
+/// The user's home inside a sandbox.
+const HOME: &str = "/home/sandbox";
 const NO_PROXY: &str = "localhost,127.0.0.1,::1,169.254.169.254";
 const PATH: &str = "/usr/local/sbin:/usr/local/bin:/usr/sbin:/usr/bin:/sbin:/bin";
 
@@ -35,6 +37,8 @@ pub struct LiveSandbox {
     pub proxy: Addr<ProxyActor>,
     /// Base environment, the lowest layer.
     pub base: BTreeMap<String, String>,
+    /// Where processes start when nothing else is said; `None`: the user's home.
+    pub workdir: Option<String>,
     /// Sealed tokens and plain variables: what `expandEnv` may expand.
     pub injected: BTreeMap<String, String>,
     /// Revision of the newest policy its proxy was sent.
@@ -66,6 +70,13 @@ impl LiveSandbox {
         self.policy_revision.load(Ordering::Relaxed) < revision
     }
 
+    /// Where a process starts that was given `cwd`.
+    pub fn start_in(&self, cwd: Option<String>) -> String {
+        cwd.filter(|cwd| !cwd.is_empty())
+            .or_else(|| self.workdir.clone())
+            .unwrap_or_else(|| HOME.to_owned())
+    }
+
     /// The environment of one process: base, then sandbox, then its own.
     pub fn environment(&self, own: &BTreeMap<String, String>) -> BTreeMap<String, String> {
         let mut environment = self.base.clone();
@@ -78,7 +89,7 @@ impl LiveSandbox {
 /// The base environment; the proxy's part is there when the sandbox has anything to do with it.
 pub fn base_environment(governed: bool) -> BTreeMap<String, String> {
     let mut base = vec![
-        ("HOME", "/home/sandbox"),
+        ("HOME", HOME),
         ("USER", "sandbox"),
         ("LOGNAME", "sandbox"),
         ("PATH", PATH),

@@ -20,6 +20,7 @@ mod forking;
 mod fsck;
 mod history;
 mod idempotency;
+mod images;
 mod kills;
 mod layering;
 mod life;
@@ -67,6 +68,11 @@ pub use forking::ForkSandbox;
 pub use fsck::{Fault, Finding, FsckError, FsckReport, fsck};
 pub use history::{BadMoment, History, HistoryError, Moment, org_key};
 pub use idempotency::{Created, KEY_CHARS_MAX, Keyed};
+pub use images::Build;
+pub use images::{
+    BuildLine, Ended, Follower, Image, ImagePhase, ImageSource, ImageWithManifest, Manifest,
+    ManifestBody,
+};
 pub use logs::{LogLine, LogQuery, LogReader, LogSource};
 pub use metadata::REGION;
 pub use model::Grant;

@@ -11,17 +11,18 @@ use time::OffsetDateTime;
 
 use super::aggregate::Aggregate;
 use super::checkpoint::Checkpoint;
+use super::images::Image;
 use super::org::Org;
 use super::project::Project;
 use super::sandbox::Sandbox;
 use super::secret_store::SecretStore;
 use super::versions::Versions;
 use crate::events::families::{
-    CheckpointEvent, DecodeError, Family, KeyCreated, OrgEvent, ProjectEvent, SandboxEvent,
-    SecretSet, StoreEvent,
+    CheckpointEvent, DecodeError, Family, ImageEvent, KeyCreated, OrgEvent, ProjectEvent,
+    SandboxEvent, SecretSet, StoreEvent,
 };
 use crate::events::{BRANCH_KIND, Recorded, Sealed};
-use crate::ids::{CheckpointId, KeyId, OrgId, ProjectId, SandboxId, StoreId};
+use crate::ids::{CheckpointId, ImageId, KeyId, OrgId, ProjectId, SandboxId, StoreId};
 
 /// What is kept of secrets.
 #[derive(Debug, Clone, Copy, Default, PartialEq, Eq)]
@@ -54,6 +55,7 @@ pub(super) struct Model {
     pub stores: BTreeMap<StoreId, SecretStore>,
     pub sandboxes: BTreeMap<SandboxId, Sandbox>,
     pub checkpoints: BTreeMap<CheckpointId, Checkpoint>,
+    pub images: BTreeMap<ImageId, Image>,
     /// When those that run no more stopped.
     pub ended: BTreeMap<SandboxId, OffsetDateTime>,
     pub versions: Versions,
@@ -102,6 +104,10 @@ impl Model {
             Change::Checkpoint(event) => {
                 let kept = Some(without_envs(*event));
                 apply_row(&mut self.checkpoints, id, kept, recorded);
+            }
+            Change::Image(event) => {
+                let kept = Some(without_manifest(*event));
+                apply_row(&mut self.images, id, kept, recorded);
             }
             Change::None => {}
         }
@@ -164,6 +170,7 @@ pub(super) enum Change {
     Store(StoreEvent),
     Sandbox(SandboxEvent),
     Checkpoint(Box<CheckpointEvent>),
+    Image(Box<ImageEvent>),
     /// Nothing: names, egress records and idempotency keys have no rows of their own, and a branch's
     /// own events after its first one say all that its row shows.
     None,
@@ -184,6 +191,7 @@ impl Change {
             Some(("checkpoint", _)) => {
                 Self::Checkpoint(Box::new(CheckpointEvent::decode(kind, data)?))
             }
+            Some(("image", _)) => Self::Image(Box::new(ImageEvent::decode(kind, data)?)),
             _ => Self::None,
         })
     }
@@ -244,6 +252,7 @@ impl Keep {
                 let entries = sealed.secrets.iter_mut().map(|entry| &mut entry.sealed);
                 entries
                     .chain([&mut sealed.ca_key, &mut sealed.envs])
+                    .chain(&mut sealed.image)
                     .for_each(empty);
                 Some(SandboxEvent::Sealed(sealed))
             }
@@ -267,10 +276,19 @@ fn without_envs(mut event: CheckpointEvent) -> CheckpointEvent {
         CheckpointEvent::Requested(requested) => {
             [&mut requested.envs, &mut requested.ca_key]
                 .into_iter()
+                .chain(&mut requested.image)
                 .for_each(empty);
         }
         CheckpointEvent::PatchAdded(added) => added.script.clear(),
         _ => {}
+    }
+    event
+}
+
+/// What is left out is ciphertext.
+fn without_manifest(mut event: ImageEvent) -> ImageEvent {
+    if let ImageEvent::Requested(requested) = &mut event {
+        requested.manifest.iter_mut().for_each(empty);
     }
     event
 }

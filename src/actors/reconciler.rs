@@ -32,7 +32,7 @@ use super::sandbox::{Phase, Sandbox, SandboxCommand};
 use super::sealing::off_runtime;
 use super::secret_store::SecretStore;
 use super::secrets::Secrets;
-use crate::events::families::{LayerKind, SealedEntry};
+use crate::events::families::{LayerKind, SealedEntry, StopReason};
 use crate::events::{Actor as Who, StreamId};
 use crate::ids::SandboxId;
 
@@ -115,6 +115,7 @@ impl Platform {
             }
         }
         self.reconcile_checkpoints().await;
+        self.reconcile_images().await;
         self.shred_again().await;
     }
 
@@ -128,7 +129,11 @@ impl Platform {
     /// Whether a round has anything to do for a sandbox: for one that runs, is attached and has its
     /// present secrets it has not, and its entity may leave memory.
     fn needs_work(&self, row: &Unsettled) -> bool {
+        let orphan = row
+            .builds
+            .is_some_and(|image| self.builds.find(&image).is_none());
         let settled = row.runs
+            && !orphan
             && !row.has_old_values
             && self
                 .find_live(&row.id)
@@ -164,7 +169,11 @@ impl Platform {
             },
         );
         // The read model may be a moment behind: the entity decides.
-        let state = self.sandboxes.inspect(&stream).await?;
+        let mut state = self.sandboxes.inspect(&stream).await?;
+        let builds = state.details.as_ref().and_then(|details| details.builds);
+        if builds.is_some_and(|image| self.builds.find(&image).is_none()) && state.phase.is_live() {
+            state = self.stop_builder(row, &who).await?;
+        }
         match state.phase {
             Phase::Starting(intent) if state.started_at.is_none() => {
                 self.take_down(id).await?;
@@ -195,6 +204,19 @@ impl Platform {
             Phase::Hibernating(_) => self.finish_sleep(id, state, &who, None).await.map(drop),
             _ => self.take_revoked(id, state, &who).await.map(drop),
         }
+    }
+
+    /// A sandbox whose build is over is of no use to anybody.
+    async fn stop_builder(&self, row: &Unsettled, who: &Who) -> Result<Arc<Sandbox>, Failure> {
+        let command = SandboxCommand::RequestStop {
+            org: row.org,
+            intent: Ulid::generate(),
+            reason: StopReason::UserRequested,
+            at: OffsetDateTime::now_utc(),
+        };
+        let stream = Sandbox::stream(&row.id);
+        let done = self.execute(&self.sandboxes, &stream, command, who).await?;
+        Ok(done.state)
     }
 
     async fn attach_or_restart(

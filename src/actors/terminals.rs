@@ -153,10 +153,7 @@ fn prepare(
         terminal_id: new_session_id(),
         shell: String::new(),
         env: environment(live, &request.envs, size),
-        cwd: request
-            .cwd
-            .filter(|cwd| !cwd.is_empty())
-            .unwrap_or_else(|| "/home/sandbox".to_owned()),
+        cwd: live.start_in(request.cwd),
         size,
         hang_up_when_alone: ALONE_MAX,
     };

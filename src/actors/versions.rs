@@ -180,6 +180,7 @@ mod tests {
             ca_certificate: String::new(),
             ca_key: sealed(),
             envs: sealed(),
+            image: None,
         };
         versions.of_sandbox(&id, &SandboxEvent::Sealed(given));
         assert!(versions.has_old_values(&id));
@@ -214,6 +215,7 @@ mod tests {
                 ca_certificate: String::new(),
                 ca_key: sealed(),
                 envs: sealed(),
+                image: None,
             })
         };
         let revoked = SecretRevoked {

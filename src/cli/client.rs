@@ -210,6 +210,23 @@ impl Api {
         }
     }
 
+    /// `POST` that asks for server-sent events.
+    pub async fn post_for_events(
+        &self,
+        path: &[&str],
+        body: Bytes,
+    ) -> Result<reqwest::Response, CliError> {
+        let request = self.request(Method::POST, path, &[])?;
+        let request = request.header(ACCEPT, "text/event-stream");
+        let request = request.header(CONTENT_TYPE, "application/json").body(body);
+        let sent = request.send().await;
+        let mut response = sent.map_err(|error| self.transport(error))?;
+        match response.status().as_u16() {
+            200..=299 => Ok(response),
+            status => Err(refusal(status, &self.body_of(&mut response).await?)),
+        }
+    }
+
     /// A call with a JSON body, or none; an empty reply is `null`.
     pub async fn send(
         &self,
@@ -259,7 +276,8 @@ impl Api {
         }
     }
 
-    async fn call(
+    /// Any call, decoded; an empty reply is `null`.
+    pub async fn call(
         &self,
         method: Method,
         path: &[&str],

@@ -11,6 +11,7 @@ mod admin;
 mod audit;
 mod backup;
 mod bench;
+mod build_log;
 mod checkpoint;
 mod checkpoint_diff;
 mod client;
@@ -35,6 +36,7 @@ mod secret_store;
 mod settings;
 mod shell;
 mod slice;
+mod snapshot;
 mod stats;
 
 use std::ffi::OsString;
@@ -93,6 +95,9 @@ pub enum Command {
     /// Scripts that run in every sandbox made from a checkpoint
     #[command(subcommand)]
     Patch(checkpoint::Patch),
+    /// Build, list and delete snapshots: named images that sandboxes start from
+    #[command(subcommand, visible_alias = "snapshots")]
+    Snapshot(snapshot::Snapshot),
     /// Create a sandbox (same as `oc sandbox create`)
     Create(Box<sandbox::Create>),
     /// List sandboxes (same as `oc sandbox list`)
@@ -241,6 +246,7 @@ fn dispatch(
             Command::Checkpoint(checkpoint) => checkpoint.run(&context).await.map(done),
             Command::Patch(patch) => patch.run(&context).await.map(done),
             Command::Admin(admin) => admin.run(&context).await.map(done),
+            Command::Snapshot(snapshot) => snapshot.run(&context).await.map(done),
             Command::Create(create) => create.run(&context).await.map(done),
             Command::Ls => sandbox::list(&context).await.map(done),
             Command::Exec(exec) => exec.run(&context).await,

@@ -16,7 +16,7 @@ use super::error::CliError;
 use super::output::{age, labelled, printable, table};
 use super::sandbox_life::Life;
 use super::slice::Pairs;
-use super::stats;
+use super::{build_log, snapshot, stats};
 
 /// `oc sandbox <command>`
 #[derive(Subcommand)]
@@ -68,6 +68,13 @@ pub struct Create {
     /// Template to start from
     #[arg(long)]
     template: Option<String>,
+    /// Snapshot (name) to start from
+    #[arg(long, value_name = "NAME", conflicts_with = "image")]
+    snapshot: Option<String>,
+    /// Image to start from: a file with its manifest as JSON, or - for standard input. It is built
+    /// first, unless that was done before
+    #[arg(long, value_name = "FILE")]
+    image: Option<String>,
     /// Idle timeout in seconds (0: never)
     #[arg(long)]
     timeout: Option<i64>,
@@ -113,6 +120,10 @@ struct Fields {
     project: Option<String>,
     #[serde(skip_serializing_if = "Option::is_none")]
     secret_store: Option<String>,
+    #[serde(skip_serializing_if = "Option::is_none")]
+    snapshot: Option<String>,
+    #[serde(skip_serializing_if = "Option::is_none")]
+    image: Option<serde_json::Value>,
     #[serde(skip_serializing_if = "Option::is_none")]
     preview_auth: Option<PreviewAuth>,
 }
@@ -189,6 +200,8 @@ impl From<Create> for Fields {
             metadata: Pairs::merge(create.metadata),
             project: create.project,
             secret_store: create.secret_store,
+            snapshot: create.snapshot,
+            image: None,
             preview_auth: token.map(|token| PreviewAuth {
                 scheme: "bearer",
                 token,
@@ -199,11 +212,19 @@ impl From<Create> for Fields {
 
 impl Create {
     pub(super) async fn run(self, context: &Context) -> Result<(), CliError> {
-        let body = body(&Fields::from(self))?;
-        let reply = context
-            .api
-            .send(Method::POST, &["sandboxes"], Some(body))
-            .await?;
+        let image = self.image.as_deref().map(snapshot::manifest).transpose()?;
+        let mut fields = Fields::from(self);
+        let reply = match image {
+            // A build takes its time, and has something to say.
+            Some((manifest, steps)) => {
+                fields.image = Some(manifest);
+                build_log::follow(context, &["sandboxes"], body(&fields)?, steps).await?
+            }
+            None => {
+                let body = Some(body(&fields)?);
+                context.api.send(Method::POST, &["sandboxes"], body).await?
+            }
+        };
         let info: Info = decode(reply.clone())?;
         context.output.reply(&reply, || {
             let created = format!("Created sandbox {} (status: {})", info.id, info.status);

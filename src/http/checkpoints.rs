@@ -302,13 +302,13 @@ async fn unpublish(
 }
 
 #[derive(Deserialize)]
-struct PatchBody {
-    script: Option<String>,
-    description: Option<String>,
+pub(super) struct PatchBody {
+    pub(super) script: Option<String>,
+    pub(super) description: Option<String>,
 }
 
 /// The patch object (contract section 12).
-fn patch_object(checkpoint: &CheckpointId, patch: &PatchAdded) -> Value {
+pub(super) fn patch_object(checkpoint: &CheckpointId, patch: &PatchAdded) -> Value {
     json!({
         "id": patch.patch_id,
         "checkpointId": checkpoint,
@@ -379,6 +379,12 @@ async fn lineage(
     let mut next = origin(&own);
     while let Some(from) = next.take().filter(|_| ancestors.len() < LINEAGE_MAX) {
         let parent = catalog.sandbox(&from.sandbox_id);
+        let details = parent.as_ref().and_then(|row| row.details.as_ref());
+        if let Some(image) = details.and_then(|details| details.builds) {
+            // What it was built in is nobody's sandbox.
+            ancestors.push(json!({ "imageId": image, "checkpointId": from.checkpoint_id }));
+            break;
+        }
         // Another organization's public checkpoint ends what can be told.
         let parent = parent.filter(|row| row.visible_to(&caller.org).is_ok());
         ancestors.push(json!({

@@ -58,6 +58,11 @@ impl ApiError {
         self.unexplained.then(|| json!({ "error": text }))
     }
 
+    /// The envelope, for a reply whose status is sent already.
+    pub(super) fn envelope(&self) -> Value {
+        self.body.clone()
+    }
+
     /// A further field of the envelope.
     pub fn with(mut self, field: &str, value: impl Into<Value>) -> Self {
         self.body[field] = value.into();
@@ -111,6 +116,9 @@ impl From<Failure> for ApiError {
             Failure::Gone(_) => Self::new(StatusCode::GONE, failure.to_string()),
             Failure::Reject(Reject::ScalingLocked) => {
                 Self::new(StatusCode::FORBIDDEN, failure.to_string()).with("code", "scaling_locked")
+            }
+            Failure::BuildFailed(_) => {
+                Self::new(StatusCode::INTERNAL_SERVER_ERROR, failure.to_string())
             }
             Failure::Waking => {
                 Self::new(StatusCode::SERVICE_UNAVAILABLE, failure.to_string()).with("waking", true)

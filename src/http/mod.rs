@@ -9,6 +9,7 @@ mod audit_proof;
 mod audit_secrets;
 mod auth;
 mod body;
+mod build_stream;
 mod checkpoints;
 mod error;
 mod exec;
@@ -19,6 +20,7 @@ mod health;
 mod history;
 mod idempotency;
 mod identity;
+mod images;
 mod keys;
 mod logs;
 mod methods;
@@ -86,6 +88,7 @@ pub fn routes(config: &mut web::ServiceConfig) {
             .configure(audit_secrets::routes)
             .configure(sandboxes::routes)
             .configure(checkpoints::routes)
+            .configure(images::routes)
             .configure(sandbox_life::org_routes)
             .configure(history::routes)
             .service(web::scope("/sandboxes/{id}").configure(data_plane)),

@@ -9,11 +9,12 @@ use serde_json::{Value, json};
 
 use super::auth::{WithKey, WithSandbox};
 use super::body::Json;
+use super::build_stream::{stream_build, wants_events};
 use super::error::{ApiError, ApiResult, to_the_end};
 use super::idempotency::{Create, created};
 use super::projects::timestamp;
 use super::{Api, REGION, WORKER};
-use crate::actors::{Caller, CreateSandbox, Sandbox};
+use crate::actors::{Caller, CreateSandbox, ImageSource, Keyed, ManifestBody, Sandbox};
 use crate::events::families::LayerKind;
 use crate::ids::SandboxId;
 
@@ -62,9 +63,9 @@ struct CreateBody {
     egress_allowlist: Option<Vec<String>>,
     port: Option<i64>,
     network_enabled: Option<bool>,
-    // Not there yet: asking for one of these is refused, never silently ignored.
-    image: Option<Value>,
+    image: Option<ManifestBody>,
     snapshot: Option<String>,
+    // Not there yet: asking for one of these is refused, never silently ignored.
     preview_auth: Option<Value>,
     webhooks: Option<Vec<Value>>,
 }
@@ -72,13 +73,6 @@ struct CreateBody {
 impl CreateBody {
     fn into_request(self) -> ApiResult<CreateSandbox> {
         for (asked, what) in [
-            (self.image.is_some(), "image"),
-            (
-                self.snapshot
-                    .as_deref()
-                    .is_some_and(|name| !name.is_empty()),
-                "snapshot",
-            ),
             (self.preview_auth.is_some(), "previewAuth"),
             (
                 self.webhooks.as_ref().is_some_and(|list| !list.is_empty()),
@@ -105,6 +99,8 @@ impl CreateBody {
             port: self.port,
             network_enabled: self.network_enabled,
             inherited: None,
+            image: None,
+            builds: None,
         })
     }
 }
@@ -161,9 +157,15 @@ fn sandbox_domain(public_url: &str) -> String {
 async fn create(
     api: web::Data<Api>,
     WithKey(caller): WithKey,
-    Create { body, keyed }: Create<CreateBody>,
+    http: HttpRequest,
+    Create { mut body, keyed }: Create<CreateBody>,
 ) -> ApiResult {
+    let image = body.image.take();
+    let snapshot = body.snapshot.take().filter(|name| !name.is_empty());
     let request = body.into_request()?;
+    if image.is_some() || snapshot.is_some() {
+        return from_image(api, caller, &http, request, (image, snapshot), keyed).await;
+    }
     let platform = api.platform.clone();
     let make = async move {
         let keyed = keyed.as_ref();
@@ -171,6 +173,56 @@ async fn create(
     };
     let made = to_the_end(make).await?;
     Ok(created(&render(&api, &made.state, &caller)?, made.replayed))
+}
+
+/// Makes a sandbox from an image that is built first, or from a snapshot; with events, when the caller
+/// wants these.
+async fn from_image(
+    api: web::Data<Api>,
+    caller: Caller,
+    http: &HttpRequest,
+    request: CreateSandbox,
+    source: (Option<ManifestBody>, Option<String>),
+    keyed: Option<Keyed>,
+) -> ApiResult {
+    let platform = api.platform.clone();
+    platform.check_sandbox(&caller, &request).await?;
+    let (build, source) = match source {
+        (Some(_), Some(_)) => {
+            let text = "image and snapshot can't be given together";
+            return Err(ApiError::bad_request(text));
+        }
+        (Some(image), None) => {
+            let asked = async move { platform.ask_image(&caller, image).await };
+            let build = to_the_end(asked).await?;
+            let source = ImageSource::Image(build.image);
+            (build, source)
+        }
+        (None, snapshot) => {
+            let name = snapshot.unwrap_or_default();
+            let build = platform.ready_snapshot(&caller, &name).await?;
+            (build, ImageSource::Snapshot(name))
+        }
+    };
+    let make = async move |api: web::Data<Api>| -> ApiResult<(Value, bool)> {
+        let platform = api.platform.clone();
+        let make = async move {
+            let keyed = keyed.as_ref();
+            platform
+                .create_from_image(&caller, request, source, keyed)
+                .await
+        };
+        let made = to_the_end(make).await?;
+        Ok((render(&api, &made.state, &caller)?, made.replayed))
+    };
+    if wants_events(http) {
+        return Ok(stream_build(&api, build, move |api| async move {
+            Ok(make(api).await?.0)
+        }));
+    }
+    api.platform.built(&caller, &build).await?;
+    let (object, replayed) = make(api).await?;
+    Ok(created(&object, replayed))
 }
 
 /// The filters of a list.

@@ -174,6 +174,7 @@ pub async fn serve(config: Config, first_key: impl FnOnce(FirstKey<'_>)) -> Resu
         driver: Arc::new(driver),
         egress: Arc::new(egress_settings(&config.egress, listener.local_addr()?)?),
         limits: config.limits,
+        images: config.images.clone(),
     })
     .await
     .map_err(unproved)?;

@@ -11,6 +11,8 @@
 
 /// The host side of the protocol with the program inside each sandbox.
 pub mod guest;
+/// What apt has to know of a sandbox's programs.
+pub mod host_packages;
 mod namespace;
 mod stats;
 
@@ -268,6 +270,14 @@ pub trait Driver: Send + Sync {
     /// Copies the disk of a running sandbox as it is at one instant, during which its processes stand
     /// still. Nothing is there of the copy when this fails. Idempotent: a copy that is there stays.
     async fn snapshot(&self, id: &SandboxId, to: &CheckpointId) -> Result<Snapshot, DriverError>;
+
+    /// Gives a copy another name: it is there for as long as one of the two is, and takes room once.
+    /// Idempotent.
+    async fn link_snapshot(
+        &self,
+        from: &CheckpointId,
+        to: &CheckpointId,
+    ) -> Result<Snapshot, DriverError>;
 
     /// Gives a sandbox that does not run (or is not there yet) the disk of a copy instead of what it
     /// has. It has the one or the other, whatever happens meanwhile. Idempotent.

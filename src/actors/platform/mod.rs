@@ -18,6 +18,7 @@ use super::checkpointing::Copying;
 use super::entity::{Beside, Done, Failure};
 use super::exec::Handles;
 use super::idempotency::Keys;
+use super::images::{Builds, Image};
 use super::live::LiveSandbox;
 use super::logs::Heard;
 use super::org::Org;
@@ -29,7 +30,7 @@ use super::sealing::{ToShred, internal};
 use super::secret_store::SecretStore;
 use super::stats::Counters;
 use super::turns::Turns;
-use crate::config::Limits;
+use crate::config::{Images, Limits};
 use crate::events::families::SecretPlacement;
 use crate::events::{Actor as Who, EventLog, Keyring, Snapshots, StreamId, VerifyError};
 use crate::ids::{KeyId, OrgId, SandboxId};
@@ -81,6 +82,8 @@ pub struct Parts {
     pub egress: Arc<EgressSettings>,
     /// Limits of the operator.
     pub limits: Limits,
+    /// How images are built.
+    pub images: Images,
 }
 
 /// The platform.
@@ -98,6 +101,9 @@ pub struct Platform {
     pub(super) sandboxes: Registry<Sandbox>,
     pub(super) checkpoints: Registry<Checkpoint>,
     pub(super) copying: Copying,
+    pub(super) images: Registry<Image>,
+    pub(super) builds: Builds,
+    pub(super) image_settings: Images,
     pub(super) live: Mutex<HashMap<SandboxId, Arc<LiveSandbox>>>,
     /// How far each sandbox's log has got.
     pub(super) heard: Mutex<HashMap<SandboxId, Arc<Heard>>>,
@@ -130,7 +136,10 @@ impl Platform {
             projects: Registry::with_snapshots(log.clone(), snapshots.clone(), arbiters.clone()),
             stores: Registry::with_snapshots(log.clone(), snapshots.clone(), arbiters.clone()),
             sandboxes: Registry::with_snapshots(log.clone(), snapshots.clone(), arbiters.clone()),
-            checkpoints: Registry::with_snapshots(log, snapshots.clone(), arbiters),
+            checkpoints: Registry::with_snapshots(log.clone(), snapshots.clone(), arbiters.clone()),
+            images: Registry::with_snapshots(log, snapshots.clone(), arbiters),
+            builds: Builds::new(parts.images.concurrent_builds_max),
+            image_settings: parts.images,
             copying: Copying::default(),
             snapshots,
             catalog,

@@ -153,6 +153,12 @@ impl Sandbox {
         }
     }
 
+    /// Whether it is `org`'s to use: what only builds an image is nobody's.
+    pub fn is_of(&self, org: &OrgId) -> bool {
+        let details = self.visible_to(org);
+        details.is_ok_and(|details| details.builds.is_none())
+    }
+
     /// The sandbox as `org` may see it, if it runs.
     fn running_of(&self, org: &OrgId) -> Result<&SandboxCreated, Reject> {
         let details = self.visible_to(org)?;
@@ -183,7 +189,7 @@ fn start(intent: Ulid, cause: StartCause, at: OffsetDateTime) -> SandboxEvent {
 impl Aggregate for Sandbox {
     type Command = SandboxCommand;
     type Event = SandboxEvent;
-    const STATE_VERSION: u32 = 3;
+    const STATE_VERSION: u32 = 4;
 
     fn decide(&self, command: &SandboxCommand) -> Result<Decision<SandboxEvent>, Reject> {
         use SandboxCommand as C;

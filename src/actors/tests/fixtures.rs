@@ -17,7 +17,9 @@ use serde_json::Value;
 use time::OffsetDateTime;
 use ulid::Ulid;
 
-use super::world::{Act, ObjectAct, OrgAct, World, checkpoint_lives, sandbox_lives, with_log};
+use super::world::{
+    Act, ObjectAct, OrgAct, World, checkpoint_lives, image_lives, sandbox_lives, with_log,
+};
 use super::{id, org};
 use crate::actors::entity::Failure;
 use crate::actors::history::Past;
@@ -26,8 +28,8 @@ use crate::events::EventData;
 use crate::events::chain;
 use crate::events::families::{
     CheckpointEvent, DecodeError, EgressAnnounced, EgressDecided, EgressEvent, Family,
-    IdempotencyEvent, IdempotencyRecorded, IdempotencyReleased, KINDS, NameEvent, OomKilled,
-    OrgEvent, ProjectEvent, ResourceEvent, SandboxEvent, StoreEvent,
+    IdempotencyEvent, IdempotencyRecorded, IdempotencyReleased, ImageEvent, KINDS, NameEvent,
+    OomKilled, OrgEvent, ProjectEvent, ResourceEvent, SandboxEvent, StoreEvent,
 };
 use crate::events::{
     Actor, Append, BRANCH_KIND, Branched, EventLog, NewEvent, READ_EVENTS_MAX, Recorded, StreamId,
@@ -100,7 +102,8 @@ async fn live_through_everything(log: &EventLog) {
     .chain(both(Act::Project))
     .chain(both(Act::Store))
     .chain(sandbox_lives().map(|(slot, act)| Act::Sandbox(slot, act)))
-    .chain(checkpoint_lives().map(|(slot, act)| Act::Checkpoint(slot, act)));
+    .chain(checkpoint_lives().map(|(slot, act)| Act::Checkpoint(slot, act)))
+    .chain(image_lives().map(|(slot, act)| Act::Image(slot, act)));
     for act in acts {
         world.act(&act, false).await;
     }
@@ -325,6 +328,7 @@ fn decode(event: &Recorded) -> Result<(&'static str, Value), DecodeError> {
         Some("checkpoint") => as_family::<CheckpointEvent>(event),
         Some("egress") => as_family::<EgressEvent>(event),
         Some("idem") => as_family::<IdempotencyEvent>(event),
+        Some("image") => as_family::<ImageEvent>(event),
         Some("name") => as_family::<NameEvent>(event),
         Some("org") => as_family::<OrgEvent>(event),
         Some("project") => as_family::<ProjectEvent>(event),

@@ -7,14 +7,16 @@ use serde_json::json;
 use super::{after, at, id, intent, org, project, sandbox, secret_store, secret_was_set};
 use crate::actors::aggregate::Aggregate;
 use crate::actors::checkpoint::Checkpoint;
+use crate::actors::images::Image;
 use crate::actors::org::Org;
 use crate::actors::project::Project;
 use crate::actors::sandbox::{PatchState, Phase, Sandbox};
 use crate::actors::secret_store::SecretStore;
 use crate::events::families::{
-    CheckpointEvent, CheckpointKind, CheckpointReady, CheckpointRequested, KeyCreated, KeyRevoked,
-    OrgCreated, OrgEvent, PatchAdded, ProjectEvent, SandboxEvent, Scope, SecretDeleted,
-    SecretRevoked, SecretTaken, StoreEvent,
+    CheckpointEvent, CheckpointKind, CheckpointReady, CheckpointRequested, ImageEvent,
+    ImageLayerAdded, ImageReady, ImageRequested, ImageUsed, KeyCreated, KeyRevoked, OrgCreated,
+    OrgEvent, PatchAdded, ProjectEvent, SandboxEvent, Scope, SecretDeleted, SecretRevoked,
+    SecretTaken, StoreEvent,
 };
 
 /// Every field is set, and what is written down reads back as the same.
@@ -112,6 +114,7 @@ fn a_changed_layout_needs_a_new_state_version() {
     let mut taken = after::<Checkpoint>(&checkpoint_events());
     taken.failed_at = Some(at(7));
     check("checkpoint", &taken);
+    check("image", &after::<Image>(&image_events()));
     let phases = [
         Phase::Absent,
         Phase::Starting(intent(1)),
@@ -126,6 +129,29 @@ fn a_changed_layout_needs_a_new_state_version() {
     assert_json_snapshot!(format!("phases_v{}", Sandbox::STATE_VERSION), json!(phases));
 }
 
+/// An image that was used.
+fn image_events() -> Vec<ImageEvent> {
+    let layer = ImageLayerAdded {
+        key: "cd".repeat(32),
+        checkpoint_id: id("00000000-0000-7000-8000-0000000000c1"),
+        at: at(2),
+    };
+    vec![
+        ImageEvent::Requested(ImageRequested {
+            image_id: id("00000000-0000-7000-8000-0000000000a7"),
+            org_id: org(),
+            name: Some("tools".to_owned()),
+            content_hash: "ab".repeat(32),
+            manifest: vec![super::sealed("manifest-0")],
+            checkpoint_id: id("00000000-0000-7000-8000-0000000000c2"),
+            at: at(1),
+        }),
+        ImageEvent::LayerAdded(layer),
+        ImageEvent::Ready(ImageReady { at: at(3) }),
+        ImageEvent::Used(ImageUsed { at: at(4) }),
+    ]
+}
+
 /// A checkpoint with a patch.
 fn checkpoint_events() -> Vec<CheckpointEvent> {
     let requested = CheckpointRequested {
@@ -136,6 +162,7 @@ fn checkpoint_events() -> Vec<CheckpointEvent> {
         config: sandbox::created(),
         revision: 3,
         envs: super::sealed("envs"),
+        image: Some(super::sealed("image")),
         ca_certificate: "CERTIFICATE".to_owned(),
         ca_key: super::sealed("ca-key"),
         at: at(1),

@@ -209,6 +209,7 @@ fn rows_agree(live: &Model, past: &Model) {
         ),
         text(sandboxes.map(|(id, row)| pair((id, &row))).collect())
     );
+    assert_eq!(format!("{:?}", live.images), format!("{:?}", past.images));
     assert_eq!(format!("{:?}", live.orgs), format!("{:?}", past.orgs));
     assert_eq!(format!("{:?}", live.keys), format!("{:?}", past.keys));
     assert_eq!(
@@ -236,13 +237,14 @@ async fn entities_agree(world: &World, events: &[Arc<Recorded>], past: &Model) {
             "project" => format!("{:#?}", past.projects[&super::id(id)]),
             "store" => format!("{:#?}", past.stores[&super::id(id)]),
             "checkpoint" => format!("{:#?}", past.checkpoints[&super::id(id)]),
+            "image" => format!("{:#?}", past.images[&super::id(id)]),
             _ => format!("{:#?}", past.sandboxes[&super::id(id)]),
         };
         assert_eq!(row, entity, "{stream}");
         compared += 1;
     }
     let rows = past.orgs.len() + past.projects.len() + past.stores.len() + past.sandboxes.len();
-    let rows = rows + past.checkpoints.len();
+    let rows = rows + past.checkpoints.len() + past.images.len();
     assert_eq!(compared, rows, "every row has its entity");
 }
 

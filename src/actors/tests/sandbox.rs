@@ -38,6 +38,7 @@ pub(super) fn created() -> SandboxCreated {
         egress_allowlist: Vec::new(),
         own_allowlist: None,
         origin: None,
+        builds: None,
         at: at(0),
     }
 }
@@ -60,6 +61,7 @@ pub(super) fn set() -> SandboxSealed {
         ca_certificate: "CERTIFICATE".to_owned(),
         ca_key: sealed("ca-key"),
         envs: sealed("envs"),
+        image: Some(sealed("image")),
     }
 }
 

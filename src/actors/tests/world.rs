@@ -1,7 +1,9 @@
 //! Every aggregate on a real log, and commands of every kind for them, right and wrong ones.
 
+mod image;
 mod sandbox;
 
+pub use image::image_lives;
 pub use sandbox::{checkpoint_lives, sandbox_lives};
 
 use std::sync::Arc;
@@ -13,6 +15,7 @@ use super::{at, id, intent, org, other_org, sealed, set_secret};
 use crate::actors::aggregate::Aggregate;
 use crate::actors::checkpoint::Checkpoint;
 use crate::actors::entity::Failure;
+use crate::actors::images::Image;
 use crate::actors::org::{Org, OrgCommand};
 use crate::actors::project::{Project, ProjectCommand, ProjectSettings};
 use crate::actors::registry::{Arbiters, Registry};
@@ -21,7 +24,7 @@ use crate::actors::secret_store::{SecretStore, StoreCommand};
 use crate::actors::secrets::SecretCommand;
 use crate::events::families::{KeyCreated, KeyRevoked, OrgCreated, Scope};
 use crate::events::{Actor, EventLog, StreamId};
-use crate::ids::{CheckpointId, KeyId, OrgId, ProjectId, SandboxId, StoreId};
+use crate::ids::{CheckpointId, ImageId, KeyId, OrgId, ProjectId, SandboxId, StoreId};
 
 /// Slots for objects of a kind: a new object takes the place of an old one, which lives on.
 const SLOTS: usize = 3;
@@ -34,6 +37,17 @@ pub enum Act {
     Store(usize, ObjectAct),
     Sandbox(usize, SandboxAct),
     Checkpoint(usize, CheckpointAct),
+    Image(usize, ImageAct),
+}
+
+#[derive(Debug, Clone)]
+pub enum ImageAct {
+    Request(Option<u8>),
+    AddLayer(u8),
+    Ready,
+    Fail,
+    Use,
+    Delete,
 }
 
 #[derive(Debug, Clone)]
@@ -106,6 +120,7 @@ pub fn any_act() -> impl Strategy<Value = (Act, bool)> {
         3 => (slot(), object_act()).prop_map(|(slot, act)| Act::Store(slot, act)),
         5 => (slot(), sandbox_act()).prop_map(|(slot, act)| Act::Sandbox(slot, act)),
         3 => (slot(), checkpoint_act()).prop_map(|(slot, act)| Act::Checkpoint(slot, act)),
+        3 => (slot(), image_act()).prop_map(|(slot, act)| Act::Image(slot, act)),
     ];
     (act, prop::bool::weighted(0.3))
 }
@@ -120,6 +135,18 @@ fn checkpoint_act() -> impl Strategy<Value = CheckpointAct> {
         1 => any::<bool>().prop_map(C::Publish),
         2 => (0..3u8).prop_map(C::AddPatch),
         1 => (0..3u8).prop_map(C::DeletePatch),
+    ]
+}
+
+fn image_act() -> impl Strategy<Value = ImageAct> {
+    use ImageAct as I;
+    prop_oneof![
+        3 => prop::option::of(0..3u8).prop_map(I::Request),
+        2 => (0..3u8).prop_map(I::AddLayer),
+        3 => Just(I::Ready),
+        1 => Just(I::Fail),
+        1 => Just(I::Use),
+        1 => Just(I::Delete),
     ]
 }
 
@@ -179,6 +206,9 @@ pub struct World {
     pub checkpoints: Registry<Checkpoint>,
     checkpoint_ids: [CheckpointId; SLOTS],
     checkpoint_owners: [OrgId; SLOTS],
+    pub images: Registry<Image>,
+    image_ids: [ImageId; SLOTS],
+    image_owners: [OrgId; SLOTS],
 }
 
 impl World {
@@ -190,7 +220,10 @@ impl World {
             projects: Registry::new(log.clone(), arbiters.clone()),
             stores: Registry::new(log.clone(), arbiters.clone()),
             sandboxes: Registry::new(log.clone(), arbiters.clone()),
-            checkpoints: Registry::new(log, arbiters),
+            checkpoints: Registry::new(log.clone(), arbiters.clone()),
+            images: Registry::new(log, arbiters),
+            image_ids: [(); SLOTS].map(|()| ImageId::generate()),
+            image_owners: [org(); SLOTS],
             checkpoint_ids: [(); SLOTS].map(|()| CheckpointId::generate()),
             checkpoint_owners: [org(); SLOTS],
             project_ids: [(); SLOTS].map(|()| ProjectId::generate()),
@@ -237,6 +270,18 @@ impl World {
                 };
                 execute(&self.checkpoints, &Checkpoint::stream(own), command, who).await;
             }
+            Act::Image(slot, act) => {
+                let (own, owner) = (&mut self.image_ids[*slot], &mut self.image_owners[*slot]);
+                if let ImageAct::Request(_) = act {
+                    (*own, *owner) = (ImageId::generate(), org);
+                }
+                let command = image::image_command(own, act, org);
+                let who = match act {
+                    ImageAct::Use | ImageAct::Delete => org,
+                    _ => *owner,
+                };
+                execute(&self.images, &Image::stream(own), command, who).await;
+            }
             Act::Sandbox(slot, act) => {
                 let own = &mut self.sandbox_ids[*slot];
                 let owner = &mut self.sandbox_owners[*slot];
@@ -272,6 +317,7 @@ impl World {
             "store" => format!("{:#?}", inspect(&self.stores, stream).await),
             "sandbox" => format!("{:#?}", inspect(&self.sandboxes, stream).await),
             "checkpoint" => format!("{:#?}", inspect(&self.checkpoints, stream).await),
+            "image" => format!("{:#?}", inspect(&self.images, stream).await),
             _ => return None,
         })
     }

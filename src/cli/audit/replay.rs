@@ -32,12 +32,13 @@ impl Replay {
 }
 
 /// Lists of a state: their field, and what one of their objects is called.
-pub(super) const LISTS: [(&str, &str); 5] = [
+pub(super) const LISTS: [(&str, &str); 6] = [
     ("organizations", "organization"),
     ("projects", "project"),
     ("secretStores", "secret store"),
     ("sandboxes", "sandbox"),
     ("checkpoints", "checkpoint"),
+    ("images", "image"),
 ];
 
 /// A table of what was there, under the point it was there at.

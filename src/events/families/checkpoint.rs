@@ -39,6 +39,9 @@ pub struct CheckpointRequested {
     pub revision: u64,
     /// The sandbox's plain variables as a JSON object, sealed all the same.
     pub envs: Sealed,
+    /// What the image that the sandbox was made from says of its processes, sealed.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub image: Option<Sealed>,
     /// Certificate of the sandbox's authority, PEM: the disk trusts it, so forks have the same.
     pub ca_certificate: String,
     /// Key of that authority, sealed.

@@ -10,6 +10,7 @@
 mod checkpoint;
 mod egress;
 mod idempotency;
+mod image;
 mod name;
 mod org;
 mod project;
@@ -26,6 +27,9 @@ pub use checkpoint::{
 };
 pub use egress::{EgressAnnounced, EgressDecided, EgressEvent};
 pub use idempotency::{IdempotencyEvent, IdempotencyRecorded, IdempotencyReleased};
+pub use image::{
+    ImageDeleted, ImageEvent, ImageFailed, ImageLayerAdded, ImageReady, ImageRequested, ImageUsed,
+};
 pub use name::{NameClaimed, NameEvent, NameReleased};
 pub use org::{KeyCreated, KeyRevoked, KeyTarget, OrgCreated, OrgEvent, Scope};
 pub use project::{ProjectCreated, ProjectDeleted, ProjectEvent, ProjectUpdated};
@@ -54,6 +58,7 @@ pub const KINDS: &[&[&str]] = &[
     CheckpointEvent::KINDS,
     EgressEvent::KINDS,
     IdempotencyEvent::KINDS,
+    ImageEvent::KINDS,
     NameEvent::KINDS,
     OrgEvent::KINDS,
     ProjectEvent::KINDS,

@@ -13,7 +13,7 @@ use super::{
     Scaled, ScalingLocked, SecretPlacement, StartCause, TagsSet, family,
 };
 use crate::events::Sealed;
-use crate::ids::{CheckpointId, OrgId, SandboxId};
+use crate::ids::{CheckpointId, ImageId, OrgId, SandboxId};
 
 /// What kind of object a layer is.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
@@ -76,6 +76,9 @@ pub struct SandboxCreated {
     /// What it was made from; absent: a template.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub origin: Option<Origin>,
+    /// The image that it only exists to build; absent: it is its owner's to use.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub builds: Option<ImageId>,
     /// When.
     #[serde(with = "time::serde::rfc3339")]
     pub at: OffsetDateTime,
@@ -114,6 +117,9 @@ pub struct SandboxSealed {
     pub ca_key: Sealed,
     /// Its plain environment as a JSON object, sealed all the same.
     pub envs: Sealed,
+    /// What the image it was made from says of its processes, sealed; absent: nothing.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub image: Option<Sealed>,
 }
 
 /// A running sandbox was given a secret's new value; the token stays.

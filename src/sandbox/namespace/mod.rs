@@ -25,6 +25,7 @@ pub(super) mod inventory;
 mod java;
 mod launch;
 mod leftover;
+mod linking;
 mod merged;
 mod names;
 mod net;
@@ -54,11 +55,10 @@ use std::sync::Arc;
 use std::time::{Duration, Instant};
 
 use async_trait::async_trait;
-use sha2::{Digest, Sha256};
 use tokio::sync::Semaphore;
 
 use self::attachment::Supervisor;
-use self::cgroup::Layout;
+use self::cgroup::{Layout, data_tag};
 use self::control::Want;
 use self::diff::Differences;
 use self::doctor::Check;
@@ -392,6 +392,15 @@ impl Driver for NamespaceDriver {
         self.take_snapshot(id, to).await
     }
 
+    async fn link_snapshot(
+        &self,
+        from: &CheckpointId,
+        to: &CheckpointId,
+    ) -> Result<Snapshot, DriverError> {
+        let (driver, from, to) = (self.clone(), *from, *to);
+        run_blocking(move || driver.link_copy(&from, &to)).await
+    }
+
     async fn restore(&self, id: &SandboxId, from: &CheckpointId) -> Result<(), DriverError> {
         let from = *from;
         let give = move |driver: &Self, id: &SandboxId| driver.give_disk(id, &from);
@@ -458,10 +467,4 @@ impl Driver for NamespaceDriver {
         all.dedup();
         Ok(all)
     }
-}
-
-/// Tells this folder's control groups from those of other servers on the machine.
-fn data_tag(data: &Path) -> String {
-    let hash = hex::encode(Sha256::digest(data.as_os_str().as_encoded_bytes()));
-    hash.chars().take(8).collect()
 }

@@ -29,11 +29,11 @@ use crate::sandbox::{DriverError, Snapshot};
 pub(super) const CHECKPOINTS: &str = ".checkpoints";
 /// Prefix of what is not whole yet.
 pub(super) const DRAFT: &str = ".draft-";
-const IMAGE: &str = "disk.img";
-const FOLDER: &str = "disk";
-const PLAN: &str = "plan.json";
+pub(super) const IMAGE: &str = "disk.img";
+pub(super) const FOLDER: &str = "disk";
+pub(super) const PLAN: &str = "plan.json";
 /// Copies files as they are, sharing blocks where that is possible. Part of every Linux.
-const COPY: &str = "cp";
+pub(super) const COPY: &str = "cp";
 
 /// A file system that takes no writes as long as this lives.
 struct StillDisk(Option<File>);
@@ -251,7 +251,7 @@ pub(super) fn owner_of(home: &Home) -> Option<u32> {
     Some(plan.first_id())
 }
 
-fn private_dir(path: &Path) -> io::Result<()> {
+pub(super) fn private_dir(path: &Path) -> io::Result<()> {
     fs::DirBuilder::new()
         .recursive(true)
         .mode(0o700)
@@ -288,7 +288,7 @@ fn remove_any(path: &Path) -> io::Result<()> {
 }
 
 /// Writes a draft out and gives it its name.
-fn finish(draft: &Path, finished: &Path) -> io::Result<()> {
+pub(super) fn finish(draft: &Path, finished: &Path) -> io::Result<()> {
     rustix::fs::syncfs(File::open(draft)?)?;
     fs::rename(draft, finished)?;
     if let Some(parent) = finished.parent() {
@@ -307,7 +307,7 @@ fn replace(draft: &Path, finished: &Path) -> io::Result<()> {
 }
 
 /// What a whole copy takes of the disk; `None` when there is none.
-fn size_of(copy: &Path) -> Option<u64> {
+pub(super) fn size_of(copy: &Path) -> Option<u64> {
     copy.is_dir().then(|| blocks_below(copy))
 }
 

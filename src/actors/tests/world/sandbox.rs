@@ -35,6 +35,7 @@ pub(super) fn sandbox_command(
                 ca_certificate: "CERTIFICATE".to_owned(),
                 ca_key: sealed("CIPHERTEXT"),
                 envs: sealed("CIPHERTEXT"),
+                image: Some(sealed("CIPHERTEXT")),
             }),
             intent: intent(number),
         },
@@ -176,6 +177,7 @@ fn created(sandbox: &SandboxId, store: &StoreId, org: OrgId) -> SandboxCreated {
             checkpoint_id: id("00000000-0000-7000-8000-0000000000c0"),
             sandbox_id: id("sb-01m806v6r12w1bmtyq39z8xdwq"),
         }),
+        builds: Some(id("00000000-0000-7000-8000-0000000000a7")),
         at: at(0),
     }
 }
@@ -281,6 +283,7 @@ pub(super) fn checkpoint_command(
                 config: created(&sandbox, &store, org),
                 revision: 3,
                 envs: sealed("CIPHERTEXT"),
+                image: Some(sealed("CIPHERTEXT")),
                 ca_certificate: "CERTIFICATE".to_owned(),
                 ca_key: sealed("CIPHERTEXT"),
                 at,
