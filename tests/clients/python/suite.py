@@ -6,7 +6,7 @@ import sys
 
 import opencomputer
 from checks import (
-    checkpoints, commands, files, life, sandboxes, sealing, sessions, signed, stores, terminals,
+    checkpoints, commands, files, images, life, sandboxes, sealing, sessions, signed, stores, terminals,
 )
 from harness import check, done, every_method_is_accounted_for, name
 
@@ -17,7 +17,7 @@ NOT_YET = {
     ).split(),
 }
 NOT_YET_CLASSES = (
-    "Template Agent AgentEvent AgentSession Image Snapshots Mounts Usage"
+    "Template Agent AgentEvent AgentSession Mounts Usage"
 )
 # Browsers are a service of their own (contract, section 30).
 ELSEWHERE = "Browser BrowserProfile"
@@ -29,6 +29,7 @@ def subjects() -> dict[str, type]:
     """Classes whose every method is checked, by the name of their rows."""
     found = {"Sandbox": opencomputer.Sandbox, "files": opencomputer.Filesystem}
     exported = {"SecretStore": "SecretStore", "exec": "Exec", "Tags": "Tags", "pty": "Pty"}
+    exported |= {"Image": "Image", "Snapshots": "Snapshots"}
     exported |= {"session": "ExecSession", "shell": "Shell", "PtySession": "PtySession"}
     for row, kind in exported.items():
         if hasattr(opencomputer, kind):
@@ -55,6 +56,7 @@ async def main(version: str) -> None:
             await signed.run(sandbox)
         await life.run(opencomputer.Sandbox)
         await checkpoints.run(opencomputer.Sandbox, store)
+        await images.run(opencomputer.Sandbox, store, f"python-{version}")
         await sealing.run(opencomputer.Sandbox, store, f"python-{version}")
         await sandbox.kill()
         await sandbox.close()

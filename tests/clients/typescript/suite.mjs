@@ -9,6 +9,7 @@ import { exec } from "./exec.mjs";
 import { sessions } from "./sessions.mjs";
 import { life } from "./life.mjs";
 import { checkpoints } from "./checkpoints.mjs";
+import { images } from "./images.mjs";
 import { files } from "./files.mjs";
 import { signed } from "./signed.mjs";
 import { terminals } from "./terminals.mjs";
@@ -27,7 +28,7 @@ globalThis.WebSocket ??= class extends ws.WebSocket {
 
 const NOT_YET = [
   "Sandbox.createPreviewURL", "Sandbox.listPreviewURLs", "Sandbox.deletePreviewURL",
-  "Sandbox.rotatePreviewAuthToken", "SandboxAgent", "Mounts", "Image", "Snapshots",
+  "Sandbox.rotatePreviewAuthToken", "SandboxAgent", "Mounts",
   "Templates", "Webhooks", "WebhookDeliveries", "verifyWebhook", "Usage",
 ];
 // Managed agents and browsers are services of their own (contract, section 30).
@@ -45,6 +46,8 @@ const CLASSES = {
   Tags: { type: sdk.Tags, internal: ["headers"] },
   files: { type: sdk.Filesystem, internal: ["headers", "wfetch"] },
   pty: { type: sdk.Pty, internal: ["headers"] },
+  Image: { type: sdk.Image },
+  Snapshots: { type: sdk.Snapshots, internal: ["headers"] },
 };
 
 await check("suite", "both entry points give the same classes", async () => {
@@ -52,7 +55,7 @@ await check("suite", "both entry points give the same classes", async () => {
   assert.equal(sdk.SecretStore, root.SecretStore);
 });
 const sandbox = await sandboxes(sdk);
-const groups = { stores, exec, sessions, terminals, files, life, checkpoints, signed, secrets };
+const groups = { stores, exec, sessions, terminals, files, life, checkpoints, images, signed, secrets };
 for (const [group, run] of Object.entries(groups)) {
   if (sandbox || group === "stores") await run(sdk, sandbox);
   else await check(group, "needs a sandbox", async () => assert.fail("none could be created"));
