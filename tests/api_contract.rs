@@ -302,6 +302,36 @@ async fn writes_that_race_a_delete_find_nothing() {
 
 /// Every resource of the door as the source declares it: file, path there, methods, who may.
 const ROUTES: &[(&str, &str, &[&str], Who)] = &[
+    ("images", "/snapshots", &["GET", "POST"], Who::Key),
+    ("images", "/snapshots/{name}", &["DELETE", "GET"], Who::Key),
+    (
+        "images",
+        "/snapshots/{name}/patches",
+        &["GET", "POST"],
+        Who::Key,
+    ),
+    (
+        "images",
+        "/snapshots/{name}/patches/{patch}",
+        &["DELETE"],
+        Who::Key,
+    ),
+    ("images", "/images", &["GET"], Who::Key),
+    ("images", "/images/{name}", &["DELETE", "GET"], Who::Key),
+    (
+        "images",
+        "/images/{name}/patches",
+        &["GET", "POST"],
+        Who::Key,
+    ),
+    (
+        "images",
+        "/images/{name}/patches/{patch}",
+        &["DELETE"],
+        Who::Key,
+    ),
+    ("images", "/snapshots/{name}/publish", &["POST"], Who::Key),
+    ("images", "/snapshots/{name}/unpublish", &["POST"], Who::Key),
     ("admin_socket", "/admin/orgs", &["GET", "POST"], Who::Socket),
     (
         "admin_socket",

@@ -302,6 +302,8 @@ async fn a_failed_start_can_be_tried_again_with_its_key() {
     assert!(reason.is_some(), "the reason is in the log:\n{log}");
     nothing_of_the_host_is_told(&server, 1).await;
     api.post("/api/sandboxes", &body).await.ok(500);
+    // Empty disks may have been made there meanwhile.
+    let _ = fs::remove_dir_all(&templates);
     fs::rename(&away, &templates).expect("the templates come back");
     let all = "/api/sandboxes?status=all";
     assert_eq!(count(&api, all).await, 1, "the probe");

@@ -35,19 +35,24 @@ pub(super) fn routes(config: &mut web::ServiceConfig) {
             web::resource("/images/{name}")
                 .route(web::get().to(get_image))
                 .route(web::delete().to(delete_image)),
+        )
+        .service(
+            web::resource("/snapshots/{name}/patches")
+                .route(web::post().to(add_patch))
+                .route(web::get().to(list_patches)),
+        )
+        .service(
+            web::resource("/snapshots/{name}/patches/{patch}")
+                .route(web::delete().to(delete_patch)),
+        )
+        .service(
+            web::resource("/images/{name}/patches")
+                .route(web::post().to(add_patch))
+                .route(web::get().to(list_patches)),
+        )
+        .service(
+            web::resource("/images/{name}/patches/{patch}").route(web::delete().to(delete_patch)),
         );
-    for noun in ["snapshots", "images"] {
-        config
-            .service(
-                web::resource(format!("/{noun}/{{name}}/patches"))
-                    .route(web::post().to(add_patch))
-                    .route(web::get().to(list_patches)),
-            )
-            .service(
-                web::resource(format!("/{noun}/{{name}}/patches/{{patch}}"))
-                    .route(web::delete().to(delete_patch)),
-            );
-    }
 }
 
 /// The snapshot object.
