@@ -83,7 +83,9 @@ def _consumer(source: Path, folder: Path, package: Path, documents: Path) -> Non
     installed = folder / "node_modules" / "@opencomputer" / "sdk"
     installed.mkdir(parents=True)
     with tarfile.open(package) as archive:
-        archive.extractall(folder / "unpacked", filter="data")
+        # Our own package; Python before 3.11.4 has no filters.
+        filters = {"filter": "data"} if hasattr(tarfile, "data_filter") else {}
+        archive.extractall(folder / "unpacked", **filters)
     installed.rmdir()
     (folder / "unpacked" / "package").rename(installed)
     (folder / "package.json").write_text('{"type":"module","private":true}\n')

@@ -3,13 +3,21 @@
 
 use std::time::{Duration, Instant};
 
-use opencomputer::sandbox::{Driver, Enforcement};
+use opencomputer::sandbox::{Driver, Enforcement, SandboxSpec};
 
 use crate::support::{Sandbox, World, root_or_skip, run_by, spec, text};
 
 /// Longest a command of a well-behaved sandbox may take beside a greedy one; generous, because
 /// other tests run beside these.
 const PATIENCE: Duration = Duration::from_secs(20);
+
+/// Memory for as many processes as there may be, so that nothing but what is meant runs out.
+fn roomy() -> SandboxSpec {
+    SandboxSpec {
+        memory_mb: 1024,
+        ..spec()
+    }
+}
 
 /// Asserts that a command of the sandbox answers, and in time.
 async fn answers(sandbox: &Sandbox, what: &str) {
@@ -50,7 +58,11 @@ async fn greedy_sandboxes_starve_nobody() {
         ("descriptors", descriptors),
         ("shared memory", shared),
     ] {
-        let greedy = world.start(&spec()).await;
+        let spec = match what {
+            "memory" | "shared memory" => spec(),
+            _ => roomy(),
+        };
+        let greedy = world.start(&spec).await;
         begin(&greedy, line).await;
         answers(&modest, what).await;
         answers(&greedy, what).await;
@@ -73,7 +85,7 @@ async fn a_fork_bomb_leaves_room_for_its_end() {
         return;
     }
     let world = World::new();
-    let sandbox = world.start(&spec()).await;
+    let sandbox = world.start(&roomy()).await;
     if sandbox.running.limits.pids != Enforcement::Sandbox {
         println!("skipped: the number of processes is not limited here");
         return;

@@ -173,6 +173,8 @@ impl Output {
         state.positions.insert(id, position);
         let replay_until = Some(state.scrollback.end());
         drop(state);
+        // Who waits for a first reader waits for this one now, with the patience that readers get.
+        self.taken.notify_one();
         Reader {
             output: self.clone(),
             place: Place::Held(id),

@@ -186,6 +186,8 @@ impl Table {
                 let sessions = some_left(&table);
                 if sessions.is_empty() {
                     table.watching.store(false, Ordering::Relaxed);
+                    // What ended between the look and now found somebody looking.
+                    table.watch_left();
                     return;
                 }
                 let there: HashSet<_> = members::living().map(|one| one.session).collect();

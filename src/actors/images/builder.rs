@@ -14,7 +14,7 @@ use super::builds::{Build, StepTurn};
 use super::defaults::ImageDefaults;
 use super::feed::{Ended, Feed};
 use super::image::{Image, ImageCommand, ImagePhase};
-use super::manifest::{Manifest, Step};
+use super::manifest::{Manifest, Step, Vars};
 use super::steps::Bench;
 use crate::actors::create::CreateSandbox;
 use crate::actors::entity::Failure;
@@ -29,6 +29,8 @@ const BUILDER_MEMORY_MB_MIN: u32 = 512;
 /// Least memory of an image's sandboxes, MiB.
 const RUNTIME_MEMORY_MB_MIN: u32 = 1024;
 const BUILDER_CPUS: i64 = 2;
+/// Shorter values of variables than this are no secrets, and stand in any output.
+const HIDDEN_BYTES_MIN: usize = 6;
 
 /// Why a build has no result.
 #[derive(Debug)]
@@ -66,7 +68,7 @@ impl Platform {
         let (command, ended) = match built {
             Ok(()) => (ImageCommand::Ready(ImageReady { at }), Ended::Done),
             Err(stopped) => {
-                let reason = told(&build, stopped);
+                let reason = without_values(told(&build, stopped), &manifest);
                 let failed = ImageFailed {
                     reason: reason.clone(),
                     at,
@@ -335,6 +337,22 @@ fn size(asked: Option<i64>, least: u32) -> u32 {
 }
 
 /// What the image's owner is told.
+/// A reason that stays in the log: what a step printed may hold the values of its variables.
+fn without_values(mut reason: String, manifest: &Manifest) -> String {
+    for step in &manifest.steps {
+        let Step::Env(Vars(vars)) = step else {
+            continue;
+        };
+        for (name, value) in vars
+            .iter()
+            .filter(|(_, value)| value.len() >= HIDDEN_BYTES_MIN)
+        {
+            reason = reason.replace(value.as_str(), &format!("(value of {name})"));
+        }
+    }
+    reason
+}
+
 fn told(build: &Build, stopped: Stopped) -> String {
     match stopped {
         Stopped::Step(reason) => reason,
