@@ -292,7 +292,8 @@ impl Platform {
     ) -> Result<(), Failure> {
         let before = self.get_checkpoint(caller, id).await?;
         let details = before.visible_to(&caller.org)?;
-        if details.config.sandbox_id != *sandbox {
+        // An image's goes with the image.
+        if details.config.sandbox_id != *sandbox || details.config.builds.is_some() {
             return Err(Reject::not_found("checkpoint").into());
         }
         self.remove_checkpoint(caller, id).await
@@ -326,6 +327,10 @@ impl Platform {
         id: &CheckpointId,
         public: bool,
     ) -> Result<Arc<Checkpoint>, Failure> {
+        let before = self.get_checkpoint(caller, id).await?;
+        if before.visible_to(&caller.org)?.config.builds.is_some() {
+            return Err(Reject::not_found("checkpoint").into());
+        }
         let command = C::Publish {
             org: caller.org,
             public,

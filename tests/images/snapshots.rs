@@ -52,6 +52,14 @@ async fn snapshots_are_named_listed_and_deleted() {
         (&made["id"], &made["checkpointId"])
     );
     assert_eq!(more["contentHash"], made["contentHash"]);
+    // What it starts from is the image's: it is not to be published or deleted by itself.
+    let inner = made["checkpointId"].as_str().expect("an id");
+    api.post(
+        &format!("/api/sandboxes/checkpoints/{inner}/publish"),
+        &json!({}),
+    )
+    .await
+    .refused(404, "checkpoint not found");
     // Later: the row is there at once.
     let slow = json!({ "name": "slow", "image": image(&[run("sleep 20; echo x > ~/x")]) });
     let row = api

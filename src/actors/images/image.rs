@@ -78,6 +78,9 @@ pub struct Image {
     pub phase: ImagePhase,
     /// Results of steps that it uses, in order.
     pub layers: Vec<ImageLayerAdded>,
+    /// When it was ready.
+    #[serde(with = "time::serde::rfc3339::option")]
+    pub ready_at: Option<OffsetDateTime>,
     /// When a sandbox was last made from it.
     #[serde(with = "time::serde::rfc3339::option")]
     pub used_at: Option<OffsetDateTime>,
@@ -201,7 +204,10 @@ impl Aggregate for Image {
                 self.phase = ImagePhase::Building;
             }
             ImageEvent::LayerAdded(layer) => self.layers.push(layer.clone()),
-            ImageEvent::Ready(_) => self.phase = ImagePhase::Ready,
+            ImageEvent::Ready(ready) => {
+                self.phase = ImagePhase::Ready;
+                self.ready_at = Some(ready.at);
+            }
             ImageEvent::Failed(failed) => self.phase = ImagePhase::Failed(failed.reason.clone()),
             ImageEvent::Used(used) => self.used_at = Some(used.at),
             ImageEvent::Deleted(_) => {

@@ -120,7 +120,9 @@ impl Catalog {
             let rows = of(model.images.iter(), org);
             let idle =
                 rows.filter(|(_, row)| row.name().is_none() && row.phase != ImagePhase::Building);
-            let mut idle: Vec<_> = idle.map(|(id, row)| (row.last_used(), *id)).collect();
+            // One that took long to build is not the oldest when it is done.
+            let since = |row: &Image| row.last_used().max(row.ready_at);
+            let mut idle: Vec<_> = idle.map(|(id, row)| (since(row), *id)).collect();
             idle.sort();
             let surplus = idle.len().saturating_sub(most);
             idle.into_iter().take(surplus).map(|(_, id)| id).collect()
