@@ -30,7 +30,7 @@ pub const KEY: &str = "osb_00000000000000000000000000000000000000000000000000000
 /// The API key of the second organization, where a test has one.
 pub const OTHER_KEY: &str = "osb_00000000000000000000000000000000000000000000000000000000000000bb";
 /// Longest a server may take to answer or to end; generous, because builds may run beside it.
-const PATIENCE: Duration = Duration::from_secs(60);
+const PATIENCE: Duration = Duration::from_secs(150);
 const POLL: Duration = Duration::from_millis(10);
 
 /// A data folder with, most of the time, a server on it.
